@@ -1,0 +1,177 @@
+"""`python -P -m scraper_worker` as a process: exit codes, messages, signals, and running alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+COMMAND = [sys.executable, "-P", "-m", "scraper_worker"]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("SCRAPER_WORKER_")}
+
+
+def start(folder, *arguments, environment=ENVIRONMENT):
+    command = [*COMMAND, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def scraper(tmp_path):
+    def write(text, name="scraper.py"):
+        (tmp_path / name).write_text(text)
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.slow
+def test_alone_it_says_so_and_prints_results_and_a_summary(scraper):
+    folder = scraper(
+        "async def scrape(worker):\n"
+        "    await worker.process(['a', 'b'], one, browser=False)\n"
+        "async def one(item):\n"
+        "    if item.key == 'b':\n"
+        "        raise NameError('typo')\n"
+        "    return {'n': 1}\n"
+    )
+    # The folder's own modules of these names must break neither the SDK nor the standard library.
+    for name in ("json", "queue", "email", "retry"):
+        scraper("raise RuntimeError('imported by mistake')", f"{name}.py")
+    done = start(folder, "scraper:scrape")
+    assert done.returncode == 0, done.stderr
+    assert "no supervisor: running alone, in memory" in done.stderr
+    assert "1 done, 1 failed, 0 left" in done.stderr
+    (result,) = map(json.loads, done.stdout.splitlines())
+    assert (result["key"], result["result"]) == ("a", {"n": 1})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "usage"),
+        (["scraper"], "is not MODULE:FUNCTION"),
+        (["scraper:"], "is not MODULE:FUNCTION"),
+        (["nothing:scrape"], "no module 'nothing'"),
+        (["scraper:nothing"], "no function 'nothing'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_2(scraper, arguments, message):
+    done = start(scraper("async def scrape(worker): pass\n"), *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "text",
+    ["async def scrape(worker):\n    raise ValueError('mine')\n", "raise ValueError('mine')\n", "import not_there\n"],
+)
+def test_what_the_user_s_code_raises_is_shown_and_1(scraper, text):
+    done = start(scraper(text), "scraper:scrape")
+    assert done.returncode == 1
+    assert "scraper:scrape raised" in done.stderr
+    assert "scraper.py" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_function_that_processes_nothing_ends_well(scraper):
+    assert start(scraper("async def scrape(worker): pass\n"), "scraper:scrape").returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains(scraper, number):
+    folder = scraper(
+        "import asyncio\n"
+        "async def scrape(worker):\n"
+        "    await worker.process(['a', 'b'], one, browser=False)\n"
+        "    print('draining', worker.draining)\n"
+        "async def one(item):\n"
+        "    print('in hand', flush=True)\n"
+        "    await asyncio.get_running_loop().run_in_executor(None, input)\n"
+    )
+    with subprocess.Popen(
+        [*COMMAND, "scraper:scrape"], cwd=folder, env=ENVIRONMENT, stdin=-1, stdout=-1, stderr=-1, text=True
+    ) as process:
+        assert process.stdout.readline() == "in hand\n"
+        process.send_signal(number)
+        out, err = process.communicate("\n", timeout=30)
+    assert process.returncode == 0, err
+    assert out.endswith("draining True\n")
+    assert "1 done, 0 failed, 1 left" in err
+
+
+@pytest.mark.slow
+def test_half_an_environment_is_explained(scraper):
+    environment = {**ENVIRONMENT, "SCRAPER_WORKER_SOCKET": "/nowhere", "SCRAPER_WORKER_NAME": "g-0"}
+    done = start(scraper("async def scrape(worker): pass\n"), "scraper:scrape", environment=environment)
+    assert done.returncode == 1
+    assert "SCRAPER_WORKER_TOKEN" in done.stderr
+
+
+async def spawn(folder, fake):
+    environment = {
+        **ENVIRONMENT,
+        "SCRAPER_WORKER_SOCKET": fake.path,
+        "SCRAPER_WORKER_NAME": "g-0",
+        "SCRAPER_WORKER_TOKEN": "secret",
+    }
+    return await asyncio.create_subprocess_exec(
+        *COMMAND, "scraper:scrape", cwd=folder, env=environment, stderr=subprocess.PIPE
+    )
+
+
+@pytest.mark.slow
+async def test_under_a_supervisor_it_says_hello_and_goodbye(scraper, fake):
+    process = await spawn(scraper("async def scrape(worker): assert worker.group == 'g'\n"), fake)
+    peer = await fake.accept()
+    hello = await peer.welcome()
+    assert (hello["worker"], hello["token"]) == ("g-0", "secret")
+    said = await peer.expect("goodbye")
+    assert said["reason"] == "complete"
+    peer.answer(said, {})
+    _, errors = await process.communicate()
+    assert (process.returncode, errors) == (0, b"")
+
+
+@pytest.mark.slow
+async def test_a_refused_worker_exits_non_zero(scraper, fake):
+    process = await spawn(scraper("async def scrape(worker): pass\n"), fake)
+    peer = await fake.accept()
+    peer.refuse(await peer.expect("hello"), -32003, "wrong token")
+    _, errors = await process.communicate()
+    assert process.returncode == 1
+    assert errors == b"scraper_worker: g-0: the supervisor refused g-0: wrong token (-32003)\n"
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_at_once(scraper):
+    folder = scraper(
+        "import asyncio\n"
+        "async def scrape(worker):\n"
+        "    await worker.process(['a'], one, browser=False)\n"
+        "async def one(item):\n"
+        "    print('in hand', flush=True)\n"
+        "    while not draining(): await asyncio.sleep(0.001)\n"
+        "    print('draining', flush=True)\n"
+        "    await asyncio.Event().wait()\n"
+        "def draining():\n"
+        "    return any(task.get_coro().cr_frame.f_locals['worker'].draining for task in asyncio.all_tasks()\n"
+        "               if task.get_coro().__name__ == 'run')\n"
+    )
+    with subprocess.Popen(
+        [*COMMAND, "scraper:scrape"], cwd=folder, env=ENVIRONMENT, stdout=-1, stderr=-1, text=True
+    ) as process:
+        for line in ("in hand\n", "draining\n"):
+            assert process.stdout.readline() == line
+            process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "interrupted" in err

@@ -1,0 +1,97 @@
+"""`python -P -m scraper_worker MODULE:FUNCTION` runs a worker's function.
+
+Spawned with -P, so that a scraper's own `json.py` breaks neither the SDK nor the standard library: the current folder
+comes onto the path only after everything of ours is imported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from scraper_worker import protocol
+from scraper_worker.errors import BrowserUnavailable, Refused, SupervisorLost, UsageError
+from scraper_worker.item import trace
+from scraper_worker.runner import run
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+USAGE: Final = "usage: python -P -m scraper_worker MODULE:FUNCTION"
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the function that the arguments name, and return the exit code."""
+    if len(arguments) != 1:
+        return _say(USAGE, EXIT_USAGE)
+    logging.basicConfig(format="scraper_worker: %(message)s")
+    entrypoint = arguments[0]
+    try:
+        try:
+            function = load(entrypoint)
+        except UsageError as error:
+            return _say(str(error), EXIT_USAGE)
+        asyncio.run(run(function))
+    except (Refused, SupervisorLost, BrowserUnavailable) as error:
+        return _say(f"{_name()}: {error}", EXIT_FAILED)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return _say(f"{_name()}: interrupted", EXIT_INTERRUPTED)
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything, and this is where it is told
+        line = traceback.format_exception_only(error)[0].strip()
+        return _say(f"{_name()}: {entrypoint} raised {line}\n{trace(error)}".rstrip(), EXIT_FAILED)
+    return 0
+
+
+def load(entrypoint: str) -> Callable[[Any], Awaitable[Any]]:
+    """The function that MODULE:FUNCTION names.
+
+    Raises:
+        UsageError: there is no such module, or no such function in it.
+        Exception: what the module raises while it is imported.
+    """
+    module_name, colon, function_name = entrypoint.partition(":")
+    if not colon or not module_name or not function_name:
+        raise UsageError(f"{entrypoint!r} is not MODULE:FUNCTION; {USAGE}")
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise
+        raise UsageError(
+            f"no module {error.name!r} for {entrypoint}: looked in {folder} and where Python looks"
+        ) from None
+    function: Any = module
+    for part in function_name.split("."):
+        function = getattr(function, part, None)
+    if not callable(function):
+        file = getattr(module, "__file__", None) or module_name
+        raise UsageError(f"no function {function_name!r} in {file}")
+    return function  # type: ignore[no-any-return]  # whatever the user named; run() checks that it is async
+
+
+def _name() -> str:
+    return os.environ.get(protocol.ENV_NAME, "worker")
+
+
+def _say(text: str, code: int) -> int:
+    sys.stderr.write(f"scraper_worker: {text}\n")
+    return code
+
+
+def _exit() -> NoReturn:
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    _exit()

@@ -1,0 +1,355 @@
+"""The supervised browser: one context whose cookies outlive the browser, a page for each item, and its replacement.
+
+Whoever works on it holds it; it is replaced only when nobody does. What Playwright leaves without a timeout gets one
+here, and a page's crash or a process's death is told to the item at once, since pending calls may never return.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from scraper_worker.classify import kind_of_status, parse_retry_after
+from scraper_worker.errors import (
+    BlockedError,
+    BrowserUnavailable,
+    InfrastructureError,
+    ItemError,
+    PermanentError,
+    TransientError,
+)
+from scraper_worker.launch import CALL_TIMEOUT, START_TIMEOUT, Running, launch
+from scraper_worker.protocol import BrowserStarted, BrowserStopped
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from playwright.async_api import Browser, BrowserContext, Page, Request, Response, StorageState
+
+log = logging.getLogger("scraper_worker")
+
+LAUNCH_TRIES: Final = 3
+LAUNCH_PAUSE: Final = 0.5  # seconds before the second try, doubling
+CLOSE_TIMEOUT: Final = 10.0  # seconds for a browser to close
+PAGE_CLOSE_TIMEOUT: Final = 5.0  # seconds; a browser that can't close a page in this time hangs
+STORAGE_INTERVAL: Final = 10.0  # seconds between two looks at cookies and storage
+STORAGE_TIMEOUT: Final = 5.0  # seconds
+
+
+class Tab:
+    """A page for one item, and what became known about it.
+
+    Args:
+        page: the page.
+        lost: called with a signature and a message when the page is lost under the item.
+    """
+
+    def __init__(self, page: Page, lost: Callable[[str, str], None]) -> None:
+        self.page = page
+        self.status: int | None = None
+        """HTTP status of the last main document, None before one has come."""
+        self.retry_after: float | None = None
+        """Seconds that its Retry-After asked for."""
+        self.host: str | None = None
+        """Host of the last main document asked for."""
+        self.gone = asyncio.Event()
+        self._lost = lost
+        page.on("crash", lambda _: self.lose("page-crashed", "the page crashed"))
+        page.on("request", self._requested)
+        page.on("response", self._responded)
+
+    def lose(self, signature: str, message: str) -> None:
+        """Tell the item that its page is gone."""
+        if not self.gone.is_set():
+            self.gone.set()
+            self._lost(signature, message)
+
+    def _is_document(self, request: Request) -> bool:
+        if not request.is_navigation_request():
+            return False
+        try:
+            return bool(request.frame == self.page.main_frame)
+        except Exception as error:  # noqa: BLE001 - Playwright raises its base error for a frame not there yet or any more
+            log.debug("a navigation without a frame: %r", error)
+            return False
+
+    def _requested(self, request: Request) -> None:
+        if self._is_document(request):
+            self.host = urlsplit(request.url).hostname
+            self.status = self.retry_after = None
+
+    def _responded(self, response: Response) -> None:
+        if self._is_document(response.request):
+            self.status = response.status
+            self.retry_after = parse_retry_after(response.headers.get("retry-after"), time.time())
+
+
+class _Current:
+    """The browser in use."""
+
+    running: Running
+    context: BrowserContext
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.announced = False
+        self.holders = 0
+        self.pages = 0
+        self.tabs: set[Tab] = set()
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.lost: str | None = None
+
+
+class SupervisedBrowser:
+    """Starts a browser when one is first wanted, and again whenever it died or was to be replaced.
+
+    Args:
+        notify: tells the supervisor of starts and ends.
+    """
+
+    def __init__(self, notify: Callable[[BrowserStarted | BrowserStopped], None]) -> None:
+        self._notify = notify
+        self._changing = asyncio.Lock()
+        self._current: _Current | None = None
+        self._started = 0
+        self._storage: StorageState | None = None
+        self._storage_at = 0.0
+        self._storing = False
+        self._closed = False
+        self.launch_options: dict[str, Any] = {}
+        self.context_options: dict[str, Any] = {}
+
+    def pages(self) -> dict[str, int]:
+        """Pages opened since its start, by the browser that runs now."""
+        current = self._current
+        return {} if current is None or current.lost else {current.name: current.pages}
+
+    def announce(self) -> None:
+        """Tell the supervisor of the browser that runs now."""
+        current = self._current
+        if current is None or current.lost:
+            return
+        running = current.running
+        current.announced = True
+        self._notify(
+            BrowserStarted(current.name, running.main.pid, running.driver_pid, "chromium", running.browser.version)
+        )
+
+    # ---- use ---------------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def hold(self) -> AsyncIterator[Browser]:
+        """Playwright's browser, not replaced as long as it is held.
+
+        Raises:
+            BrowserUnavailable: none can be started.
+        """
+        current = await self._acquire()
+        try:
+            yield current.running.browser
+        finally:
+            self._release(current)
+
+    async def get(self) -> Browser:
+        """Playwright's browser, which may be replaced between any two awaits of the caller.
+
+        Raises:
+            BrowserUnavailable: none can be started.
+        """
+        async with self.hold() as browser:
+            return browser
+
+    @contextlib.asynccontextmanager
+    async def tab(self, lost: Callable[[str, str], None]) -> AsyncIterator[Tab]:
+        """A fresh page in the shared context, closed at the end.
+
+        Args:
+            lost: called with a signature and a message if page, browser or driver is lost meanwhile.
+
+        Raises:
+            BrowserUnavailable: no browser can be started.
+            InfrastructureError: the browser gave no page.
+        """
+        current = await self._acquire()
+        try:
+            tab = await self._open(current, lost)
+            try:
+                yield tab
+            finally:
+                current.tabs.discard(tab)
+                if not current.lost:
+                    await self._close_tab(current, tab)
+        finally:
+            self._release(current)
+
+    async def _acquire(self) -> _Current:
+        async with self._changing:  # held during a replacement, so that nothing starts on a browser about to go
+            current = self._current
+            if current is None or current.lost:
+                current = await self._launch()
+            current.holders += 1
+            current.idle.clear()
+            return current
+
+    @staticmethod
+    def _release(current: _Current) -> None:
+        current.holders -= 1
+        if not current.holders:
+            current.idle.set()
+
+    async def _open(self, current: _Current, lost: Callable[[str, str], None]) -> Tab:
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT):
+                page = await current.context.new_page()
+        except TimeoutError:
+            current.running.kill()
+            raise InfrastructureError(f"no page after {CALL_TIMEOUT:.0f} s", signature="browser-hung") from None
+        except Exception as error:  # Playwright's errors, and the builtin Exception of older drivers
+            raise InfrastructureError(f"no page: {error}", signature=current.lost or "browser-died") from error
+        tab = Tab(page, lost)
+        current.pages += 1
+        current.tabs.add(tab)
+        if current.lost:
+            tab.lose(current.lost, f"{current.name} is gone")
+        return tab
+
+    async def _close_tab(self, current: _Current, tab: Tab) -> None:
+        if not tab.gone.is_set():
+            await self._remember(current)
+        try:
+            async with asyncio.timeout(PAGE_CLOSE_TIMEOUT):
+                await tab.page.close()
+        except TimeoutError:
+            log.warning("%s could not close a page in %.0f s and is killed", current.name, PAGE_CLOSE_TIMEOUT)
+            current.running.kill()
+        except Exception as error:  # noqa: BLE001 - gone is what it was to become
+            log.debug("closing a page: %r", error)
+
+    async def _remember(self, current: _Current, *, at_once: bool = False) -> None:
+        """Keep cookies and local storage, for the next browser."""
+        now = time.monotonic()
+        if self._storing or (not at_once and now - self._storage_at < STORAGE_INTERVAL):
+            return
+        self._storing = True
+        try:
+            async with asyncio.timeout(STORAGE_TIMEOUT):
+                self._storage = await current.context.storage_state()
+        except Exception as error:  # noqa: BLE001 - the older state is better than none, and the item is not to blame
+            log.debug("reading cookies and storage: %r", error)
+        finally:
+            self._storing = False
+            self._storage_at = time.monotonic()
+
+    # ---- replacement -------------------------------------------------------------------------------------------------
+
+    async def recycle(self, name: str, deadline: float) -> None:
+        """Replace browser and driver as soon as nobody holds them; returns when the new ones are up.
+
+        Args:
+            name: the browser to replace; if it is gone already, there is nothing to do.
+            deadline: seconds for its end, once nobody holds it.
+
+        Raises:
+            BrowserUnavailable: no new one can be started.
+        """
+        async with self._changing:
+            current = self._current
+            if current is None or current.name != name or self._closed:
+                return
+            await current.idle.wait()
+            if not current.lost:
+                await self._remember(current, at_once=True)
+                await self._end(current, "recycle", min(CLOSE_TIMEOUT, max(1.0, deadline / 2)))
+            if not self._closed:
+                await self._launch()
+
+    async def close(self) -> None:
+        """End the browser for good."""
+        self._closed = True
+        with contextlib.suppress(TimeoutError):  # somebody may hold it for ever; then it ends with this process
+            async with asyncio.timeout(START_TIMEOUT), self._changing:
+                current, self._current = self._current, None
+                if current is not None:
+                    await self._end(current, "close", CLOSE_TIMEOUT)
+
+    async def _end(self, current: _Current, reason: str, seconds: float) -> None:
+        told = current.lost is not None
+        current.lost = current.lost or "browser-closed"
+        for tab in list(current.tabs):
+            tab.lose(current.lost, f"{current.name} was closed")
+        await current.running.stop(seconds)
+        if not told:
+            self._notify(BrowserStopped(current.name, "recycle" if reason == "recycle" else "close"))
+
+    async def _launch(self) -> _Current:
+        if self._closed:
+            raise BrowserUnavailable("the worker is ending")
+        previous, self._current = self._current, None
+        if previous is not None:
+            await previous.running.stop(1.0)  # what is left of it: a driver, or a browser that hangs
+        pause = LAUNCH_PAUSE
+        for attempt in range(1, LAUNCH_TRIES + 1):
+            try:
+                self._current = await self._start()
+                break
+            except BrowserUnavailable:
+                raise
+            except Exception as error:
+                line = str(error).splitlines()[0] if str(error) else repr(error)
+                if attempt == LAUNCH_TRIES:
+                    raise BrowserUnavailable(f"no browser after {attempt} tries: {line}") from error
+                log.warning("the browser did not start (try %d of %d): %s", attempt, LAUNCH_TRIES, line)
+            await asyncio.sleep(pause)
+            pause *= 2
+        assert self._current is not None
+        self.announce()
+        return self._current
+
+    async def _start(self) -> _Current:
+        self._started += 1
+        current = _Current(f"b{self._started}")
+        current.running = running = await launch(self.launch_options, lambda what: self._died(current, what))
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT):
+                options = self.context_options
+                if self._storage is not None:
+                    options = {**options, "storage_state": self._storage}
+                current.context = await running.browser.new_context(**options)
+        except BaseException:
+            await running.stop(1.0)
+            raise
+        return current
+
+    def _died(self, current: _Current, what: str) -> None:
+        if current.lost:
+            return
+        current.lost = what
+        log.warning("%s: %s", current.name, what)
+        if current.announced:
+            self._notify(BrowserStopped(current.name, "crash"))
+        victim = current.name if what == "browser-died" else f"the driver of {current.name}"
+        for tab in list(current.tabs):
+            tab.lose(what, f"{victim} died under the item")
+
+
+def raise_for_status(response: Response | None) -> None:
+    """Raise what an HTTP error means for the item: blocked, transient or permanent; nothing below 400.
+
+    Playwright's `goto` returns an error page like any other; a scraper that wants to treat it as a failure calls
+    `raise_for_status(await item.page.goto(url))`.
+
+    Raises:
+        ItemError: of the kind that the status stands for, with status and Retry-After.
+    """
+    if response is None or response.status < 400:
+        return
+    retry_after = parse_retry_after(response.headers.get("retry-after"), time.time())
+    kind = kind_of_status(response.status, retry_after)
+    errors: dict[str, type[ItemError]] = {"blocked": BlockedError, "permanent": PermanentError}
+    message = f"HTTP {response.status} {response.status_text} from {response.url}"
+    raise errors.get(kind, TransientError)(message, status=response.status, retry_after=retry_after)

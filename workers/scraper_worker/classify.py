@@ -1,0 +1,350 @@
+"""What an exception means for the item it ended: facts of the exception in, a `Failure` out.
+
+Pure, and without Playwright: its errors are known by class name and module, since `TargetClosedError` had no public
+name in most versions and its message may be any text. The table of messages was taken from real runs.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
+
+from scraper_worker.errors import (
+    BlockedError,
+    BrowserUnavailable,
+    InfrastructureError,
+    ItemError,
+    PermanentError,
+    Refused,
+    SupervisorLost,
+    TransientError,
+)
+from scraper_worker.protocol import Category, Failure, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_SIGNATURE: Final = 120  # characters
+MAX_MESSAGE: Final = 2000  # characters; Playwright appends whole browser logs
+_MAX_RETRY_AFTER: Final = 31_536_000.0  # seconds; a year is "never", and unlike infinity it survives JSON
+
+Verdict = tuple[Kind, Category]
+
+# ---- HTTP statuses ---------------------------------------------------------------------------------------------------
+
+TRANSIENT_STATUS: Final = frozenset({408, 425, 500, 502, 503, 504, 522, 524})
+BLOCKED_STATUS: Final = frozenset({401, 403, 429})
+
+
+def kind_of_status(status: int, retry_after: float | None = None) -> Kind:
+    """What an HTTP error status says about the item.
+
+    Args:
+        status: an HTTP status of 400 or more.
+        retry_after: seconds, if the answer carried a Retry-After.
+    """
+    if status in BLOCKED_STATUS or (status == 503 and retry_after is not None):
+        return "blocked"
+    if status in TRANSIENT_STATUS or status >= 500:
+        return "transient"
+    return "permanent"
+
+
+_MONTH_NAMES: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_MONTHS: Final = {name: number for number, name in enumerate(_MONTH_NAMES, start=1)}
+_CLOCK = r"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)"
+_HTTP_DATES: Final = (  # RFC 9110, 5.6.7: the one format to send and two to understand
+    re.compile(rf"\w{{3}}, (?P<day>\d\d) (?P<month>\w{{3}}) (?P<year>\d{{4}}) {_CLOCK} GMT"),
+    re.compile(rf"\w{{6,9}}, (?P<day>\d\d)-(?P<month>\w{{3}})-(?P<year>\d\d) {_CLOCK} GMT"),
+    re.compile(rf"\w{{3}} (?P<month>\w{{3}}) (?P<day>[ \d]\d) {_CLOCK} (?P<year>\d{{4}})"),
+)
+
+
+def parse_retry_after(value: str | None, now_wall: float) -> float | None:
+    """Seconds that a Retry-After header asks for, or None if it is absent or not understood.
+
+    Args:
+        value: the header: a number of seconds or an HTTP date.
+        now_wall: seconds since the epoch, from which a date is counted. A date gone by gives 0.
+    """
+    text = (value or "").strip()
+    if re.fullmatch(r"[0-9]+", text):
+        return min(float(text), _MAX_RETRY_AFTER)
+    for shape in _HTTP_DATES:
+        if found := shape.fullmatch(text):
+            return _seconds_until(found, now_wall)
+    return None
+
+
+def _seconds_until(found: re.Match[str], now_wall: float) -> float | None:
+    year = int(found["year"])
+    if year < 100:  # RFC 850 dates: the century that brings them nearest
+        year += 2000 if year < 70 else 1900
+    try:
+        month = _MONTHS[found["month"].lower()]
+        clock = (int(found["hour"]), int(found["minute"]), min(int(found["second"]), 59))  # 60: a leap second
+        moment = datetime(year, month, int(found["day"]), *clock, tzinfo=UTC)
+    except (KeyError, ValueError):
+        return None
+    return min(max(0.0, moment.timestamp() - now_wall), _MAX_RETRY_AFTER)
+
+
+# ---- signatures ------------------------------------------------------------------------------------------------------
+
+_NORMAL: Final = (
+    (re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'`<>]*", re.IGNORECASE), "URL"),
+    (re.compile(r"\"[^\"]*\"|(?<!\w)'[^']*'|`[^`]*`"), "'…'"),
+    (re.compile(r"\b(?:0x[0-9a-f]+|(?=[0-9a-f-]*[0-9])[0-9a-f]{8,}(?:-[0-9a-f]{4,})*)\b", re.IGNORECASE), "HEX"),
+    (re.compile(r"\d+(?:[.,]\d+)*"), "N"),
+    (re.compile(r"\s+"), " "),
+)
+
+
+def normalise(text: str) -> str:
+    """The first line of `text` without what differs from item to item: URLs, quoted text, hex, numbers."""
+    line = next((line for line in text.splitlines() if line.strip()), "").strip()
+    for pattern, name in _NORMAL:
+        line = pattern.sub(name, line[: 4 * MAX_MESSAGE])
+    return line.strip()
+
+
+def _signature(text: str) -> str:
+    return text if len(text) <= MAX_SIGNATURE else text[: MAX_SIGNATURE - 1].rstrip() + "…"
+
+
+def _trim(message: str) -> str:
+    """The message without Playwright's browser log, and no longer than an operator would read."""
+    text = message.split("\nBrowser logs:", 1)[0].strip()
+    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
+
+
+# ---- the facts and the tables ----------------------------------------------------------------------------------------
+
+
+class Facts(Struct, frozen=True, kw_only=True):
+    """What is known about an exception, without the exception.
+
+    Args:
+        name: its class.
+        module: the class's module.
+        message: its text.
+        mro: names of the class and its bases, `object` left out.
+        status: the HTTP status behind it, or of the document the item was on.
+        retry_after: seconds that the target asked for.
+    """
+
+    name: str
+    module: str
+    message: str
+    mro: tuple[str, ...] = ()
+    status: int | None = None
+    retry_after: float | None = None
+
+
+_NET_PERMANENT: Final = re.compile(
+    r"TOO_MANY_REDIRECTS|UNSAFE_|INVALID_|UNKNOWN_URL_SCHEME|DISALLOWED_URL_SCHEME|CERT_|BLOCKED_BY_|FILE_NOT_FOUND"
+)
+_NET_INFRASTRUCTURE: Final = re.compile(
+    r"INTERNET_DISCONNECTED|PROXY_|TUNNEL_|NO_SUPPORTED_PROXIES|INSUFFICIENT_RESOURCES"
+)
+_NET: Final = re.compile(r"net::ERR_([A-Z0-9_]+)")
+_API: Final = re.compile(r"^([A-Z]\w+\.\w+): ")
+_NAVIGATIONS: Final = frozenset(
+    {"goto", "reload", "go_back", "go_forward", "set_content", "wait_for_url", "wait_for_load_state"}
+)
+
+# Tried in order on what Playwright says; the first that is found decides. The signature is None where the normalised
+# message says more.
+_MESSAGES: Final[tuple[tuple[re.Pattern[str], Kind, Category, str | None], ...]] = (
+    (re.compile(r"Connection closed while reading from the driver"), "infrastructure", "browser", "driver-died"),
+    (re.compile(r"(?:Page|Target) crashed|page crashed"), "infrastructure", "browser", "page-crashed"),
+    (
+        re.compile(r"[Ee]xecutable doesn't exist|missing dependencies|sandboxing failed"),
+        "infrastructure",
+        "system",
+        "browser-unusable",
+    ),
+    (
+        re.compile(r"Failed to launch|ProcessSingleton|BrowserType\.launch|mkdtemp"),
+        "infrastructure",
+        "system",
+        "browser-launch",
+    ),
+    (re.compile(r"interrupted by another navigation"), "transient", "browser", "navigation-interrupted"),
+    (re.compile(r"Execution context was destroyed"), "transient", "browser", "context-destroyed"),
+    (re.compile(r"[Ff]rame was detached|Frame has been detached"), "transient", "browser", "frame-detached"),
+    (re.compile(r"Download is starting"), "permanent", "application", "download"),
+    (re.compile(r"Cannot navigate to invalid URL"), "permanent", "application", "invalid-url"),
+    (re.compile(r"strict mode violation"), "permanent", "application", "strict-mode-violation"),
+    (
+        re.compile(r"\b(?:Reference|Syntax|Type|Range)Error\b|Unexpected token|Unknown engine|is not a valid selector"),
+        "permanent",
+        "application",
+        None,
+    ),
+)
+
+_PROGRAMMING: Final = frozenset(
+    {"NameError", "AttributeError", "TypeError", "SyntaxError", "ImportError", "NotImplementedError", "UsageError"}
+)
+_BY_CLASS: Final[tuple[tuple[frozenset[str], Verdict], ...]] = (
+    (frozenset({"TimeoutError", "TimeoutException", "Timeout"}), ("transient", "network")),
+    (
+        frozenset(
+            {
+                "ConnectionError", "gaierror", "SSLError", "IncompleteReadError", "IncompleteRead", "HTTPException",
+                "TransportError", "ClientError", "URLError", "RequestException",
+            }
+        ),
+        ("transient", "network"),
+    ),
+    (frozenset({"MemoryError", "OSError"}), ("transient", "system")),
+)  # fmt: skip
+
+
+def classify_facts(facts: Facts) -> Failure:
+    """The failure that the facts of an exception amount to.
+
+    An infrastructure failure stays one whatever the document said; otherwise the status of the document that the item
+    was on explains it best (a selector that never came, on a page that answered 429, is a block and no slow page).
+    """
+    net = _NET.search(facts.message)
+    playwright = facts.module.startswith("playwright.") or "TargetClosedError" in facts.mro or facts.name == "Exception"
+    if playwright or net:
+        kind, category, signature = _of_playwright(facts, net)
+    else:
+        kind, category = _of_class(facts)
+        signature = f"{facts.name}: {normalise(facts.message)}".rstrip(": ")
+    if facts.status is not None and facts.status >= 400 and kind != "infrastructure":
+        kind, category = kind_of_status(facts.status, facts.retry_after), "external"
+        signature = f"http-{facts.status}"
+    return _failure(kind, category, signature, facts)
+
+
+def _failure(kind: Kind, category: Category, signature: str, facts: Facts) -> Failure:
+    message = _trim(facts.message) or facts.name
+    return Failure(kind, category, _signature(signature), message, facts.status, facts.retry_after)
+
+
+def _of_playwright(facts: Facts, net: re.Match[str] | None) -> tuple[Kind, Category, str]:
+    if "TargetClosedError" in (facts.name, *facts.mro):  # by class: close(reason=...) makes its message any text
+        if "Connection closed while reading from the driver" in facts.message:
+            return "infrastructure", "browser", "driver-died"
+        return "infrastructure", "browser", "TargetClosedError"
+    if net:
+        if _NET_INFRASTRUCTURE.match(net[1]):
+            return "infrastructure", "network", net[0]
+        return ("permanent" if _NET_PERMANENT.match(net[1]) else "transient"), "network", net[0]
+    api = _API.match(facts.message)
+    if facts.name == "TimeoutError":
+        navigating = api is not None and api[1].split(".")[-1] in _NAVIGATIONS
+        return (
+            "transient",
+            ("network" if navigating else "external"),
+            f"TimeoutError: {api[1]}" if api else "TimeoutError",
+        )
+    for pattern, kind, category, signature in _MESSAGES:
+        if pattern.search(facts.message):
+            return kind, category, signature or f"{facts.name}: {normalise(facts.message)}"
+    category = "browser" if facts.module.startswith("playwright.") else "application"
+    return "transient", category, f"{facts.name}: {normalise(facts.message)}".rstrip(": ")
+
+
+def _of_class(facts: Facts) -> Verdict:
+    names = {facts.name, *facts.mro}
+    if names & _PROGRAMMING:
+        return "permanent", "application"
+    for classes, verdict in _BY_CLASS:
+        if names & classes:
+            return verdict
+    return "transient", "application"
+
+
+_ITEM_ERRORS: Final[tuple[tuple[type[ItemError], Kind, Category], ...]] = (
+    (TransientError, "transient", "application"),
+    (PermanentError, "permanent", "application"),
+    (BlockedError, "blocked", "external"),
+    (InfrastructureError, "infrastructure", "browser"),
+)
+
+
+def facts_of(error: Exception) -> Facts:
+    """An exception's facts; the status and Retry-After of httpx's, requests' and aiohttp's errors are found, too."""
+    cls = type(error)
+    mro = tuple(base.__name__ for base in cls.__mro__ if base is not object)
+    response = getattr(error, "response", None)
+    status = next((s for s in map(_status_in, (response, error)) if s is not None), None)
+    headers = getattr(response, "headers", None) or getattr(error, "headers", None)
+    retry_after = _retry_after_in(headers) if status is not None else None
+    return Facts(
+        name=cls.__name__, module=cls.__module__, message=str(error), mro=mro, status=status, retry_after=retry_after
+    )
+
+
+def _status_in(thing: object) -> int | None:
+    for name in ("status_code", "status"):
+        value = getattr(thing, name, None)
+        if isinstance(value, int) and 400 <= value <= 599:
+            return int(value)
+    return None
+
+
+def _retry_after_in(headers: Mapping[str, Any] | None) -> float | None:
+    value = headers.get("Retry-After") if headers is not None and hasattr(headers, "get") else None
+    # Only seconds: a date would need the clock, and this module has none.
+    return parse_retry_after(value, 0.0) if isinstance(value, str) and value.strip().isdigit() else None
+
+
+def classify(error: BaseException, *, status: int | None = None, retry_after: float | None = None) -> Failure:
+    """What `error` means for the item that it ended.
+
+    Args:
+        error: the exception.
+        status: HTTP status of the document that the item was on, where the exception itself names none.
+        retry_after: seconds that this document's Retry-After asked for.
+
+    Raises:
+        BaseException: `error` itself, if it is no failure but an order to stop (CancelledError, KeyboardInterrupt,
+            SystemExit).
+    """
+    if not isinstance(error, Exception):
+        raise error
+    if isinstance(error, ItemError):
+        return _of_item_error(error, status, retry_after)
+    if isinstance(error, BrowserUnavailable | Refused | SupervisorLost):
+        return Failure("infrastructure", "system", type(error).__name__, _trim(str(error)) or type(error).__name__)
+    facts = facts_of(error)
+    if facts.status is None and status is not None and status >= 400:
+        facts = Facts(
+            name=facts.name,
+            module=facts.module,
+            message=facts.message,
+            mro=facts.mro,
+            status=status,
+            retry_after=retry_after,
+        )
+    return classify_facts(facts)
+
+
+def _of_item_error(error: ItemError, status: int | None, retry_after: float | None) -> Failure:
+    kind: Kind = "transient"
+    category: Category = "application"
+    for cls, its_kind, its_category in _ITEM_ERRORS:
+        if isinstance(error, cls):
+            kind, category = its_kind, its_category
+    own = error.status
+    if own is None and status is not None and status >= 400:
+        own = status
+    if error.status is not None and category == "application":
+        category = "external"
+    asked = error.retry_after if error.retry_after is not None else retry_after
+    if error.signature is not None:
+        signature = normalise(error.signature)
+    elif error.status is not None:
+        signature = f"http-{error.status}"
+    else:
+        signature = f"{type(error).__name__}: {normalise(str(error))}".removesuffix(f": {type(error).__name__}")
+    return Failure(kind, category, _signature(signature), _trim(str(error)), own, asked)

@@ -1,0 +1,249 @@
+"""Starting a Chromium under Playwright, knowing its processes, and ending them when nothing else does.
+
+The PIDs come by public ways only: the browser's from CDP, the driver's from /proc. Deaths are seen by pidfd, since
+a dead driver leaves `is_connected()` true and fires no event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from scraper_worker.errors import BrowserUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
+
+    from playwright.async_api import Browser, Playwright
+
+log = logging.getLogger("scraper_worker")
+
+ENV_CHROMIUM: Final = "SCRAPER_WORKER_CHROMIUM"
+ENV_SANDBOX: Final = "SCRAPER_WORKER_SANDBOX"
+ON_PATH: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+ARGUMENTS: Final = (
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-quic",
+)
+
+START_TIMEOUT: Final = 30.0  # seconds for the driver and for the browser, each
+CALL_TIMEOUT: Final = 15.0  # seconds for a Playwright call that has no timeout of its own
+STOP_TIMEOUT: Final = 5.0  # seconds for the driver to end
+
+# What another try can't mend: the message names what the operator must install or allow.
+_UNUSABLE: Final = ("xecutable doesn't exist", "missing dependencies", "sandboxing failed", "No usable sandbox")
+
+
+class Watch:
+    """Calls back once when a process has ended; also tells whether it lives, safe from reuse of its PID."""
+
+    def __init__(self, pid: int, ended: Callable[[], None]) -> None:
+        self.pid = pid
+        self._ended = ended
+        self._fd = -1
+        try:
+            self._fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            asyncio.get_running_loop().call_soon(ended)
+            return
+        asyncio.get_running_loop().add_reader(self._fd, self._readable)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._fd >= 0
+
+    def kill(self, *, group: bool = False) -> None:
+        """End the process at once, or the whole group that it leads."""
+        if self._fd < 0:
+            return
+        # Each may end between the look and the blow.
+        with contextlib.suppress(ProcessLookupError):
+            if group and os.getpgid(self.pid) == self.pid:
+                os.killpg(self.pid, signal.SIGKILL)
+            else:
+                signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+    def _readable(self) -> None:
+        self.close()
+        self._ended()
+
+
+class Running:
+    """A browser, its driver and their processes.
+
+    Args:
+        driver: Playwright, started.
+        browser: the browser, launched.
+        pid: the browser's main process, which leads its own group.
+        driver_pid: the node process in between, if it was found.
+        died: called once when either process has ended.
+    """
+
+    def __init__(
+        self, driver: Playwright, browser: Browser, pid: int, driver_pid: int | None, died: Callable[[str], None]
+    ) -> None:
+        self.browser = browser
+        self.driver_pid = driver_pid
+        self._driver = driver
+        self._died: Callable[[str], None] | None = died
+        self.main = Watch(pid, lambda: self._end("browser-died"))
+        self.node = Watch(driver_pid, lambda: self._end("driver-died")) if driver_pid is not None else None
+        browser.on("disconnected", lambda _: self._end("browser-died"))
+
+    def _end(self, what: str) -> None:
+        died, self._died = self._died, None
+        if died is not None:
+            died(what)
+
+    def kill(self) -> None:
+        """End the browser with all its processes; the driver sees it and lives."""
+        self.main.kill(group=True)
+
+    async def stop(self, seconds: float) -> None:
+        """Close browser and driver, by force what is not gone after `seconds`. Never raises."""
+        self._died = None
+        try:
+            async with asyncio.timeout(seconds):
+                await self.browser.close()
+        except Exception as error:  # noqa: BLE001 - whatever a dying driver raises, the answer is the same
+            log.debug("closing the browser: %r", error)
+        self.main.kill(group=True)
+        await _stop_driver(self._driver, self.node)
+        self.main.close()
+        if self.node is not None:
+            self.node.close()
+
+
+async def _stop_driver(driver: Playwright, node: Watch | None) -> None:
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT):
+            await driver.stop()
+    except Exception as error:  # noqa: BLE001 - as above
+        log.debug("stopping the driver: %r", error)
+        if node is not None:
+            node.kill()
+
+
+async def launch(options: Mapping[str, Any], died: Callable[[str], None]) -> Running:
+    """Start a driver and a browser.
+
+    Args:
+        options: for Playwright's `launch`, on top of ours.
+        died: called with "browser-died" or "driver-died" when that happens unasked.
+
+    Raises:
+        BrowserUnavailable: what failed can't be mended by trying again.
+        Exception: what Playwright raises, for anything else.
+    """
+    before = set(_children())
+    with _without_own_folder():
+        from playwright.async_api import async_playwright  # only who wants a browser pays for it
+    async with asyncio.timeout(START_TIMEOUT):
+        driver = await async_playwright().start()
+    node = next((pid for pid in _children() if pid not in before and _is_driver(pid)), None)
+    try:
+        browser = await driver.chromium.launch(**_launch_options(driver.chromium.executable_path, options))
+        pid = await _within(_main_pid(browser))
+    except BaseException as error:
+        watch = Watch(node, lambda: None) if node is not None else None
+        await _stop_driver(driver, watch)
+        if watch is not None:
+            watch.close()
+        if any(sign in str(error) for sign in _UNUSABLE):
+            raise BrowserUnavailable(f"no browser can be started: {str(error).splitlines()[0]}") from error
+        raise
+    return Running(driver, browser, pid, node, died)
+
+
+async def _main_pid(browser: Browser) -> int:
+    session = await browser.new_browser_cdp_session()
+    answer = await session.send("SystemInfo.getProcessInfo")
+    await session.detach()
+    return next(int(process["id"]) for process in answer["processInfo"] if process["type"] == "browser")
+
+
+async def _within(call: Awaitable[Any], seconds: float = CALL_TIMEOUT) -> Any:
+    async with asyncio.timeout(seconds):
+        return await call
+
+
+def _launch_options(own: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    sandbox = os.geteuid() != 0 and os.environ.get(ENV_SANDBOX) != "0"
+    merged: dict[str, Any] = {
+        "timeout": 1000 * START_TIMEOUT,
+        "chromium_sandbox": sandbox,
+        # A terminal's Ctrl-C reaches the driver, too, and would close the browser under the item in hand.
+        "handle_sigint": False,
+        **options,
+        "args": [*ARGUMENTS, *options.get("args", ())],
+    }
+    executable = merged.get("executable_path") or find_executable(own)
+    if executable is not None:
+        merged["executable_path"] = executable
+    return merged
+
+
+def find_executable(own: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """The browser to start, or None for Playwright's own choice.
+
+    Args:
+        own: where Playwright would have installed its browser.
+        environment: looked up for `SCRAPER_WORKER_CHROMIUM` and PATH.
+
+    Raises:
+        BrowserUnavailable: the environment names a browser that is not there.
+    """
+    named = environment.get(ENV_CHROMIUM)
+    if named:
+        found = shutil.which(named, path=environment.get("PATH"))
+        if found is None:
+            raise BrowserUnavailable(f"{ENV_CHROMIUM} names {named}, which is no executable")
+        return found
+    if Path(own).exists():
+        return None
+    return next((found for name in ON_PATH if (found := shutil.which(name, path=environment.get("PATH")))), None)
+
+
+@contextlib.contextmanager
+def _without_own_folder() -> Iterator[None]:
+    """A scraper's own `queue.py` must not break what Playwright imports."""
+    here = str(Path.cwd())
+    kept = sys.path.copy()
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", here)]
+    try:
+        yield
+    finally:
+        sys.path[:] = kept
+
+
+def _children() -> list[int]:
+    found: list[int] = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread may end meanwhile
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def _is_driver(pid: int) -> bool:
+    try:
+        return b"run-driver" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

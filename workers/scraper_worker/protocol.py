@@ -1,0 +1,518 @@
+"""The worker protocol, version 1: messages, limits and JSON-RPC framing, without any I/O.
+
+Both ends use it: bytes in, messages and bytes out. One UTF-8 JSON object a line (JSON-RPC 2.0).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, Literal, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+PROTOCOL: Final = 1
+MAX_LINE: Final = 16 * 1024 * 1024  # bytes; larger where max_state asks for it
+MAX_LINE_BEFORE_HELLO: Final = 64 * 1024  # bytes
+MAX_OPEN_CALLS: Final = 256
+MAX_KEY: Final = 4096  # bytes of UTF-8
+SUPERVISOR_LOST_AFTER: Final = 300.0  # seconds without a supervisor, after which a worker ends itself
+
+ENV_SOCKET: Final = "SCRAPER_WORKER_SOCKET"
+ENV_NAME: Final = "SCRAPER_WORKER_NAME"
+ENV_TOKEN: Final = "SCRAPER_WORKER_TOKEN"
+
+PARSE_ERROR: Final = -32700
+INVALID_REQUEST: Final = -32600
+METHOD_NOT_FOUND: Final = -32601
+STORAGE_UNAVAILABLE: Final = -32001
+NOT_INTRODUCED: Final = -32002
+REFUSED: Final = -32003
+TOO_LARGE: Final = -32004
+BAD_PARAMS: Final = -32005
+NO_CHECKPOINT: Final = -32006
+NOT_CLAIMED: Final = -32007
+TOO_MANY_CALLS: Final = -32008
+
+Kind: TypeAlias = Literal["transient", "permanent", "blocked", "infrastructure"]
+Category: TypeAlias = Literal["network", "browser", "system", "application", "external"]
+CallId: TypeAlias = int | float | str | None
+
+
+class Failure(Struct, frozen=True, omit_defaults=True):
+    """How an item, or something beside it, failed. Times are seconds from receipt."""
+
+    kind: Kind
+    category: Category
+    signature: str
+    message: str
+    status: int | None = None
+    retry_after: float | None = None
+    traceback: str | None = None
+
+
+class Claim(Struct, frozen=True):
+    """An item in a worker's hands, as the worker names it when it comes back."""
+
+    key: str
+    claim: int
+
+
+class Offer(Struct, frozen=True, omit_defaults=True):
+    """One item as a worker offers it."""
+
+    key: str
+    target: str | None = None
+    data: Raw = Raw(b"null")
+    priority: int = 0
+
+
+# ---- worker → supervisor --------------------------------------------------------------------------------------------
+
+
+class Hello(Struct, frozen=True, omit_defaults=True):
+    """The first request of a connection."""
+
+    protocol: int
+    worker: str
+    token: str
+    client: str = ""
+    in_flight: list[Claim] = []
+
+
+class Heartbeat(Struct, frozen=True, omit_defaults=True):
+    """A sign of life: event-loop lag and pages opened per browser since its start."""
+
+    lag_ms: float = 0.0
+    pages: dict[str, int] = {}
+
+
+class ItemsOffer(Struct, frozen=True, omit_defaults=True):
+    """Items for the run; `more` says that another offer will follow."""
+
+    items: list[str | Offer]
+    more: bool = False
+
+
+class ItemNext(Struct, frozen=True, omit_defaults=True):
+    """Ask for an item; the answer waits until there is one, for `wait` seconds if given."""
+
+    wait: float | None = None
+
+
+class ItemDone(Struct, frozen=True, omit_defaults=True):
+    """An item succeeded."""
+
+    key: str
+    claim: int | None = None
+    seconds: float | None = None
+    target: str | None = None
+    result: Raw = Raw(b"null")
+    offers: list[str | Offer] = []
+
+
+class ItemFailed(Struct, frozen=True, omit_defaults=True):
+    """An attempt at an item failed."""
+
+    key: str
+    failure: Failure
+    claim: int | None = None
+    seconds: float | None = None
+    target: str | None = None
+
+
+class ItemRelease(Struct, frozen=True, omit_defaults=True):
+    """An item is given back at no cost."""
+
+    key: str
+    claim: int | None = None
+    reason: str = ""
+
+
+class FailureReport(Struct, frozen=True, omit_defaults=True):
+    """A failure outside any item."""
+
+    failure: Failure
+    target: str | None = None
+
+
+class CheckpointSave(Struct, frozen=True):
+    """The worker's state, to be written durably. `state` is a JSON object and stays undecoded."""
+
+    schema: str
+    state: Raw
+
+
+class CheckpointLoad(Struct, frozen=True, omit_defaults=True):
+    """Ask for a state: the newest, or the one of `generation`."""
+
+    generation: int | None = None
+
+
+class BrowserStarted(Struct, frozen=True, omit_defaults=True):
+    """A browser is up."""
+
+    browser: str
+    pid: int
+    driver_pid: int | None = None
+    engine: str = ""
+    version: str = ""
+
+
+class BrowserStopped(Struct, frozen=True):
+    """A browser is gone."""
+
+    browser: str
+    reason: Literal["close", "recycle", "crash"]
+
+
+class Goodbye(Struct, frozen=True):
+    """The last request: the worker is about to exit."""
+
+    reason: Literal["complete", "drained"]
+
+
+FromWorker: TypeAlias = (
+    Hello
+    | Heartbeat
+    | ItemsOffer
+    | ItemNext
+    | ItemDone
+    | ItemFailed
+    | ItemRelease
+    | FailureReport
+    | CheckpointSave
+    | CheckpointLoad
+    | BrowserStarted
+    | BrowserStopped
+    | Goodbye
+)
+
+WORKER_METHODS: Final[dict[str, type[FromWorker]]] = {
+    "hello": Hello,
+    "heartbeat": Heartbeat,
+    "items.offer": ItemsOffer,
+    "item.next": ItemNext,
+    "item.done": ItemDone,
+    "item.failed": ItemFailed,
+    "item.release": ItemRelease,
+    "failure.report": FailureReport,
+    "checkpoint.save": CheckpointSave,
+    "checkpoint.load": CheckpointLoad,
+    "browser.started": BrowserStarted,
+    "browser.stopped": BrowserStopped,
+    "goodbye": Goodbye,
+}
+
+# ---- results --------------------------------------------------------------------------------------------------------
+
+
+class CheckpointState(Struct, frozen=True):
+    """A state as `hello` and `checkpoint.load` answer it."""
+
+    generation: int
+    schema: str
+    saved_at: str
+    state: Raw
+
+
+class ItemCounts(Struct, frozen=True):
+    """How far the group's run is."""
+
+    pending: int = 0
+    done: int = 0
+    failed: int = 0
+
+
+class Held(Struct, frozen=True):
+    """An item that is in the worker's hands according to the supervisor."""
+
+    key: str
+    claim: int
+    attempt: int
+
+
+class Welcome(Struct, frozen=True):
+    """The answer to `hello`."""
+
+    protocol: int
+    worker: str
+    group: str
+    index: int
+    count: int
+    incarnation: int
+    run: int
+    heartbeat_interval: float
+    checkpoint: CheckpointState | None
+    items: ItemCounts
+    in_flight: list[Held]
+
+
+class Offered(Struct, frozen=True):
+    """The answer to `items.offer`."""
+
+    added: int
+    known: int
+
+
+class Granted(Struct, frozen=True):
+    """The answer to `item.next` when there is an item."""
+
+    key: str
+    claim: int
+    target: str | None
+    data: Raw
+    attempt: int
+
+
+class End(Struct, frozen=True):
+    """The answer to `item.next` when there is none."""
+
+    end: Literal["complete", "draining", "empty"]
+
+
+class DoneAnswer(Struct, frozen=True):
+    """The answer to `item.done`."""
+
+    seq: int
+    duplicate: bool
+
+
+class FailedAnswer(Struct, frozen=True):
+    """The answer to `item.failed`; `delay` is seconds, None while parked or held."""
+
+    action: Literal["retry", "final"]
+    attempt: int
+    delay: float | None
+    reason: str
+
+
+class Saved(Struct, frozen=True):
+    """The answer to `checkpoint.save`."""
+
+    generation: int
+    sha256: str
+
+
+class Nothing(Struct, frozen=True):
+    """An empty answer."""
+
+
+# ---- supervisor → worker --------------------------------------------------------------------------------------------
+
+
+class BrowserRecycle(Struct, frozen=True):
+    """Request: replace this browser; answered when the new one is up. `deadline` is seconds from receipt."""
+
+    browser: str
+    reason: str
+    deadline: float
+
+
+class Drain(Struct, frozen=True):
+    """Notification: finish what is in hand and say goodbye."""
+
+    reason: str
+    deadline: float
+
+
+class ItemCancel(Struct, frozen=True):
+    """Notification: end that item and answer `item.failed`."""
+
+    key: str
+    claim: int
+    reason: str
+    deadline: float
+
+
+ToWorker: TypeAlias = BrowserRecycle | Drain | ItemCancel
+
+SUPERVISOR_METHODS: Final[dict[str, type[ToWorker]]] = {
+    "browser.recycle": BrowserRecycle,
+    "drain": Drain,
+    "item.cancel": ItemCancel,
+}
+
+# ---- JSON-RPC -------------------------------------------------------------------------------------------------------
+
+
+class RpcError(Struct, frozen=True, omit_defaults=True):
+    """A JSON-RPC error object."""
+
+    code: int
+    message: str
+    data: Any = None
+
+
+class Request(Struct, frozen=True):
+    """A request (`id` given) or a notification (`id` UNSET)."""
+
+    method: str
+    params: Raw
+    id: CallId | UnsetType
+
+
+class Response(Struct, frozen=True):
+    """An answer to one of our own requests."""
+
+    id: CallId
+    result: Raw | None
+    error: RpcError | None
+
+
+class Malformed(Struct, frozen=True):
+    """A line that is no message; `error` is to be answered with id null."""
+
+    error: RpcError
+
+
+class _Envelope(Struct, frozen=True):
+    jsonrpc: Literal["2.0"]
+    method: str | UnsetType = UNSET
+    id: CallId | UnsetType = UNSET
+    params: Raw | UnsetType = UNSET
+    result: Raw | UnsetType = UNSET
+    error: RpcError | UnsetType = UNSET
+
+
+_decoder = msgspec.json.Decoder(_Envelope)
+_param_decoders: Final[dict[type[Any], msgspec.json.Decoder[Any]]] = {}
+_encoder = msgspec.json.Encoder()
+_EMPTY = Raw(b"{}")
+
+
+def decode_line(line: bytes) -> Request | Response | Malformed:
+    """One line, without or with its newline, to a message. Never raises."""
+    try:
+        line.decode()  # msgspec checks the syntax of what it skips, but not that it is UTF-8
+        envelope = _decoder.decode(line)
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
+        return Malformed(_explain(line, error))
+    if isinstance(envelope.method, str):
+        params = envelope.params if isinstance(envelope.params, Raw) else _EMPTY
+        return Request(envelope.method, params, envelope.id)
+    answered = isinstance(envelope.result, Raw) != isinstance(envelope.error, RpcError)
+    if envelope.id is UNSET or not answered:
+        return Malformed(RpcError(INVALID_REQUEST, "neither a request (method) nor an answer (id and result or error)"))
+    result = envelope.result if isinstance(envelope.result, Raw) else None
+    fault = envelope.error if isinstance(envelope.error, RpcError) else None
+    return Response(envelope.id, result, fault)
+
+
+def _explain(line: bytes, error: Exception) -> RpcError:
+    if isinstance(error, msgspec.ValidationError):
+        try:
+            value = msgspec.json.decode(line)
+        except msgspec.DecodeError as syntax:
+            return RpcError(PARSE_ERROR, f"not JSON: {syntax}")
+        if isinstance(value, list):
+            return RpcError(INVALID_REQUEST, "batches are not supported: send one request a line")
+        return RpcError(INVALID_REQUEST, f"not a JSON-RPC 2.0 request: {error}")
+    return RpcError(PARSE_ERROR, f"not UTF-8 JSON: {error}")
+
+
+class BadParams(ValueError):
+    """A request's params do not fit its method; `path` names where, as in `items[3].key`."""
+
+    def __init__(self, path: str, message: str, **data: object) -> None:
+        super().__init__(message)
+        self.path = path
+        self.data = {"path": path, **data}
+
+
+_AT = re.compile(r" - at `\$\.?(.*)`$")
+_MISSING = re.compile(r"missing required field `([^`]+)`")
+
+
+def decode_params(kind: type[Any], params: Raw) -> Any:
+    """A request's params as `kind`.
+
+    Raises:
+        BadParams: with the path of the first value that does not fit.
+    """
+    decoder = _param_decoders.get(kind)
+    if decoder is None:
+        decoder = _param_decoders[kind] = msgspec.json.Decoder(kind)
+    try:
+        return decoder.decode(params)
+    except msgspec.DecodeError as error:
+        text = str(error)
+        at = _AT.search(text)
+        missing = _MISSING.search(text)
+        path = ".".join(part for part in (at and at.group(1), missing and missing.group(1)) if part)
+        raise BadParams(path, _AT.sub("", text)) from None
+
+
+def check_key(key: str, path: str) -> None:
+    """Refuse a key that is empty, longer than 4,096 bytes, not UTF-8 or holds control characters.
+
+    Raises:
+        BadParams: naming `path`.
+    """
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise BadParams(path, "a key must be valid UTF-8") from None
+    if not 1 <= size <= MAX_KEY:
+        raise BadParams(path, f"a key is 1 to {MAX_KEY} bytes of UTF-8, this one has {size}")
+    if any(ord(character) < 32 or 127 <= ord(character) < 160 for character in key):
+        raise BadParams(path, "a key must not contain control characters")
+
+
+def encode_request(method: str, params: Any, call: CallId) -> bytes:
+    """A request's line."""
+    return _encoder.encode({"jsonrpc": "2.0", "id": call, "method": method, "params": params}) + b"\n"
+
+
+def encode_notification(method: str, params: Any) -> bytes:
+    """A notification's line."""
+    return _encoder.encode({"jsonrpc": "2.0", "method": method, "params": params}) + b"\n"
+
+
+def encode_result(call: CallId, result: Any) -> bytes:
+    """An answer's line."""
+    return _encoder.encode({"jsonrpc": "2.0", "id": call, "result": result}) + b"\n"
+
+
+def encode_error(call: CallId, error: RpcError) -> bytes:
+    """An error answer's line."""
+    return _encoder.encode({"jsonrpc": "2.0", "id": call, "error": error}) + b"\n"
+
+
+class LineTooLong(ValueError):
+    """The peer sent a line over the limit; the connection must be closed."""
+
+
+class Framer:
+    """Splits a byte stream into lines, each at most `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._rest = bytearray()
+        self._searched = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that `data` completes, without newlines, empty ones left out.
+
+        Raises:
+            LineTooLong: as soon as the unfinished line or a finished one is over the limit.
+        """
+        if not self._rest and data.endswith(b"\n") and data.find(b"\n") == len(data) - 1:
+            if len(data) - 1 > self.limit:  # the common case: exactly one whole line, no copy
+                raise LineTooLong
+            return [data[:-1]] if len(data) > 1 else []
+        self._rest += data
+        lines: list[bytes] = []
+        start = 0
+        while (end := self._rest.find(b"\n", max(start, self._searched))) >= 0:
+            if end - start > self.limit:
+                raise LineTooLong
+            if end > start:
+                lines.append(bytes(self._rest[start:end]))
+            start = end + 1
+        if start:
+            del self._rest[:start]
+        self._searched = len(self._rest)
+        if len(self._rest) > self.limit:
+            raise LineTooLong
+        return lines

@@ -1,0 +1,390 @@
+"""What a scraper is given: `Worker.process` and the few things below it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Raw
+
+from scraper_worker import protocol
+from scraper_worker.browser import SupervisedBrowser, Tab
+from scraper_worker.checkpoint import Checkpoint
+from scraper_worker.classify import classify
+from scraper_worker.errors import BrowserUnavailable, CallError, InfrastructureError, UsageError
+from scraper_worker.item import Attempt, Item, trace
+from scraper_worker.offers import as_entries, offer_all
+from scraper_worker.protocol import End, Failure, FailureReport, Granted, ItemDone, ItemFailed, Offer
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator, Mapping
+    from contextlib import AbstractAsyncContextManager
+
+    from playwright.async_api import Browser
+
+    from scraper_worker.link import Link
+    from scraper_worker.offers import Entries, Entry
+    from scraper_worker.protocol import BrowserRecycle, Drain, ItemCancel, Welcome
+
+    Handler = Callable[[Item], Awaitable[Any]]
+
+log = logging.getLogger("scraper_worker")
+
+# A crash is told a moment after the call that it broke: this long an unclear failure waits for it. Seconds.
+CRASH_GRACE: Final = 0.25
+EARLY_ORDERS: Final = 256
+_UNCLEAR: Final = frozenset({"net::ERR_ABORTED", "TargetClosedError", "driver-died"})
+
+
+class BrowserHandle:
+    """`worker.browser()`: awaited, it gives Playwright's browser; as `async with`, it holds it, too."""
+
+    def __init__(self, supervised: SupervisedBrowser) -> None:
+        self._supervised = supervised
+        self._holding: AbstractAsyncContextManager[Browser] | None = None
+
+    def __await__(self) -> Generator[Any, None, Browser]:
+        return self._supervised.get().__await__()
+
+    async def __aenter__(self) -> Browser:
+        self._holding = self._supervised.hold()
+        return await self._holding.__aenter__()
+
+    async def __aexit__(self, *error: object) -> None:
+        assert self._holding is not None
+        await self._holding.__aexit__(*error)  # type: ignore[arg-type]  # as the protocol gives them
+
+
+class Worker:
+    """One worker: its place in the group, its queue, its browser and its state.
+
+    Args:
+        link: the supervisor, or its stand-in.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._welcome: Welcome | None = None
+        self._browser = SupervisedBrowser(link.notify)
+        self._draining = asyncio.Event()
+        self._offered = asyncio.Event()
+        self._attempts: dict[int, Attempt] = {}
+        self._early: dict[int, Failure | None] = {}
+        self._waits: set[asyncio.Timeout] = set()
+        self._processed = False
+        self._ended: str | None = None
+        self.checkpoint = Checkpoint(link)
+        """Save and load this worker's state."""
+
+    @property
+    def _place(self) -> Welcome:
+        if self._welcome is None:
+            raise UsageError("the worker has not been introduced yet")
+        return self._welcome
+
+    @property
+    def name(self) -> str:
+        """GROUP-INDEX."""
+        return self._place.worker
+
+    @property
+    def group(self) -> str:
+        """The group it belongs to."""
+        return self._place.group
+
+    @property
+    def index(self) -> int:
+        """Its number in the group, from 0."""
+        return self._place.index
+
+    @property
+    def count(self) -> int:
+        """How many workers the group has."""
+        return self._place.count
+
+    @property
+    def run(self) -> int:
+        """The group's run, from 1."""
+        return self._place.run
+
+    @property
+    def draining(self) -> bool:
+        """Whether it is to finish what it has in hand and end; a loop of your own should look at it."""
+        return self._draining.is_set()
+
+    @property
+    def farewell(self) -> Literal["complete", "drained"]:
+        """What to say at the end."""
+        return "drained" if self._ended == "draining" or (self.draining and self._ended is None) else "complete"
+
+    # ---- for scrapers ------------------------------------------------------------------------------------------------
+
+    async def process(
+        self,
+        keys: Entries | Entry | None,
+        handler: Handler,
+        *,
+        concurrency: int = 1,
+        browser: bool = True,
+        launch: Mapping[str, Any] | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Offer the keys, and work on items until the run is complete or the worker is drained.
+
+        Args:
+            keys: a list, an iterable or an async iterable of keys (or of mappings with key, target, data, priority);
+                None or empty to work only on what is queued already. Keys the run knows are not added again.
+            handler: an async function that is given an `Item`, and returns its result (any JSON) or raises.
+            concurrency: items in hand at a time, each with a page of its own in the one browser.
+            browser: False for handlers that need no page.
+            launch: options for Playwright's `chromium.launch`, such as `proxy` or `headless`.
+            context: options for its `new_context`, such as `locale` or `user_agent`.
+
+        Raises:
+            UsageError: a second call, or arguments that can't be meant.
+            BrowserUnavailable: no browser can be started; the items in hand were given back.
+            CallError: the supervisor refused what was offered.
+        """
+        self._check(handler, concurrency)
+        self._browser.launch_options = dict(launch or {})
+        self._browser.context_options = dict(context or {})
+        entries = as_entries(keys) if keys is not None else []
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                offering = tasks.create_task(self._offer(entries), name="offers")
+                # A run with nothing in it is complete: so nobody may ask for an item before the first offer counts.
+                await self._offered.wait()
+                pullers = [
+                    tasks.create_task(self._pull(handler, browser), name=f"items {number}")
+                    for number in range(concurrency)
+                ]
+                await asyncio.wait(pullers)
+                offering.cancel()
+        except BaseExceptionGroup as group:
+            raise first_of(group) from None
+
+    def browser(self) -> BrowserHandle:
+        """The supervised browser, started when it is first wanted.
+
+        `async with worker.browser() as browser:` keeps it from being replaced meanwhile; `await worker.browser()` gives
+        whichever runs now. Close the pages you open.
+        """
+        return BrowserHandle(self._browser)
+
+    async def report(self, error: Exception, *, target: str | None = None) -> None:
+        """Show a failure outside any item, such as a login that did not work.
+
+        Args:
+            error: what was raised.
+            target: the host it is about.
+        """
+        failure = msgspec.structs.replace(classify(error), traceback=trace(error))
+        await self._link.report(FailureReport(failure, target))
+
+    def _check(self, handler: Handler, concurrency: int) -> None:
+        if self._processed:
+            raise UsageError(
+                "process() runs once in a worker's life: use one handler that looks at item.data to tell kinds of items"
+                " apart, or two groups in the configuration"
+            )
+        if not callable(handler):
+            raise UsageError(f"process() takes an async function as handler, not {type(handler).__name__}")
+        if inspect.isfunction(handler) and not inspect.iscoroutinefunction(handler):
+            raise UsageError(
+                f"{handler.__name__} must be an async function: write `async def {handler.__name__}(item)`"
+            )
+        if concurrency < 1:
+            raise UsageError(f"concurrency is 1 or more, not {concurrency}")
+        self._processed = True
+
+    # ---- offering and pulling ----------------------------------------------------------------------------------------
+
+    async def _offer(self, entries: Any) -> None:
+        async def send(batch: list[str | Offer], more: bool) -> None:
+            await self._link.offer(batch, more=more)
+            self._offered.set()
+
+        await offer_all(entries, send)
+        self._offered.set()
+
+    async def _pull(self, handler: Handler, browser: bool) -> None:
+        while True:
+            granted = await self._next()
+            if isinstance(granted, End):
+                self._ended = granted.end
+                return
+            attempt = Attempt(granted)
+            self._attempts[granted.claim] = attempt
+            if granted.claim in self._early:
+                self._stop(granted.claim, self._early.pop(granted.claim))
+            try:
+                outcome = await self._attempt(attempt, handler, browser)
+            finally:
+                del self._attempts[granted.claim]
+            if outcome is not None and not attempt.dropped:
+                await self._conclude(outcome)
+
+    async def _next(self) -> Granted | End:
+        if self.draining:
+            return End("draining")
+        wait = asyncio.timeout(None)
+        self._waits.add(wait)
+        try:
+            async with wait:
+                return await self._link.next()
+        except TimeoutError:  # drained while waiting; what is granted after all is released by the link
+            return End("draining")
+        finally:
+            self._waits.discard(wait)
+
+    # ---- one item ----------------------------------------------------------------------------------------------------
+
+    async def _attempt(self, attempt: Attempt, handler: Handler, browser: bool) -> ItemDone | ItemFailed | None:
+        granted = attempt.granted
+        if not browser:
+            return await self._handle(attempt, handler, Item(granted, None), None)
+
+        def lost(signature: str, message: str) -> None:
+            attempt.cut(Failure("infrastructure", "browser", signature, message))
+
+        try:
+            async with self._browser.tab(lost) as tab:
+                return await self._handle(attempt, handler, Item(granted, tab.page), tab)
+        except InfrastructureError as error:
+            return self._failed(attempt, classify(error), None)
+        except BrowserUnavailable:
+            await self._link.release(granted.key, granted.claim, "no browser can be started")
+            raise
+
+    async def _handle(
+        self, attempt: Attempt, handler: Handler, item: Item, tab: Tab | None
+    ) -> ItemDone | ItemFailed | None:
+        result: Any = None
+        failure: Failure | None = None
+        attempt.begin()
+        if not attempt.stopped:
+            try:
+                async with attempt.limit():
+                    result = await handler(item)
+            except Exception as error:  # noqa: BLE001 - what a handler raises is the item's failure, whatever it is
+                if not attempt.stopped:
+                    failure = await self._explain(error, attempt, tab)
+        attempt.conclude()
+        if attempt.failure is not None:
+            failure = attempt.failure
+        if failure is not None:
+            return self._failed(attempt, failure, tab)
+        return self._done(attempt, item, result, tab)
+
+    async def _explain(self, error: Exception, attempt: Attempt, tab: Tab | None) -> Failure:
+        status, retry_after = (tab.status, tab.retry_after) if tab is not None else (None, None)
+        failure = classify(error, status=status, retry_after=retry_after)
+        if tab is not None and failure.signature in _UNCLEAR:
+            try:
+                async with asyncio.timeout(CRASH_GRACE):
+                    await tab.gone.wait()
+            except TimeoutError:
+                log.debug("%s: %s without a crash", attempt.granted.key, failure.signature)
+        return msgspec.structs.replace(failure, traceback=trace(error))
+
+    def _done(self, attempt: Attempt, item: Item, result: Any, tab: Tab | None) -> ItemDone | ItemFailed:
+        try:
+            encoded = Raw(msgspec.json.encode(result))
+        except (TypeError, ValueError) as error:
+            problem = f"the handler's result is not JSON: {error}"
+            return self._failed(attempt, Failure("permanent", "application", "result-not-json", problem), tab)
+        granted = attempt.granted
+        return ItemDone(granted.key, granted.claim, attempt.seconds, _target(granted, tab), encoded, item.offers)
+
+    @staticmethod
+    def _failed(attempt: Attempt, failure: Failure, tab: Tab | None) -> ItemFailed:
+        granted = attempt.granted
+        return ItemFailed(granted.key, failure, granted.claim, attempt.seconds, _target(granted, tab))
+
+    async def _conclude(self, outcome: ItemDone | ItemFailed) -> None:
+        try:
+            if isinstance(outcome, ItemFailed):
+                await self._link.failed(outcome)
+            else:
+                await self._link.done(outcome)
+        except CallError as error:
+            if error.code == protocol.NOT_CLAIMED:
+                log.warning("%s was taken back meanwhile; its outcome does not count", outcome.key)
+            elif error.code in (protocol.TOO_LARGE, protocol.BAD_PARAMS) and isinstance(outcome, ItemDone):
+                failure = Failure("permanent", "application", "result-refused", f"the result was refused: {error}")
+                await self._conclude(ItemFailed(outcome.key, failure, outcome.claim, outcome.seconds, outcome.target))
+            else:
+                raise
+
+    # ---- the Listener ------------------------------------------------------------------------------------------------
+
+    def introduced(self, welcome: Welcome, *, again: bool) -> None:
+        """The supervisor said hello."""
+        self._welcome = welcome
+        if again:
+            self._browser.announce()
+
+    def dropped(self, claim: int) -> None:
+        """A claim is no longer ours."""
+        self._stop(claim, None)
+
+    def drain(self, order: Drain | None = None) -> None:
+        """Finish what is in hand, take nothing more."""
+        if self.draining:
+            return
+        log.info("draining: %s", order.reason if order is not None else "asked to end")
+        self._draining.set()
+        self._offered.set()  # whoever waits for the first offer has nothing to wait for any more
+        for wait in list(self._waits):
+            wait.reschedule(asyncio.get_running_loop().time())
+
+    def cancel(self, order: ItemCancel) -> None:
+        """End one item."""
+        signature = "item-timeout" if "time" in order.reason else "item-cancelled"
+        self._stop(order.claim, Failure("transient", "system", signature, order.reason))
+
+    def _stop(self, claim: int, failure: Failure | None) -> None:
+        """End the work on a claim: with a failure to report, or in silence where it is no longer ours."""
+        attempt = self._attempts.get(claim)
+        if attempt is None:
+            # An order may come in one packet with the claim, before the claim has reached its puller. Most of these
+            # are for items that have ended meanwhile, so only the last few are kept.
+            self._early[claim] = failure
+            while len(self._early) > EARLY_ORDERS:
+                del self._early[next(iter(self._early))]
+        elif failure is None:
+            log.warning("%s was taken back", attempt.granted.key)
+            attempt.drop()
+        else:
+            attempt.cut(failure)
+
+    async def recycle(self, order: BrowserRecycle) -> None:
+        """Replace the browser once nobody holds it."""
+        log.info("replacing %s: %s", order.browser, order.reason)
+        await self._browser.recycle(order.browser, order.deadline)
+
+    def pages(self) -> dict[str, int]:
+        """Pages opened per browser."""
+        return self._browser.pages()
+
+    async def close(self) -> None:
+        """End the browser."""
+        await self._browser.close()
+
+
+def _target(granted: Granted, tab: Tab | None) -> str | None:
+    """The host that the attempt talked to, where the queue can't know it from the item itself."""
+    if granted.target is not None or tab is None or urlsplit(granted.key).hostname:
+        return None
+    return tab.host
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first real exception in a group: who called `process` expects what was raised, not a group of it."""
+    for error in group.exceptions:
+        return first_of(error) if isinstance(error, BaseExceptionGroup) else error
+    return group
