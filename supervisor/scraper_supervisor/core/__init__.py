@@ -1,0 +1,1 @@
+"""Decides: synchronous, without I/O, clock, randomness or logging."""

@@ -1,0 +1,1 @@
+"""Keeps: the ledger and the checkpoint files; synchronous I/O, used from threads and offline commands."""
