@@ -1,0 +1,1 @@
+"""Acts: the event loop, processes, sockets and threads around the core."""

@@ -1,0 +1,251 @@
+"""Starting one process and collecting one exit status: the blocking half of `processes`, for its threads."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import secrets
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from scraper_supervisor.daemon import orphans, output, procfs
+from scraper_supervisor.daemon.orphans import Record
+from scraper_supervisor.daemon.output import Output
+from scraper_worker.protocol import ENV_TOKEN
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+STREAMS: Final = ("out", "err")
+
+
+class SpawnSpec(Struct, frozen=True):
+    """What to start. `env` is the whole environment; TMPDIR is added, and a token where it holds none."""
+
+    worker: str
+    incarnation: int
+    argv: tuple[str, ...]
+    cwd: str
+    env: Mapping[str, str]
+
+
+class Spawned(Struct, frozen=True):
+    """A process that runs, or was alive a moment ago; `start_time` is in clock ticks since boot."""
+
+    pid: int
+    start_time: int
+    token: str
+
+
+class Exit(Struct, frozen=True):
+    """How a process ended: by `code` or by `signal`; neither is known of one that was not our child."""
+
+    code: int | None = None
+    signal: int | None = None
+
+
+class SpawnError(Exception):
+    """A process could not be started; `errno` is 0 where the system gave none."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.errno = number
+        self.message = message
+
+
+class Live(Struct, eq=False):
+    """A worker's process until its death is known; `pidfd` names it whatever becomes of the number."""
+
+    worker: str
+    incarnation: int
+    pid: int
+    start_time: int
+    token: str
+    pidfd: int
+    handles: dict[str, int]  # our ends of the FIFOs, by stream
+    outputs: list[Output] = []
+
+
+class Command(Struct, eq=False):
+    """A command that is no worker; `pidfd` is -1 once its status was collected."""
+
+    pid: int
+    pidfd: int
+
+    def kill(self) -> None:
+        """SIGKILL its process group, whose number is not free before the status is collected."""
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+
+class Folders(Struct, frozen=True):
+    """Where workers' FIFOs, temporary folders and records are."""
+
+    output: Path
+    tmp: Path
+    records: Path
+
+    def make(self) -> None:
+        """Make those that do not exist.
+
+        Raises:
+            OSError: one cannot be made.
+        """
+        for folder in (self.output, self.tmp, self.records):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def fifo(self, worker: str, stream: str) -> Path:
+        """A worker's FIFO for "out" or "err"."""
+        return self.output / f"{worker}.{stream}"
+
+    def tmpdir(self, worker: str, incarnation: int) -> Path:
+        """An incarnation's TMPDIR."""
+        return self.tmp / f"{worker}-{incarnation}"
+
+    def record(self, worker: str) -> Path:
+        """A worker's record for the next supervisor."""
+        return self.records / f"{worker}.json"
+
+    def forget(self, worker: str) -> None:
+        """Remove a worker's FIFOs and record."""
+        for path in (*(self.fifo(worker, stream) for stream in STREAMS), self.record(worker)):
+            path.unlink(missing_ok=True)
+
+
+def start_worker(spec: SpawnSpec, folders: Folders, boot_id: str) -> Live:
+    """Start a worker's process, with its FIFOs, TMPDIR and record. The child is not reaped before this returns.
+
+    Raises:
+        SpawnError: it could not be started; nothing is left of the attempt.
+    """
+    token = spec.env.get(ENV_TOKEN) or secrets.token_hex(16)
+    tmpdir = folders.tmpdir(spec.worker, spec.incarnation)
+    record = Record(spec.worker, spec.incarnation, token, boot_id, str(tmpdir))
+    ours: dict[str, int] = {}
+    theirs: dict[str, int] = {}
+    try:
+        orphans.remove_tree(tmpdir)
+        tmpdir.mkdir(mode=0o700)
+        for stream in STREAMS:
+            ours[stream], theirs[stream] = output.make_fifo(folders.fifo(spec.worker, stream))
+        orphans.write_record(
+            folders.record(spec.worker), record
+        )  # the token first: should we die now, it finds the process
+        child = subprocess.Popen(
+            spec.argv,
+            cwd=spec.cwd,
+            env={**spec.env, ENV_TOKEN: token, "TMPDIR": str(tmpdir)},
+            stdin=subprocess.DEVNULL,
+            stdout=theirs["out"],
+            stderr=theirs["err"],
+            start_new_session=True,
+        )
+        pidfd = _take_over(child)
+    except (OSError, ValueError) as error:
+        for handle in ours.values():
+            os.close(handle)
+        folders.forget(spec.worker)
+        orphans.remove_tree(tmpdir)
+        raise _spawn_error(spec.argv, error) from error
+    finally:
+        for handle in theirs.values():
+            os.close(handle)
+    found = procfs.stat(child.pid)  # a zombie at the least
+    start_time = found.start_time if found else 0
+    record = msgspec.structs.replace(record, pid=child.pid, start_time=start_time)
+    with contextlib.suppress(OSError):  # a full disk: the first record, with the token, still finds it
+        orphans.write_record(folders.record(spec.worker), record)
+    return Live(spec.worker, spec.incarnation, child.pid, start_time, token, pidfd, ours)
+
+
+def start_command(argv: tuple[str, ...], stdin: bytes, env: Mapping[str, str]) -> Command:
+    """Start a command that is no worker; it can read `stdin`, and what it prints goes to our stderr.
+
+    Raises:
+        SpawnError: it could not be started.
+    """
+    source = os.memfd_create("stdin")  # unlike a pipe, it needs nobody to write while the command reads
+    try:
+        with os.fdopen(os.dup(source), "wb") as file:
+            file.write(stdin)
+        os.lseek(source, 0, os.SEEK_SET)
+        child = subprocess.Popen(argv, env=dict(env), stdin=source, stdout=2, start_new_session=True)
+        return Command(child.pid, _take_over(child))
+    except (OSError, ValueError) as error:
+        raise _spawn_error(argv, error) from error
+    finally:
+        os.close(source)
+
+
+def _take_over(child: subprocess.Popen[bytes]) -> int:
+    """The pidfd of a child whose status Popen must no more collect.
+
+    Raises:
+        OSError: no handle is left; the child is killed then.
+    """
+    try:
+        pidfd = os.pidfd_open(child.pid)
+    except OSError:
+        child.kill()
+        child.wait()
+        raise
+    child.returncode = -1  # what Popen believes from now on: it neither polls nor warns
+    return pidfd
+
+
+def _spawn_error(argv: tuple[str, ...], error: OSError | ValueError) -> SpawnError:
+    if isinstance(error, OSError):
+        return SpawnError(error.errno or 0, f"cannot start {error.filename or argv[0]}: {error.strerror or error}")
+    return SpawnError(errno.EINVAL, f"cannot start {argv[0]}: {error}")
+
+
+def find_worker(record: Record, folders: Folders, boot_id: str) -> Live | None:
+    """A predecessor's worker, if it lives."""
+    if record.pid is None or record.boot_id != boot_id:
+        return None
+    try:
+        pidfd = os.pidfd_open(record.pid)
+    except OSError:
+        return None
+    found = procfs.stat(record.pid)
+    if found is None or found.start_time != record.start_time or not found.alive:
+        os.close(pidfd)
+        return None
+    handles: dict[str, int] = {}
+    for stream in STREAMS:
+        with contextlib.suppress(OSError):  # the folder was wiped: it goes on, unheard
+            handles[stream] = output.open_fifo(folders.fifo(record.worker, stream))
+    return Live(record.worker, record.incarnation, found.pid, found.start_time, record.token, pidfd, handles)
+
+
+def collect(pidfd: int) -> Exit | None:
+    """Take the exit status of a process; None while it runs.
+
+    Of a process that is no child of ours (adopted from a supervisor that died) nothing is ever known: an empty Exit.
+    """
+    try:
+        info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
+        return Exit()
+    if info is None:
+        return None
+    return Exit(info.si_status, None) if info.si_code == os.CLD_EXITED else Exit(None, info.si_status)
+
+
+def become_subreaper() -> None:
+    """Have orphaned descendants come to this process rather than to init.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(number)}")

@@ -1,0 +1,335 @@
+"""What is told to the outside: the log on stderr and the event log, each written by a thread of its own.
+
+A terminal that is stopped, a pipe that nobody reads and a disk that is full cost lines, which are counted, but never
+hold the loop up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import select
+import threading
+from collections import deque
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
+
+import msgspec
+import structlog
+
+from scraper_supervisor.store.events_file import EVENTS_FILE, KEPT, rotated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, MutableMapping
+    from pathlib import Path
+
+    from scraper_supervisor.core.names import Severity
+
+LOG_QUEUE: Final = 10_000  # lines
+EVENT_QUEUE: Final = 100_000  # events
+ROTATE_AT: Final = 64 * 1024 * 1024  # bytes
+RETRY_EVERY: Final = 1.0  # seconds, while the disk refuses events
+CLOSE_WITHIN: Final = 2.0  # seconds
+_BATCH: Final = 1000  # lines written at once
+
+
+def utc_now() -> str:
+    """The time as RFC 3339 UTC with microseconds."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+class BatchThread:
+    """A bounded queue of lines and the thread that writes them.
+
+    Args:
+        name: the thread's.
+        capacity: lines that may wait; further ones are dropped and counted.
+        write: writes some lines; False keeps them, to be tried again after a while. Called in the thread alone.
+    """
+
+    def __init__(self, name: str, capacity: int, write: Callable[[list[bytes]], bool]) -> None:
+        self._capacity = capacity
+        self._write = write
+        self._lines: deque[bytes] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._dropped = 0
+        # Not joined at exit: one that hangs in a write to a stopped terminal must not hang the daemon.
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def put(self, line: bytes) -> bool:
+        """Queue a line, newline included; False when it was dropped."""
+        with self._changed:
+            if self._closing or len(self._lines) >= self._capacity:
+                self._dropped += 1
+                return False
+            self._lines.append(line)
+            self._changed.notify_all()
+            return True
+
+    def take_dropped(self) -> int:
+        """How many lines were dropped since this was last asked."""
+        with self._changed:
+            count, self._dropped = self._dropped, 0
+            return count
+
+    def close(self, seconds: float = CLOSE_WITHIN) -> int:
+        """Write what waits, but for no longer than `seconds`; how many lines remain unwritten."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(seconds)
+        with self._changed:
+            return len(self._lines)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._lines:
+                    if self._closing:
+                        return
+                    self._changed.wait()
+                batch = list(itertools.islice(self._lines, _BATCH))
+            written = self._write(batch)
+            with self._changed:
+                if written:
+                    for _ in batch:
+                        self._lines.popleft()
+                elif self._closing:
+                    return
+                else:
+                    self._changed.wait_for(lambda: self._closing, RETRY_EVERY)
+
+
+# ---- the log ---------------------------------------------------------------------------------------------------------
+
+
+class Log:
+    """The log's writer and its place in structlog and logging; made by `configure_logging`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._thread = BatchThread("log", LOG_QUEUE, self._write)
+        self._bridge = _Bridge()
+        self._root_level = logging.getLogger().level
+
+    def put(self, line: str) -> None:
+        """Write one line, some time."""
+        self._thread.put(line.encode(errors="backslashreplace") + b"\n")
+
+    # what structlog calls on the innermost logger
+    debug = info = warning = error = critical = exception = msg = log = put
+
+    def _write(self, batch: list[bytes]) -> bool:
+        dropped = self._thread.take_dropped()
+        if dropped:
+            batch = [*batch, f'{{"event":"{dropped} log lines were dropped","level":"warning"}}\n'.encode()]
+        data = b"".join(batch)
+        try:
+            descriptor = self._stream.fileno()
+        except (OSError, ValueError):  # a stream in memory
+            self._stream.write(data.decode())
+            return True
+        while data:
+            try:
+                # Past the stream's own buffer, whose lock a stuck thread would hold at the interpreter's end.
+                data = data[os.write(descriptor, data) :]
+            except BlockingIOError:
+                select.select([], [descriptor], [])
+            except OSError:  # stderr is closed: there is nobody to tell
+                break
+        return True
+
+    def attach(self, level: int) -> None:
+        """Have the standard library's loggers (asyncio's) write here."""
+        root = logging.getLogger()
+        root.addHandler(self._bridge)
+        root.setLevel(max(level, logging.WARNING))
+
+    def close(self) -> int:
+        """Write what waits, let go of logging; how many lines remain unwritten."""
+        logging.getLogger().removeHandler(self._bridge)
+        logging.getLogger().setLevel(self._root_level)
+        return self._thread.close()
+
+
+class _Bridge(logging.Handler):
+    """Passes what libraries log on to structlog."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        exc_info = {"exc_info": record.exc_info} if record.exc_info else {}
+        try:
+            structlog.get_logger().log(record.levelno, record.getMessage(), logger=record.name, **exc_info)
+        except Exception:  # noqa: BLE001 - a library's bad log call must not harm it; logging has a place for that
+            self.handleError(record)
+
+
+def configure_logging(level: str, log_format: Literal["auto", "console", "json"], stream: TextIO) -> Log:
+    """Set up structlog for the process: `structlog.get_logger().info("text", key=value)`.
+
+    Values bound by `structlog.contextvars` (a correlation_id) are in every line. Close what is returned at the end.
+
+    Args:
+        level: "debug", "info", "warning", "error" or "critical".
+        log_format: "auto" is "console" on a terminal, else "json": one object a line.
+        stream: where to; its descriptor is written to directly where it has one.
+    """
+    number = logging.getLevelNamesMapping()[level.upper()]
+    log = Log(stream)
+    terminal = stream.isatty()
+    renderers: list[Any]
+    if log_format == "console" or (log_format == "auto" and terminal):
+        colors = terminal and not os.environ.get("NO_COLOR")
+        plain = structlog.dev.plain_traceback
+        renderers = [structlog.dev.ConsoleRenderer(colors=colors, timestamp_key="time", exception_formatter=plain)]
+    else:
+        renderers = [structlog.processors.format_exc_info, _render_json]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            _stamp,
+            *renderers,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=lambda *_: log,
+        cache_logger_on_first_use=False,
+    )
+    log.attach(number)
+    return log
+
+
+def _stamp(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    event["time"] = utc_now()
+    return event
+
+
+def _render_json(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
+    ordered = {name: event[name] for name in ("time", "level", "event") if name in event}
+    return _encode(ordered | dict(event)).decode()
+
+
+def _encode(value: Any) -> bytes:
+    """JSON of anything; what JSON cannot hold is written as text."""
+    try:
+        return msgspec.json.encode(value, enc_hook=repr)
+    except (TypeError, ValueError, RecursionError):
+        return msgspec.json.encode({"unwritable": ascii(value)})
+
+
+# ---- the event log ---------------------------------------------------------------------------------------------------
+
+
+class EventLog:
+    """Appends events to `events.jsonl` and rotates it by size. A disk that refuses never raises here.
+
+    While it refuses, events wait in memory (the newest are dropped over EVENT_QUEUE) and are tried again each second.
+
+    Args:
+        state_dir: the file's folder.
+        on_trouble: called in the writer's thread: with a message at the first failure, with None when events are
+            written again.
+        rotate_at: bytes over which a new file is begun.
+    """
+
+    def __init__(self, state_dir: Path, on_trouble: Callable[[str | None], None], rotate_at: int = ROTATE_AT) -> None:
+        self._path = state_dir / EVENTS_FILE
+        self._on_trouble = on_trouble
+        self._rotate_at = rotate_at
+        self._handle = -1
+        self._size = 0
+        self._failing = False
+        self.lost = 0
+        self._thread = BatchThread("events", EVENT_QUEUE, self._write)
+
+    def write(
+        self,
+        event: str,
+        severity: Severity,
+        component: str,
+        correlation_id: str,
+        data: Any,
+        worker: str | None = None,
+        group: str | None = None,
+    ) -> None:
+        """Stamp an event with the time and queue it."""
+        record = {
+            "time": utc_now(),
+            "event": event,
+            "severity": severity,
+            "component": component,
+            "correlation_id": correlation_id,
+        }
+        if worker is not None:
+            record["worker"] = worker
+        if group is not None:
+            record["group"] = group
+        line = _encode(record)[:-1] + b',"data":' + _encode(data) + b"}\n"
+        if not self._thread.put(line):
+            self.lost += 1
+
+    def close(self) -> int:
+        """Write what waits, within seconds; how many events were lost in all."""
+        self.lost += self._thread.close()
+        return self.lost
+
+    # ---- in the thread ---------------------------------------------------------------------------------------------
+
+    def _write(self, batch: list[bytes]) -> bool:
+        try:
+            self._append(b"".join(batch))
+        except OSError as error:
+            self._drop_handle()
+            if not self._failing:
+                self._failing = True
+                self._tell(f"events are not written: {self._path}: {error.strerror or error}")
+            return False
+        if self._failing:
+            self._failing = False
+            self._tell(None)
+        return True
+
+    def _append(self, data: bytes) -> None:
+        """Write all of it, or nothing.
+
+        Raises:
+            OSError: nothing was written.
+        """
+        if self._handle < 0:
+            self._open()
+        if self._size and self._size + len(data) > self._rotate_at:
+            self._rotate()
+        written = 0
+        try:
+            while written < len(data):
+                written += os.write(self._handle, data[written:])
+        except OSError:
+            os.ftruncate(self._handle, self._size)  # no torn line in the middle of the file
+            raise
+        self._size += written
+
+    def _open(self) -> None:
+        self._handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._size = os.fstat(self._handle).st_size
+        if self._size and os.pread(self._handle, 1, self._size - 1) != b"\n":
+            self._size += os.write(self._handle, b"\n")  # a line that a crash tore: it must not spoil the next
+
+    def _rotate(self) -> None:
+        for number in range(KEPT, 0, -1):
+            source = rotated(self._path, number - 1)
+            if source.exists():
+                source.replace(rotated(self._path, number))
+        self._drop_handle()
+        self._open()
+
+    def _drop_handle(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def _tell(self, message: str | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop it leads to is closed: the daemon is going
+            self._on_trouble(message)
