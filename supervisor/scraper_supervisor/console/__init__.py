@@ -1,0 +1,1 @@
+"""Speaks: the commands for people."""
