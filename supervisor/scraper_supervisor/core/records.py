@@ -1,0 +1,356 @@
+"""What the core asks the store to keep, and what the store answers: values only.
+
+Each operation carries the `ticket` under which its answer comes back (`Persisted` or `PersistFailed`). Operations on
+the ledger are carried out in the order in which they were asked, and answered in that order; so are those on the
+checkpoint files of one worker. Wall-clock times are stamped by the store: the core gives delays in seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, TypeAlias
+
+from msgspec import Raw, Struct
+
+RETRY_ORIGIN: Final = 10_000_000_000.0  # subtracted from a retry's wall-clock time, so that retries sort before offers
+
+Outcome: TypeAlias = Literal["done", "failed", "retry", "open"]
+ItemState: TypeAlias = Literal["pending", "in_flight", "waiting", "parked", "done", "failed"]
+RunState: TypeAlias = Literal["running", "completed", "aborted"]
+
+
+class NewItem(Struct, frozen=True):
+    """An item as it is offered; `target` is already derived from the key where none was given."""
+
+    key: str
+    target: str | None
+    data: Raw
+    priority: int
+
+
+class Entry(Struct, frozen=True):
+    """An unfinished item as the queue holds it.
+
+    `order` sorts items of one priority: the order of offer, or for a retry its wall-clock time - RETRY_ORIGIN (which
+    is negative). `due_in` is seconds from when the store answered; None for an item never tried or given back.
+    """
+
+    id: int
+    key: str
+    target: str | None
+    data: Raw
+    priority: int
+    order: float
+    attempts: int = 0  # charged
+    infrastructure: int = 0  # failures that cost no attempt, so far
+    blocked: int = 0
+    alone: bool = False  # to be handed out to a worker holding nothing else
+    due_in: float | None = None
+
+
+class Lane(Struct, frozen=True):
+    """How many items of a target are open and have no time to wait for."""
+
+    target: str | None
+    open: int
+
+
+class WorkerTotals(Struct, frozen=True):
+    """What a worker did in this run, over all its incarnations."""
+
+    worker: str
+    done: int
+    failed: int
+
+
+class RunImage(Struct, frozen=True):
+    """A group's run as the ledger has it."""
+
+    run_id: int
+    run: int
+    state: RunState
+    fresh_from: int  # checkpoints of runs before this one are not given at hello
+    done: int
+    failed: int
+    parked: int
+    waiting: int  # open with a time to wait for (past or to come)
+    lanes: tuple[Lane, ...]
+    next_claim: int  # no claim from here on was ever given
+    started_at: str
+    finished_at: str | None
+    workers: tuple[WorkerTotals, ...]
+
+
+# ---- operations on the ledger ----------------------------------------------------------------------------------------
+
+
+class OpenRun(Struct, frozen=True, tag=True):
+    """Continue the group's newest run, or begin one.
+
+    `mode`: "continue" the newest whatever its state (a first one is begun if there is none), "next": begin a new one if
+    the newest is completed, else continue; "fresh": begin a new one, whose workers start without a checkpoint.
+    Runs beyond `keep_runs` are removed. Answer: RunImage.
+    """
+
+    ticket: int
+    group: str
+    mode: Literal["continue", "next", "fresh"]
+    keep_runs: int
+
+
+class LoadRun(Struct, frozen=True, tag=True):
+    """Read a run's image again (after operations on many items). Answer: RunImage."""
+
+    ticket: int
+    group: str
+
+
+class SetRunState(Struct, frozen=True, tag=True):
+    """A run is completed, aborted, or running again. Answer: None."""
+
+    ticket: int
+    group: str
+    run_id: int
+    state: RunState
+
+
+class AddItems(Struct, frozen=True, tag=True):
+    """Offer items. Answer: Added."""
+
+    ticket: int
+    group: str
+    run_id: int
+    items: tuple[NewItem, ...]
+
+
+class Added(Struct, frozen=True):
+    """Which of the offered items were new: (index in the offer, item id, order)."""
+
+    added: tuple[tuple[int, int, float], ...]
+    known: int
+
+
+class Conclude(Struct, frozen=True, tag=True):
+    """End a claim: outcome, result and offers in one transaction. Answer: Concluded.
+
+    outcome "open" gives the item back at no cost (its `alone` changed). `answer` is the recorded reply to item.failed.
+    A result's row carries its SHA-256.
+    """
+
+    ticket: int
+    group: str
+    run_id: int
+    item: int
+    key: str
+    claim: int
+    worker: str
+    outcome: Outcome
+    attempts: int
+    infrastructure: int = 0
+    blocked: int = 0
+    alone: bool = False
+    delay: float | None = None
+    target: str | None = None
+    result: Raw | None = None
+    failure: Raw | None = None
+    answer: Raw | None = None
+    offers: tuple[NewItem, ...] = ()
+
+
+class Concluded(Struct, frozen=True):
+    """`seq` numbers the run's done items from 1 (None unless done); `order` is the retry's new place."""
+
+    seq: int | None
+    order: float | None
+    offered: Added
+
+
+class FetchLanes(Struct, frozen=True, tag=True):
+    """The next open items without a time to wait for, of each (target, after), by priority and order. Answer: Entries.
+
+    `after` is (-priority, order) of the last one that the queue has seen, None from the start. At most `limit` a lane.
+    """
+
+    ticket: int
+    group: str
+    run_id: int
+    lanes: tuple[tuple[str | None, tuple[int, float] | None], ...]
+    limit: int
+
+
+class FetchWaiting(Struct, frozen=True, tag=True):
+    """The open items with a time to wait for, earliest first, at most `limit`. Answer: Entries."""
+
+    ticket: int
+    group: str
+    run_id: int
+    limit: int
+
+
+class Entries(Struct, frozen=True):
+    """Items, in the order asked for."""
+
+    items: tuple[Entry, ...]
+
+
+class FindConclusion(Struct, frozen=True, tag=True):
+    """How an item stands and how its last claim ended. Answer: Conclusion or None (unknown key)."""
+
+    ticket: int
+    group: str
+    run_id: int
+    key: str
+
+
+class Conclusion(Struct, frozen=True):
+    """How an item stands; `claim` is the last concluded one, and `answer` what item.failed was told."""
+
+    state: Literal["done", "failed", "open", "parked"]
+    seq: int | None
+    claim: int | None
+    outcome: Outcome | None
+    answer: Raw | None
+
+
+class ReserveClaims(Struct, frozen=True, tag=True):
+    """No claim below `upto` will be given again after a restart. Answer: None."""
+
+    ticket: int
+    group: str
+    upto: int
+
+
+class SetIntent(Struct, frozen=True, tag=True):
+    """What an operator wants of a group or worker outlives the daemon; None forgets it. Answer: None."""
+
+    ticket: int
+    name: str
+    intent: Literal["paused", "drained", "stopped"] | None
+
+
+class LoadIntents(Struct, frozen=True, tag=True):
+    """What operators want of groups and workers, from before. Answer: Intents."""
+
+    ticket: int
+
+
+class Intents(Struct, frozen=True):
+    """(group or worker, intent), as SetIntent left them."""
+
+    names: tuple[tuple[str, Literal["paused", "drained", "stopped"]], ...]
+
+
+class Requeue(Struct, frozen=True, tag=True):
+    """Make items pending again with no attempts charged: by key, all failed, all parked. Answer: Changed."""
+
+    ticket: int
+    group: str
+    run_id: int
+    keys: tuple[str, ...]
+    failed: bool
+    parked: bool
+
+
+class Cancel(Struct, frozen=True, tag=True):
+    """Fail items for good that are not done. Answer: Changed."""
+
+    ticket: int
+    group: str
+    run_id: int
+    keys: tuple[str, ...]
+
+
+class Changed(Struct, frozen=True):
+    """How many items changed, and the keys that are unknown or not in a state to change."""
+
+    changed: int
+    untouched: tuple[str, ...]
+
+
+class Probe(Struct, frozen=True, tag=True):
+    """Write and sync something small, to learn whether the disk works again. Answer: None."""
+
+    ticket: int
+
+
+LedgerOp: TypeAlias = (
+    OpenRun
+    | LoadRun
+    | SetRunState
+    | AddItems
+    | Conclude
+    | FetchLanes
+    | FetchWaiting
+    | FindConclusion
+    | ReserveClaims
+    | SetIntent
+    | LoadIntents
+    | Requeue
+    | Cancel
+    | Probe
+)
+
+# ---- operations on the checkpoint files -----------------------------------------------------------------------------
+
+
+class SaveState(Struct, frozen=True, tag=True):
+    """Write a worker's state as its next generation. Answer: StateSaved."""
+
+    ticket: int
+    worker: str
+    run: int
+    schema: str
+    state: Raw
+    pending: int
+    done: int
+    failed: int
+    retention: int
+    gzip: bool
+
+
+class StateSaved(Struct, frozen=True):
+    """`seconds` is how long it took; `removed` are the generations that retention removed."""
+
+    generation: int
+    sha256: str
+    saved_at: str
+    seconds: float
+    bytes: int
+    removed: tuple[int, ...]
+
+
+class LoadState(Struct, frozen=True, tag=True):
+    """The newest sound state of a run from `fresh_from` on, or the one of `generation`. Answer: StateLoaded."""
+
+    ticket: int
+    worker: str
+    fresh_from: int
+    generation: int | None = None
+
+
+class Damage(Struct, frozen=True):
+    """A file that was moved to corrupt/, and why."""
+
+    path: str
+    reason: str
+
+
+class StateLoaded(Struct, frozen=True):
+    """`found` tells a worker without any file ("none") from one whose files are all damaged ("damaged").
+
+    "unknown" is the answer for a `generation` that does not exist.
+    """
+
+    found: Literal["sound", "none", "damaged", "unknown"]
+    generation: int = 0
+    run: int = 0
+    schema: str = ""
+    saved_at: str = ""
+    state: Raw = Raw(b"null")
+    damage: tuple[Damage, ...] = ()
+
+
+StateOp: TypeAlias = SaveState | LoadState
+Op: TypeAlias = LedgerOp | StateOp
+Answer: TypeAlias = (
+    RunImage | Added | Concluded | Entries | Conclusion | Changed | Intents | StateSaved | StateLoaded | None
+)

@@ -1,0 +1,360 @@
+"""One transaction of the ledger: what each operation does to the tables."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, Final, assert_never
+
+from msgspec import Raw
+
+from scraper_supervisor.core.records import (
+    RETRY_ORIGIN,
+    Added,
+    AddItems,
+    Answer,
+    Cancel,
+    Changed,
+    Conclude,
+    Concluded,
+    Conclusion,
+    Entries,
+    Entry,
+    FetchLanes,
+    FetchWaiting,
+    FindConclusion,
+    Intents,
+    Lane,
+    LedgerOp,
+    LoadIntents,
+    LoadRun,
+    NewItem,
+    OpenRun,
+    Probe,
+    Requeue,
+    ReserveClaims,
+    RunImage,
+    SetIntent,
+    SetRunState,
+    WorkerTotals,
+)
+from scraper_supervisor.store.tally import Tally
+from scraper_supervisor.store.wall import timestamp
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterable
+
+_NULL: Final = b"null"
+_NOTHING_ADDED: Final = Added((), 0)
+_CANCELLED: Final = (
+    '{"kind":"permanent","category":"application","signature":"cancelled","message":"cancelled by an operator"}'
+)
+
+_ENTRY: Final = (
+    "SELECT id, key, target, CAST(data AS BLOB), -rank, ord, attempts, infrastructure, blocked, alone, not_before"
+    " FROM items WHERE run_id = ? AND state = 'open'"
+)
+_LANE: Final = f"{_ENTRY} AND target IS ? AND not_before IS NULL AND (rank, ord) > (?, ?) ORDER BY rank, ord LIMIT ?"
+_LANE_FROM_START: Final = f"{_ENTRY} AND target IS ? AND not_before IS NULL ORDER BY rank, ord LIMIT ?"
+_LANE_PLACE: Final = f"{_ENTRY} AND target IS ? AND not_before IS NULL AND rank = ? AND ord = ?"
+_WAITING: Final = f"{_ENTRY} AND not_before IS NOT NULL ORDER BY not_before LIMIT ?"
+_ADD: Final = (
+    "INSERT INTO items (run_id, key, target, data, rank, ord) VALUES (?, ?, ?, CAST(? AS TEXT), ?, ?)"
+    " ON CONFLICT (run_id, key) DO NOTHING"
+)
+_CONCLUDE: Final = (
+    "UPDATE items SET state = ?, target = ?, ord = ?, not_before = ?, attempts = ?, infrastructure = ?, blocked = ?,"
+    " alone = ?, last_claim = ?, last_outcome = ?, last_answer = CAST(? AS TEXT),"
+    " last_failure = coalesce(CAST(? AS TEXT), last_failure), worker = ?, seq = ? WHERE id = ?"
+)
+_RESULT: Final = (
+    "INSERT INTO results (run_id, seq, item_id, result, sha256, attempts, finished_at)"
+    " VALUES (?, ?, ?, CAST(? AS TEXT), ?, ?, ?)"
+)
+_STATES: Final = {"done": "done", "failed": "failed", "retry": "open", "open": "open"}  # of an item by the outcome
+
+
+class Batch:
+    """The operations of one transaction, which has begun; the counts are written by `write_tallies`.
+
+    Args:
+        cursor: The transaction's.
+        tick: Wall-clock seconds, never twice the same.
+    """
+
+    def __init__(self, cursor: sqlite3.Cursor, tick: Callable[[], float]) -> None:
+        self._cursor = cursor
+        self._tick = tick
+        self._now = 0.0
+        self._tallies: dict[int, Tally] = {}
+        self.removed_runs = False
+
+    def write_tallies(self) -> None:
+        """Write the counts of all runs that changed. To be called before the transaction is committed."""
+        for tally in self._tallies.values():
+            tally.write(self._cursor)
+
+    def forget_tallies(self) -> None:
+        """Drop counts that were not written, after a rollback."""
+        self._tallies.clear()
+
+    def perform(self, op: LedgerOp) -> Answer:
+        """Carry out one operation.
+
+        Raises:
+            LookupError: It names a run, group or item that is not there.
+            sqlite3.Error: SQLite refused; the transaction is to be rolled back.
+        """
+        self._now = self._tick()
+        match op:
+            case Conclude():
+                return self._conclude(op)
+            case AddItems():
+                return self._add(self._tally(op.run_id), op.items)
+            case FetchLanes():
+                return self._fetch_lanes(op)
+            case FetchWaiting():
+                return Entries(tuple(self._entries(_WAITING, (op.run_id, op.limit))))
+            case FindConclusion():
+                return self._find(op)
+            case OpenRun():
+                return self._open_run(op)
+            case LoadRun():
+                return self._image(op.group)
+            case Requeue():
+                return self._requeue(op)
+            case Cancel():
+                return self._cancel(op)
+            case _:
+                return self._perform_small(op)
+
+    def _perform_small(self, op: SetRunState | ReserveClaims | SetIntent | LoadIntents | Probe) -> Answer:
+        execute = self._cursor.execute
+        match op:
+            case SetRunState():
+                finished = None if op.state == "running" else timestamp(self._now)
+                execute("UPDATE runs SET state = ?, finished_at = ? WHERE id = ?", (op.state, finished, op.run_id))
+                if not self._cursor.rowcount:
+                    raise LookupError(f"{op.group}: the ledger has no run {op.run_id}")
+            case ReserveClaims():
+                execute(
+                    "INSERT INTO groups (name, next_claim) VALUES (?, ?) ON CONFLICT (name)"
+                    " DO UPDATE SET next_claim = max(next_claim, excluded.next_claim)",
+                    (op.group, op.upto),
+                )
+            case SetIntent(intent=None):
+                execute("DELETE FROM intents WHERE name = ?", (op.name,))
+            case SetIntent():
+                execute("INSERT OR REPLACE INTO intents (name, intent) VALUES (?, ?)", (op.name, op.intent))
+            case LoadIntents():
+                rows = execute("SELECT name, intent FROM intents ORDER BY name").fetchall()
+                return Intents(tuple((name, intent) for name, intent in rows))
+            case Probe():
+                execute("INSERT INTO probes (id, count) VALUES (1, 1) ON CONFLICT (id) DO UPDATE SET count = count + 1")
+            case _:
+                assert_never(op)
+        return None
+
+    # ---- items -------------------------------------------------------------------------------------------------------
+
+    def _add(self, tally: Tally, items: Iterable[NewItem]) -> Added:
+        added, known, run_id, cursor = [], 0, tally.run_id, self._cursor
+        for index, item in enumerate(items):
+            order = float(tally.next_order())
+            data = bytes(item.data)
+            cursor.execute(
+                _ADD, (run_id, item.key, item.target, None if data == _NULL else data, -item.priority, order)
+            )
+            if cursor.rowcount:
+                added.append((index, _id(cursor.lastrowid), order))
+                tally.count("open", item.target, False, 1)
+            else:
+                known += 1
+        return Added(tuple(added), known)
+
+    def _conclude(self, op: Conclude) -> Concluded:
+        row = self._one(
+            "SELECT state, target, not_before IS NOT NULL, ord, seq FROM items WHERE id = ? AND run_id = ?",
+            (op.item, op.run_id),
+        )
+        if row is None:
+            raise LookupError(f"{op.group}: the ledger has no item {op.key!r} in run {op.run_id}")
+        was, was_target, was_timed, order, seq = row
+        if was == "done":
+            return Concluded(seq, None, _NOTHING_ADDED)
+        tally = self._tally(op.run_id)
+        tally.count(was, was_target, was_timed, -1)
+        state = _STATES[op.outcome]
+        target = op.target if op.target is not None else was_target
+        not_before = None
+        if state == "done":
+            seq = tally.next_seq()
+            result = _NULL if op.result is None else bytes(op.result)
+            digest = hashlib.sha256(result).hexdigest()
+            self._cursor.execute(_RESULT, (op.run_id, seq, op.item, result, digest, op.attempts, timestamp(self._now)))
+        else:
+            if state == "open":
+                not_before = None if op.delay is None else self._now + op.delay
+                if op.outcome == "retry":
+                    order = (self._now if not_before is None else not_before) - RETRY_ORIGIN
+            tally.count(state, target, not_before is not None, 1)
+        if state != "open":
+            tally.worker_did(op.worker, state)
+        self._cursor.execute(
+            _CONCLUDE,
+            (
+                state, target, order, not_before, op.attempts, op.infrastructure, op.blocked, op.alone, op.claim,
+                op.outcome, op.answer, op.failure, op.worker, seq, op.item,
+            ),
+        )  # fmt: skip
+        offered = self._add(tally, op.offers) if op.offers else _NOTHING_ADDED
+        return Concluded(seq, order if state == "open" else None, offered)
+
+    def _fetch_lanes(self, op: FetchLanes) -> Entries:
+        entries: list[Entry] = []
+        for target, after in op.lanes:
+            if after is None:
+                found = self._entries(_LANE_FROM_START, (op.run_id, target, op.limit))
+            else:
+                found = self._entries(_LANE, (op.run_id, target, *after, op.limit))
+            if found and len(found) == op.limit:
+                # Two retries may share a place; the next fetch begins after it and must not miss the second.
+                last = found[-1]
+                place = self._entries(_LANE_PLACE, (op.run_id, target, -last.priority, last.order))
+                if len(place) > 1:
+                    seen = {entry.id for entry in found}
+                    found += [entry for entry in place if entry.id not in seen]
+            entries += found
+        return Entries(tuple(entries))
+
+    def _entries(self, query: str, values: tuple[object, ...]) -> list[Entry]:
+        now = self._now
+        return [
+            Entry(
+                item, key, target, Raw(_NULL if data is None else data), priority, order, attempts, infrastructure,
+                blocked, bool(alone), None if not_before is None else not_before - now,
+            )
+            for item, key, target, data, priority, order, attempts, infrastructure, blocked, alone, not_before
+            in self._cursor.execute(query, values).fetchall()
+        ]  # fmt: skip
+
+    def _find(self, op: FindConclusion) -> Conclusion | None:
+        row = self._one(
+            "SELECT state, seq, last_claim, last_outcome, CAST(last_answer AS BLOB) FROM items"
+            " WHERE run_id = ? AND key = ?",
+            (op.run_id, op.key),
+        )
+        if row is None:
+            return None
+        state, seq, claim, outcome, answer = row
+        return Conclusion(state, seq, claim, outcome, None if answer is None else Raw(answer))
+
+    def _requeue(self, op: Requeue) -> Changed:
+        rows, untouched = self._named(op.run_id, op.keys, ("failed", "parked"))
+        for state in [state for state, wanted in (("failed", op.failed), ("parked", op.parked)) if wanted]:
+            rows |= {
+                item: (state, target, False)
+                for item, target in self._cursor.execute(
+                    "SELECT id, target FROM items WHERE run_id = ? AND state IN ('failed', 'parked') AND state = ?",
+                    (op.run_id, state),
+                )
+            }
+        tally = self._tally(op.run_id)
+        for item, (state, target, timed) in sorted(rows.items()):
+            self._cursor.execute(
+                "UPDATE items SET state = 'open', ord = ?, not_before = NULL, attempts = 0, infrastructure = 0,"
+                " blocked = 0, alone = 0 WHERE id = ?",
+                (float(tally.next_order()), item),
+            )
+            tally.count(state, target, timed, -1)
+            tally.count("open", target, False, 1)
+        return Changed(len(rows), untouched)
+
+    def _cancel(self, op: Cancel) -> Changed:
+        rows, untouched = self._named(op.run_id, op.keys, ("open", "parked"))
+        tally = self._tally(op.run_id)
+        for item, (state, target, timed) in rows.items():
+            self._cursor.execute(
+                "UPDATE items SET state = 'failed', not_before = NULL, last_failure = ? WHERE id = ?",
+                (_CANCELLED, item),
+            )
+            tally.count(state, target, timed, -1)
+            tally.count("failed", target, False, 1)
+        return Changed(len(rows), untouched)
+
+    def _named(
+        self, run_id: int, keys: Iterable[str], states: tuple[str, ...]
+    ) -> tuple[dict[int, tuple[str, str | None, bool]], tuple[str, ...]]:
+        """The items of these keys that are in one of the states, as id: (state, target, timed); and the other keys."""
+        rows, others = {}, []
+        for key in dict.fromkeys(keys):
+            row = self._one(
+                "SELECT id, state, target, not_before IS NOT NULL FROM items WHERE run_id = ? AND key = ?",
+                (run_id, key),
+            )
+            if row is not None and row[1] in states:
+                rows[row[0]] = (row[1], row[2], bool(row[3]))
+            else:
+                others.append(key)
+        return rows, tuple(others)
+
+    # ---- runs --------------------------------------------------------------------------------------------------------
+
+    def _open_run(self, op: OpenRun) -> RunImage:
+        execute = self._cursor.execute
+        execute("INSERT INTO groups (name) VALUES (?) ON CONFLICT (name) DO NOTHING", (op.group,))
+        (group_id,) = self._one("SELECT id FROM groups WHERE name = ?", (op.group,)) or (0,)
+        newest = self._one(
+            "SELECT run, state, fresh_from FROM runs WHERE group_id = ? ORDER BY run DESC LIMIT 1", (group_id,)
+        )
+        run, state, fresh_from = newest or (0, "completed", 1)
+        if newest is None or op.mode == "fresh" or (op.mode == "next" and state == "completed"):
+            execute(
+                "INSERT INTO runs (group_id, run, state, fresh_from, started_at) VALUES (?, ?, 'running', ?, ?)",
+                (group_id, run + 1, run + 1 if op.mode == "fresh" else fresh_from, timestamp(self._now)),
+            )
+        execute(
+            "UPDATE runs SET removed = 1 WHERE NOT removed AND id IN"
+            " (SELECT id FROM runs WHERE group_id = ? ORDER BY run DESC LIMIT -1 OFFSET ?)",
+            (group_id, max(op.keep_runs, 1)),
+        )
+        self.removed_runs = self.removed_runs or self._cursor.rowcount > 0
+        return self._image(op.group)
+
+    def _image(self, group: str) -> RunImage:
+        self.write_tallies()
+        row = self._one(
+            "SELECT runs.id, run, state, fresh_from, done, failed, parked, waiting, next_claim, started_at, finished_at"
+            " FROM runs JOIN groups ON groups.id = group_id WHERE name = ? ORDER BY run DESC LIMIT 1",
+            (group,),
+        )
+        if row is None:
+            raise LookupError(f"the ledger has no run of group {group!r}")
+        run_id, run, state, fresh_from, done, failed, parked, waiting, next_claim, started_at, finished_at = row
+        execute = self._cursor.execute
+        lanes = execute("SELECT target, open FROM lanes WHERE run_id = ? ORDER BY target", (run_id,)).fetchall()
+        totals = execute(
+            "SELECT worker, done, failed FROM totals WHERE run_id = ? ORDER BY worker", (run_id,)
+        ).fetchall()
+        return RunImage(
+            run_id, run, state, fresh_from, done, failed, parked, waiting, tuple(Lane(*lane) for lane in lanes),
+            next_claim, started_at, finished_at, tuple(WorkerTotals(*each) for each in totals),
+        )  # fmt: skip
+
+    # ---- helpers -----------------------------------------------------------------------------------------------------
+
+    def _tally(self, run_id: int) -> Tally:
+        tally = self._tallies.get(run_id)
+        if tally is None:
+            tally = self._tallies[run_id] = Tally(self._cursor, run_id)
+        return tally
+
+    def _one(self, query: str, values: tuple[object, ...] = ()) -> tuple[Any, ...] | None:
+        row: tuple[Any, ...] | None = self._cursor.execute(query, values).fetchone()
+        return row
+
+
+def _id(rowid: int | None) -> int:
+    if rowid is None:  # cannot be: it is asked after an insert alone
+        raise RuntimeError("SQLite told no row id")
+    return rowid

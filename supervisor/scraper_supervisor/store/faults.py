@@ -1,0 +1,96 @@
+"""What goes wrong in the store: a fault is a value where work can go on, an exception where it cannot begin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from pathlib import Path
+import errno
+import sqlite3
+
+
+class StoreFault(Struct, frozen=True):
+    """The answer to an operation that was not carried out; nothing of it is on disk, or all of it without a promise.
+
+    `errno` is ENOSPC, EIO, EROFS and their like where the disk is at fault, EINVAL where the operation made no sense.
+    """
+
+    errno: int
+    message: str
+
+
+_ERRNO = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_CANTOPEN: errno.EIO,
+    sqlite3.SQLITE_CORRUPT: errno.EIO,
+    sqlite3.SQLITE_NOTADB: errno.EIO,
+    sqlite3.SQLITE_BUSY: errno.EBUSY,
+    sqlite3.SQLITE_LOCKED: errno.EBUSY,
+    sqlite3.SQLITE_PROTOCOL: errno.EBUSY,
+    sqlite3.SQLITE_PERM: errno.EACCES,
+    sqlite3.SQLITE_AUTH: errno.EACCES,
+    sqlite3.SQLITE_NOMEM: errno.ENOMEM,
+}
+
+
+def disk_fault(error: BaseException) -> StoreFault | None:
+    """The fault that an error of the disk or of the database file is; None if it is neither.
+
+    A full disk shows as ENOSPC also where SQLite could not make its shared memory larger.
+    """
+    if isinstance(error, StoreError):
+        return StoreFault(errno.EIO, str(error))
+    if isinstance(error, OSError):
+        return StoreFault(error.errno or errno.EIO, error.strerror or str(error))
+    code = error.sqlite_errorcode if isinstance(error, sqlite3.Error) and hasattr(error, "sqlite_errorcode") else 0
+    number = errno.ENOSPC if code == sqlite3.SQLITE_IOERR_SHMSIZE else _ERRNO.get(code & 0xFF)
+    return None if number is None else StoreFault(number, f"the ledger: {error}")
+
+
+class StoreError(Exception):
+    """The store cannot be used; the message says what is wrong and names the file."""
+
+
+class LedgerUnusable(StoreError):
+    """The ledger does not open. It stays where it is."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: the ledger does not open: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class LedgerDamaged(LedgerUnusable):
+    """The ledger is no database, or not whole. It stays where it is."""
+
+
+class LedgerTooNew(LedgerUnusable):
+    """The ledger was written by a later version of this program. It is left untouched."""
+
+    def __init__(self, path: Path, found: int, known: int) -> None:
+        reason = f"it has schema version {found}, this program knows versions up to {known}; use the one that wrote it"
+        super().__init__(path, reason)
+
+
+class NetworkFileSystem(StoreError):
+    """The folder is on a network file system, where neither locks nor syncs can be relied on."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        super().__init__(f"{path}: it is on a network file system ({kind}); expected a local one")
+        self.path = path
+        self.kind = kind
+
+
+class Locked(StoreError):
+    """Another process holds the folder; `pid` is None if it has not said which."""
+
+    def __init__(self, folder: Path, pid: int | None) -> None:
+        holder = "another process" if pid is None else f"process {pid}"
+        super().__init__(f"{folder}: {holder} is using it")
+        self.folder = folder
+        self.pid = pid

@@ -1,0 +1,156 @@
+"""The ledger: the queue, outcomes and results of every run, written in batches of one transaction each."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import sqlite3
+import time
+from typing import TYPE_CHECKING, Final, Self
+
+from scraper_supervisor.store.batch import Batch
+from scraper_supervisor.store.faults import StoreFault, disk_fault
+from scraper_supervisor.store.schema import open_ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from scraper_supervisor.core.records import Answer, LedgerOp
+
+_CLOCK_STEP: Final = 4e-6  # seconds; a retry's place is a double near -8e9, where neighbours are 1 to 2 µs apart
+_CLOCK_LEAD: Final = 1.0  # seconds; a clock that is set back by more is followed
+
+
+class Ledger:
+    """The ledger, open for writing. One thread at a time may use it, and one process has it open for writing.
+
+    Args:
+        path: The file.
+        db: A connection to it, from `open_ledger`.
+        clock: Wall-clock seconds.
+    """
+
+    def __init__(self, path: Path, db: sqlite3.Connection, clock: Callable[[], float]) -> None:
+        self._path = path
+        self._db = db
+        self._cursor = db.cursor()
+        self._clock = clock
+        self._last = 0.0  # seconds, as _tick told them last
+        self._broken = False
+        self.untidy = True  # perhaps there are rows of removed runs left; see `tidy`
+
+    @classmethod
+    def open(cls, path: Path, clock: Callable[[], float] = time.time) -> Self:
+        """Open the ledger; it is made, with mode 0600, if there is none.
+
+        Raises:
+            NetworkFileSystem, LedgerDamaged, LedgerTooNew, LedgerUnusable: See `open_ledger`.
+        """
+        return cls(path, open_ledger(path), clock)
+
+    def close(self) -> None:
+        """Close the file; harmless when already done."""
+        self._db.close()
+
+    def perform(self, ops: Sequence[LedgerOp]) -> list[Answer | StoreFault]:
+        """Carry out operations in one durable transaction, and answer in their order.
+
+        When the disk refuses, nothing of the batch is carried out and every answer is the fault. An operation that
+        makes no sense gets a fault with EINVAL (LookupError) or EIO, and the others of its batch are carried out.
+        """
+        try:
+            return self._transact(ops)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it becomes an answer
+            self._abandon()
+            fault = disk_fault(error)
+        if fault is None:
+            # One of them is at fault by itself: find out which, at the cost of a savepoint for each.
+            try:
+                return self._transact(ops, apart=True)
+            except Exception as error:  # noqa: BLE001 - as above
+                self._abandon()
+                fault = disk_fault(error) or StoreFault(errno.EIO, _explain(error))
+        return [fault] * len(ops)
+
+    def tidy(self, limit: int) -> StoreFault | None:
+        """Remove up to `limit` items of removed runs; `untidy` tells whether some are left. For idle moments."""
+        try:
+            self._begin()
+            row = self._cursor.execute("SELECT id FROM runs WHERE removed ORDER BY id LIMIT 1").fetchone()
+            if row is not None:
+                self._tidy_run(row[0], limit)
+            self.untidy = row is not None
+            self._cursor.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001 - as in perform
+            self._abandon()
+            self.untidy = False  # again after the next run that is removed, or the next start
+            return disk_fault(error) or StoreFault(errno.EIO, _explain(error))
+        return None
+
+    # ---- transactions ------------------------------------------------------------------------------------------------
+
+    def _transact(self, ops: Sequence[LedgerOp], *, apart: bool = False) -> list[Answer | StoreFault]:
+        self._begin()
+        batch = Batch(self._cursor, self._tick)
+        answers: list[Answer | StoreFault] = [self._apart(batch, op) if apart else batch.perform(op) for op in ops]
+        batch.write_tallies()
+        self._cursor.execute("COMMIT")
+        self.untidy = self.untidy or batch.removed_runs
+        return answers
+
+    def _begin(self) -> None:
+        if self._broken:
+            with contextlib.suppress(sqlite3.Error):  # a connection that cannot even roll back
+                self._db.close()
+            self._db = open_ledger(self._path)
+            self._cursor = self._db.cursor()
+            self._broken = False
+        self._cursor.execute("BEGIN IMMEDIATE")
+
+    def _abandon(self) -> None:
+        if not self._broken and self._db.in_transaction:  # SQLite itself has ended it after some errors
+            try:
+                self._cursor.execute("ROLLBACK")
+            except sqlite3.Error:
+                self._broken = True
+
+    def _apart(self, batch: Batch, op: LedgerOp) -> Answer | StoreFault:
+        batch.write_tallies()
+        self._cursor.execute("SAVEPOINT op")
+        try:
+            answer: Answer | StoreFault = batch.perform(op)
+            batch.write_tallies()
+        except Exception as error:
+            if disk_fault(error) is not None:
+                raise
+            batch.forget_tallies()
+            self._cursor.execute("ROLLBACK TO op")
+            answer = StoreFault(errno.EINVAL if isinstance(error, LookupError) else errno.EIO, _explain(error))
+        self._cursor.execute("RELEASE op")
+        return answer
+
+    def _tick(self) -> float:
+        """The time; never twice the same, since the place of a retry in the queue is made of it."""
+        now = self._clock()
+        ahead = self._last - now
+        self._last = self._last + _CLOCK_STEP if -_CLOCK_STEP < ahead < _CLOCK_LEAD else now
+        return self._last
+
+    def _tidy_run(self, run_id: int, limit: int) -> None:
+        execute = self._cursor.execute
+        for table, column in (("results", "seq"), ("items", "id")):
+            execute(
+                f"DELETE FROM {table} WHERE run_id = ? AND {column} IN"
+                f" (SELECT {column} FROM {table} WHERE run_id = ? LIMIT ?)",
+                (run_id, run_id, limit),
+            )
+            if self._cursor.rowcount >= limit:
+                return
+        for table in ("lanes", "totals"):
+            execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
+        execute("DELETE FROM runs WHERE id = ?", (run_id,))
+
+
+def _explain(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

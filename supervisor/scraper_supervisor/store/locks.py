@@ -1,0 +1,72 @@
+"""One process to a folder: a lock on the file `lock` in it, which holds the owner's pid."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING, Self
+
+from scraper_supervisor.store.faults import Locked
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+_NAME = "lock"
+
+
+class FolderLock:
+    """Holds a folder until it is closed or the process ends; a context manager.
+
+    The file stays when the lock goes: removing it would let two processes hold two files of one name.
+
+    Args:
+        folder: An existing folder.
+        fd: What `keep_over_exec` told, in a process that has executed itself anew and holds the folder already.
+
+    Raises:
+        Locked: Another process (or another FolderLock of this one) holds the folder.
+        OSError: The file cannot be opened or written.
+    """
+
+    def __init__(self, folder: Path, fd: int | None = None) -> None:
+        self.folder = folder
+        self._fd = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if fd is None else fd
+        try:
+            os.set_inheritable(self._fd, False)
+            self._take()
+        except BaseException:
+            self.close()
+            raise
+
+    def keep_over_exec(self) -> int:
+        """Make the lock survive an exec of this process, and tell the descriptor to give to the new one."""
+        os.set_inheritable(self._fd, True)
+        return self._fd
+
+    def close(self) -> None:
+        """Let the folder go; harmless when already done."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _take(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Locked(self.folder, _pid(os.pread(self._fd, 32, 0))) from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _pid(content: bytes) -> int | None:
+    text = content.strip()
+    return int(text) if text.isdigit() else None
