@@ -1,0 +1,135 @@
+"""Who holds which item, under which number, and what is being written about it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from msgspec import Struct
+
+from scraper_supervisor.core.calls import Caller
+from scraper_supervisor.core.events import Persist, Refuse, Reply
+from scraper_supervisor.core.lanes import Item
+from scraper_supervisor.core.records import Conclude
+from scraper_worker.protocol import FailedAnswer, Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REMEMBERED_RELEASES: Final = 10_000
+
+
+class ItemEnded(Struct, frozen=True):
+    """An attempt was recorded: what the abort window, the event log and the figures learn from."""
+
+    group: str
+    key: str
+    worker: str
+    incarnation: int
+    outcome: Literal["done", "retry", "failed"]
+    attempt: int
+    target: str | None
+    seconds: float | None
+    failure: Failure | None
+    action: FailedAnswer | None
+    first: bool  # the item's first recorded outcome, so far as memory knows
+
+
+class Claimed(Struct, frozen=True):
+    """A worker was handed an item."""
+
+    worker: str
+    incarnation: int
+    key: str
+
+
+Effect: TypeAlias = Persist | Reply | Refuse | ItemEnded | Claimed
+
+
+class Closing(Struct):
+    """What is being written about a claim, and whom to tell."""
+
+    op: Conclude
+    callers: list[Caller]
+    seconds: float | None = None
+    failure: Failure | None = None
+    answer: FailedAnswer | None = None
+
+
+class Hand(Struct):
+    """An item in a worker's hands. `since` is monotonic seconds."""
+
+    item: Item
+    claim: int
+    worker: str
+    incarnation: int
+    since: float
+    closing: Closing | None = None
+    left: bool = False  # its worker is gone: should the write fail, nobody would come again to repeat the call
+    doomed: bool = False  # an operator cancelled it: however it leaves the hands, unless done, it is failed
+
+
+class Hands:
+    """All hands of one group."""
+
+    def __init__(self) -> None:
+        self._hands: dict[int, Hand] = {}
+        self._of: dict[str, set[int]] = {}  # worker → its claims
+        self._released: OrderedDict[int, str] = OrderedDict()  # the latest claims that were given back → key
+
+    def __len__(self) -> int:
+        return len(self._hands)
+
+    def __iter__(self) -> Iterator[Hand]:
+        return iter(self._hands.values())
+
+    def clear(self) -> None:
+        """Nothing is in anybody's hands."""
+        self._hands.clear()
+        self._of.clear()
+
+    def get(self, claim: int) -> Hand | None:
+        """The hand of this claim."""
+        return self._hands.get(claim)
+
+    def count(self, worker: str) -> int:
+        """How many items are in this worker's hands."""
+        return len(self._of.get(worker, ()))
+
+    def of(self, worker: str) -> list[Hand]:
+        """This worker's hands, by claim."""
+        return [self._hands[claim] for claim in sorted(self._of.get(worker, ()))]
+
+    def open_of(self, worker: str) -> list[Hand]:
+        """Those of this worker's hands of which nothing is being written."""
+        return [hand for hand in self.of(worker) if hand.closing is None]
+
+    def find(self, caller: Caller, key: str, claim: int | None) -> Hand | None:
+        """The caller's own claim of that key: by its number, else by the key alone."""
+        for hand in self.of(caller.worker) if claim is None else filter(None, [self._hands.get(claim)]):
+            mine = hand.worker == caller.worker and hand.incarnation == caller.incarnation
+            if mine and hand.item.key == key:
+                return hand
+        return None
+
+    def grip(self, item: Item, claim: int, worker: str, incarnation: int, now: float) -> None:
+        """An item goes into a worker's hands."""
+        self._released.pop(claim, None)
+        self._hands[claim] = Hand(item, claim, worker, incarnation, now)
+        self._of.setdefault(worker, set()).add(claim)
+
+    def drop(self, hand: Hand, *, released: bool = False) -> None:
+        """An item leaves the hands; `released`: with nothing recorded, so that its claim may be taken up again."""
+        del self._hands[hand.claim]
+        mine = self._of[hand.worker]
+        mine.discard(hand.claim)
+        if not mine:
+            del self._of[hand.worker]
+        if released:
+            self._released[hand.claim] = hand.item.key
+            if len(self._released) > REMEMBERED_RELEASES:
+                self._released.popitem(last=False)
+
+    def was_released(self, claim: int, key: str) -> bool:
+        """Whether this claim of that key was given back and nothing was recorded of it since."""
+        return self._released.get(claim) == key

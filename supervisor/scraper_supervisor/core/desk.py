@@ -1,0 +1,187 @@
+"""What workers say, and what they are answered: the worker protocol's rules, apart from the queue's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from scraper_supervisor.core.calls import Caller
+from scraper_supervisor.core.state import ENDED, Browser, Worker
+from scraper_supervisor.core.worker import Phase
+from scraper_worker.protocol import (
+    BAD_PARAMS,
+    INVALID_REQUEST,
+    NOT_INTRODUCED,
+    BadParams,
+    BrowserStarted,
+    BrowserStopped,
+    CheckpointLoad,
+    CheckpointSave,
+    End,
+    FailureReport,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    ItemDone,
+    ItemFailed,
+    ItemNext,
+    ItemRelease,
+    ItemsOffer,
+    Nothing,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scraper_supervisor.core.checkpoints import Checkpoints
+    from scraper_supervisor.core.claims import Effect
+    from scraper_supervisor.core.events import Said
+    from scraper_supervisor.core.introductions import Introductions
+    from scraper_supervisor.core.lifecycle import Lifecycle
+    from scraper_supervisor.core.recycling import Recycling
+    from scraper_supervisor.core.state import FleetState, Group
+
+
+class Desk:
+    """Answers every message of a worker's connection."""
+
+    def __init__(
+        self,
+        state: FleetState,
+        lifecycle: Lifecycle,
+        introductions: Introductions,
+        checkpoints: Checkpoints,
+        recycling: Recycling,
+        effects: Callable[[list[Effect], float], None],
+    ) -> None:
+        self._state = state
+        self._lifecycle = lifecycle
+        self._introductions = introductions
+        self._checkpoints = checkpoints
+        self._recycling = recycling
+        self._effects = effects
+
+    def said(self, event: Said, now: float) -> None:
+        """Take a message."""
+        message = event.message
+        if isinstance(message, Hello):
+            self._introductions.hello(event, message)
+            return
+        worker = self._speaker(event.conn)
+        if worker is None and self._introductions.later(event):
+            return
+        if worker is None or worker.goodbye is not None:
+            why = "say hello first" if worker is None else "you said goodbye"
+            self._state.refuse(event.conn, event.call, NOT_INTRODUCED, why)
+            return
+        worker.heard = now
+        try:
+            self._dispatch(event, worker, now)
+        except BadParams as error:
+            self._state.refuse(event.conn, event.call, BAD_PARAMS, str(error), error.data)
+
+    def _dispatch(self, event: Said, worker: Worker, now: float) -> None:  # noqa: C901 - one arm a method
+        group = self._state.groups[worker.group]
+        caller = Caller(worker.name, worker.life.incarnation, event.conn, -1 if event.call is None else event.call)
+        match event.message:
+            case Heartbeat(pages=pages):
+                worker.beats = True
+                for browser, count in pages.items():
+                    if browser in worker.browsers:
+                        worker.browsers[browser].pages = count
+            case ItemsOffer() as offer:
+                self._effects(group.queue.offer(caller, offer), now)
+                worker.more = offer.more
+            case ItemNext(wait=wait):
+                if event.call is not None:  # as a notification it could never be told what it was given
+                    self._next(worker, group, caller, wait, now)
+            case ItemDone() as done:
+                self._effects(group.queue.conclude_done(caller, done), now)
+            case ItemFailed() as failed:
+                self._effects(group.queue.conclude_failed(caller, failed), now)
+            case ItemRelease() as release:
+                self._effects(group.queue.release(caller, release), now)
+            case FailureReport() as report:
+                worker.last_failure = report.failure
+                self._state.publish(
+                    "failure_pattern_detected",
+                    "warning",
+                    "desk",
+                    worker=worker,
+                    failure=report.failure,
+                    target=report.target,
+                )
+                self._state.reply(event.conn, event.call, Nothing())
+            case CheckpointSave() as save:
+                self._checkpoints.save(event, worker, save)
+            case CheckpointLoad(generation=generation):
+                self._checkpoints.load(event, worker, generation)
+            case BrowserStarted() as started:
+                self._browser_started(event, worker, started, now)
+            case BrowserStopped() as stopped:
+                self._browser_stopped(event, worker, stopped, now)
+            case Goodbye(reason=reason):
+                self._goodbye(event, worker, group, reason, now)
+            case Hello():
+                self._state.refuse(event.conn, event.call, INVALID_REQUEST, "already introduced")
+            case _ as never:
+                assert_never(never)
+
+    # ---- items
+
+    def _next(self, worker: Worker, group: Group, caller: Caller, wait: float | None, now: float) -> None:
+        if worker.life.phase is not Phase.RUNNING:
+            self._state.reply(caller.conn, caller.call, End("draining"))
+        elif group.completing or (group.state in ENDED and not group.queue.unfinished):
+            self._state.reply(caller.conn, caller.call, End("complete"))
+        else:
+            group.queue.ask(caller, wait, now)
+
+    def _goodbye(self, event: Said, worker: Worker, group: Group, reason: str, now: float) -> None:
+        worker.goodbye = "complete" if reason == "complete" else "drained"
+        effects = group.queue.let_go(worker.name)
+        effects += group.queue.end_waiting(worker.name, "complete" if reason == "complete" else "draining")
+        self._effects(effects, now)
+        if event.call is not None:
+            worker.farewell = (event.conn, event.call)
+        if worker.life.deadline is None:  # its process owes us an exit
+            worker.life.deadline = now + group.settings.stop_timeout
+        self._lifecycle.note(worker, now)
+
+    def answer_goodbyes(self) -> None:
+        """A goodbye is answered last: when nothing of what its connection called waits for the disk any more."""
+        for worker in self._state.workers.values():
+            if worker.farewell is None:
+                continue
+            conn, call = worker.farewell
+            if not self._checkpoints.owes(conn) and not self._state.groups[worker.group].queue.owes(conn):
+                worker.farewell = None
+                self._state.reply(conn, call, Nothing())
+
+    # ---- browsers
+
+    def _browser_started(self, event: Said, worker: Worker, started: BrowserStarted, now: float) -> None:
+        known = worker.browsers.get(started.browser)
+        if known is None or known.pid != started.pid:  # it is told again after each hello
+            worker.browsers[started.browser] = Browser(
+                started.browser, started.pid, started.driver_pid, started.engine, started.version, now
+            )
+        self._lifecycle.watch(worker)
+        self._recycling.started(worker, started.browser, now)
+        self._state.reply(event.conn, event.call, Nothing())
+
+    def _browser_stopped(self, event: Said, worker: Worker, stopped: BrowserStopped, now: float) -> None:
+        known = worker.browsers.pop(stopped.browser, None)
+        self._lifecycle.watch(worker)
+        if known is not None:
+            self._recycling.stopped(worker, stopped.browser, stopped.reason, now)
+        self._state.reply(event.conn, event.call, Nothing())
+
+    # ---- inside
+
+    def _speaker(self, conn: int) -> Worker | None:
+        """The worker whose present incarnation is introduced on this connection."""
+        known = self._state.conns.get(conn)
+        if known is None:
+            return None
+        worker = self._state.workers.get(known[0])
+        return worker if worker is not None and worker.life.incarnation == known[1] else None

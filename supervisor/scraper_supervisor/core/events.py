@@ -1,0 +1,295 @@
+"""The words between core and daemon: what happened (events) and what to do about it (commands). Values only."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+from msgspec import Raw, Struct
+
+from scraper_supervisor.core.records import Answer, Op
+from scraper_supervisor.core.resources import Sample
+from scraper_supervisor.core.settings import GroupSettings, Settings
+from scraper_worker.protocol import FromWorker, RpcError, ToWorker
+
+# ---- events: what happened ------------------------------------------------------------------------------------------
+
+
+class Said(Struct, frozen=True):
+    """A worker's connection sent a message. `call` is None for a notification.
+
+    `ancestry` is set on hello alone: the peer's PID by SO_PEERCRED and the PIDs of its parents, nearest first.
+    """
+
+    conn: int
+    call: int | None
+    message: FromWorker
+    ancestry: tuple[int, ...] = ()
+
+
+class Replied(Struct, frozen=True):
+    """A worker answered our own request `call`; `error` is None if it went well."""
+
+    conn: int
+    call: int
+    error: RpcError | None
+
+
+class Disconnected(Struct, frozen=True):
+    """A worker's connection is closed."""
+
+    conn: int
+
+
+class Spawned(Struct, frozen=True):
+    """A process runs."""
+
+    worker: str
+    incarnation: int
+    pid: int
+    token: str
+
+
+class SpawnFailed(Struct, frozen=True):
+    """No process could be started."""
+
+    worker: str
+    incarnation: int
+    message: str
+
+
+class Exited(Struct, frozen=True):
+    """A process ended, by `code` or by `signal`."""
+
+    worker: str
+    incarnation: int
+    code: int | None
+    signal: int | None
+
+
+class TreeEnded(Struct, frozen=True):
+    """Nothing is left of an incarnation; `killed` processes had outlived it."""
+
+    worker: str
+    incarnation: int
+    killed: int
+
+
+class Sampled(Struct, frozen=True):
+    """One pass over all workers' trees and the host. None is unknown."""
+
+    samples: tuple[Sample, ...]
+    memory_percent: float | None
+    disk_free: int | None
+
+
+class Persisted(Struct, frozen=True):
+    """An operation is durable, or a read answered."""
+
+    op: Op
+    answer: Answer
+
+
+class PersistFailed(Struct, frozen=True):
+    """An operation left no trace."""
+
+    op: Op
+    errno: int
+    message: str
+
+
+class Due(Struct, frozen=True):
+    """The time of `Fleet.next_deadline()` came; early, late or twice does no harm."""
+
+
+class Asked(Struct, frozen=True):
+    """An operator's request on the control socket."""
+
+    request: int
+    method: str
+    names: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    fresh: bool = False
+    failed: bool = False
+    parked: bool = False
+    wait: bool = True
+
+
+class Withdrawn(Struct, frozen=True):
+    """An operator's connection is gone: its request needs no answer any more."""
+
+    request: int
+
+
+class Reconfigured(Struct, frozen=True):
+    """A new configuration, already validated and allowed by `changes.plan`."""
+
+    settings: Settings
+
+
+class Terminated(Struct, frozen=True):
+    """SIGTERM, SIGINT or `stop`: drain; `at_once` ends without waiting for items."""
+
+    reason: str
+    at_once: bool = False
+
+
+Event: TypeAlias = (
+    Said
+    | Replied
+    | Disconnected
+    | Spawned
+    | SpawnFailed
+    | Exited
+    | TreeEnded
+    | Sampled
+    | Persisted
+    | PersistFailed
+    | Due
+    | Asked
+    | Withdrawn
+    | Reconfigured
+    | Terminated
+)
+
+# ---- commands: what to do -------------------------------------------------------------------------------------------
+
+
+class Spawn(Struct, frozen=True):
+    """Start a worker's process. Answered by Spawned or SpawnFailed."""
+
+    worker: str
+    incarnation: int
+    group: GroupSettings
+
+
+class Signal(Struct, frozen=True):
+    """Send a signal to the worker's PID alone."""
+
+    worker: str
+    incarnation: int
+    signum: int
+
+
+class KillTree(Struct, frozen=True):
+    """SIGKILL the worker and everything below it, and remove what it left. Answered by TreeEnded.
+
+    Also the clean-up after a worker's own end: `browsers` are the PIDs that it reported.
+    """
+
+    worker: str
+    incarnation: int
+    browsers: tuple[int, ...]
+
+
+class KillBrowser(Struct, frozen=True):
+    """SIGKILL one browser of a worker, all its processes."""
+
+    worker: str
+    incarnation: int
+    pid: int
+
+
+class Watch(Struct, frozen=True):
+    """Sample this worker's tree from now on, or what it consists of changed."""
+
+    worker: str
+    incarnation: int
+    pid: int
+    browsers: tuple[tuple[str, int], ...]
+
+
+class Unwatch(Struct, frozen=True):
+    """Sample this worker no longer."""
+
+    worker: str
+
+
+class Reply(Struct, frozen=True):
+    """Answer a worker's call."""
+
+    conn: int
+    call: int
+    result: Any
+
+
+class Refuse(Struct, frozen=True):
+    """Answer a worker's call with an error, and close the connection if asked."""
+
+    conn: int
+    call: int
+    error: RpcError
+    close: bool = False
+
+
+class Tell(Struct, frozen=True):
+    """Send a worker a notification, or a request if `call` is given (answered by Replied)."""
+
+    conn: int
+    message: ToWorker
+    call: int | None = None
+
+
+class Introduced(Struct, frozen=True):
+    """The connection said a good hello: the limit of its lines is lifted."""
+
+    conn: int
+
+
+class HangUp(Struct, frozen=True):
+    """Close a worker's connection, after what was sent."""
+
+    conn: int
+
+
+class Persist(Struct, frozen=True):
+    """Have the store carry out an operation. Answered by Persisted or PersistFailed."""
+
+    op: Op
+
+
+class Publish(Struct, frozen=True):
+    """Write an event to the event log and the log."""
+
+    event: str
+    severity: Literal["debug", "info", "warning", "error", "critical"]
+    component: str
+    correlation_id: str
+    data: Any
+    worker: str | None = None
+    group: str | None = None
+
+
+class Answered(Struct, frozen=True):
+    """Answer an operator's request."""
+
+    request: int
+    ok: bool
+    document: Any
+
+
+class Leave(Struct, frozen=True):
+    """Everything is at its end: the daemon exits with `code`."""
+
+    code: int
+    reason: str
+
+
+Command: TypeAlias = (
+    Spawn
+    | Signal
+    | KillTree
+    | KillBrowser
+    | Watch
+    | Unwatch
+    | Reply
+    | Refuse
+    | Tell
+    | Introduced
+    | HangUp
+    | Persist
+    | Publish
+    | Answered
+    | Leave
+)
+
+EMPTY = Raw(b"null")

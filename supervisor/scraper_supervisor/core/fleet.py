@@ -1,0 +1,394 @@
+"""The one door of the core: `handle(event, now)` gives commands, `next_deadline()` is the one timer.
+
+The fleet routes; the rooms decide. What a room has to say to another passes through here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from scraper_supervisor.core.abort import AbortWindow, Decision
+from scraper_supervisor.core.changes import plan
+from scraper_supervisor.core.checkpoints import Checkpoints
+from scraper_supervisor.core.claims import Claimed, Effect, ItemEnded
+from scraper_supervisor.core.desk import Desk
+from scraper_supervisor.core.disk import Disk
+from scraper_supervisor.core.events import (
+    Asked,
+    Command,
+    Disconnected,
+    Due,
+    Event,
+    Exited,
+    Leave,
+    Persisted,
+    PersistFailed,
+    Reconfigured,
+    Refuse,
+    Replied,
+    Reply,
+    Said,
+    Sampled,
+    Spawned,
+    SpawnFailed,
+    Terminated,
+    TreeEnded,
+    Withdrawn,
+)
+from scraper_supervisor.core.groups import Groups
+from scraper_supervisor.core.introductions import Introductions
+from scraper_supervisor.core.lifecycle import Lifecycle
+from scraper_supervisor.core.operators import Operators
+from scraper_supervisor.core.outcomes import Outcomes
+from scraper_supervisor.core.records import (
+    Answer,
+    Intents,
+    LoadIntents,
+    LoadRun,
+    LoadState,
+    Op,
+    OpenRun,
+    Probe,
+    RunImage,
+    SaveState,
+    SetIntent,
+    SetRunState,
+    StateLoaded,
+    StateSaved,
+)
+from scraper_supervisor.core.recycling import Recycling
+from scraper_supervisor.core.slo import Slo
+from scraper_supervisor.core.state import ENDED, FleetState, GroupState, Mode
+from scraper_supervisor.core.watchdog import Watchdog
+from scraper_supervisor.core.worker import Phase
+
+if TYPE_CHECKING:
+    from scraper_supervisor.core.settings import Settings
+
+
+class Fleet:
+    """Everything the supervisor decides.
+
+    Args:
+        settings: a valid configuration.
+        boot: a random word; seeds jitter and begins every correlation id of this daemon's life.
+        once: end when nothing is left to do.
+        mode: how each group's run is opened; "next" with `once`.
+    """
+
+    def __init__(self, settings: Settings, boot: str, *, once: bool = False, mode: Mode = "continue") -> None:
+        self.state = FleetState(settings, boot, once=once)
+        self.mode: Mode = mode
+        self.abort = AbortWindow(settings.abort)
+        self.slo = Slo()
+        self.disk = Disk(self.state)
+        self.lifecycle = Lifecycle(self.state, self.slo, self.abort, self._effects)
+        self.watchdog = Watchdog(self.state, self.lifecycle)
+        self.outcomes = Outcomes(self.state, self.lifecycle, self.abort)
+        self.groups = Groups(self.state, self.lifecycle, self.slo, self.abort, self._effects)
+        self.recycling = Recycling(self.state, self.lifecycle)
+        self.checkpoints = Checkpoints(self.state, self.lifecycle, self.slo)
+        self.introductions = Introductions(
+            self.state, self.lifecycle, self.watchdog, self.recycling, self.checkpoints, self._effects
+        )
+        self.desk = Desk(
+            self.state, self.lifecycle, self.introductions, self.checkpoints, self.recycling, self._effects
+        )
+        self.operators = Operators(self.state, self.groups, self.lifecycle, self.watchdog, self.recycling, self.abort)
+        self._save_states_at: float | None = None
+
+    def start(self, now: float) -> list[Command]:
+        """Begin: ask the ledger what operators want and where each run stands."""
+        self.state.persist(LoadIntents(self.state.ticket()))
+        self._save_states_at = now + self.state.settings.checkpoint.interval
+        return self._finish(now)
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take one event; what is to be done about it."""
+        self._route(event, now)
+        return self._finish(now)
+
+    def next_deadline(self) -> float | None:
+        """When `Due` is wanted, in monotonic seconds."""
+        state = self.state
+        times = [
+            self.abort.next_deadline(),
+            state.storage.probe_at,
+            self._save_states_at,
+            self.recycling.next_deadline(),
+        ]
+        for group in state.groups.values():
+            times += [group.repeat_at, group.queue.next_deadline(), self.watchdog.items_deadline(group)]
+        times += [self.watchdog.next_deadline(worker) for worker in state.workers.values()]
+        return min((time for time in times if time is not None), default=None)
+
+    # ---- routing
+
+    def _route(self, event: Event, now: float) -> None:  # noqa: C901 - one arm an event
+        match event:
+            case Said():
+                self.desk.said(event, now)
+            case Persisted(op=op, answer=answer):
+                self._persisted(op, answer, now)
+            case PersistFailed():
+                self._persist_failed(event, now)
+            case Due():
+                self._due(now)
+            case Replied():
+                self.recycling.replied(event, now)
+            case Disconnected(conn=conn):
+                self._disconnected(conn, now)
+            case Spawned():
+                if self.lifecycle.spawned(event, now) is not None:
+                    self.introductions.process_known(event.worker)
+            case SpawnFailed():
+                self.lifecycle.spawn_failed(event, now)
+                self.introductions.process_known(event.worker)
+            case Exited():
+                if self.lifecycle.exited(event, now) is not None:
+                    self.recycling.forget(event.worker)
+            case TreeEnded(worker=name, incarnation=incarnation, killed=killed):
+                self.state.trees.discard((name, incarnation))
+                if killed:
+                    self.state.publish(
+                        "cleanup_initiated",
+                        "warning",
+                        "workers",
+                        worker=self.state.workers.get(name),
+                        incarnation=incarnation,
+                        killed=killed,
+                        cleaned=name,
+                    )
+            case Sampled():
+                self.disk.measured(event.disk_free, now)
+                self.recycling.sampled(event, now)
+            case Asked():
+                self.operators.asked(event, now)
+            case Withdrawn(request=request):
+                self.operators.withdrawn(request)
+            case Reconfigured(settings=settings):
+                self._reconfigure(settings, now)
+            case Terminated():
+                self._terminate(event, now)
+            case _ as never:
+                assert_never(never)
+
+    def _finish(self, now: float) -> list[Command]:
+        """What any event may have made possible: hand out items, complete runs, leave."""
+        self.recycling.step(now)  # before items are handed out: it says who may have one
+        self._decide(self.abort.evaluate(now), now)
+        for group in list(self.state.groups.values()):
+            open_ = group.state not in ENDED and self.state.disk_works()
+            self._effects(group.queue.pump(now, self._may_start, open_=open_), now)
+            self.groups.check(group, now)
+            self.groups.roll(group, now)
+        self.desk.answer_goodbyes()
+        self.groups.forget_removed(self.state.groups, now)
+        self.operators.settle(now)
+        self._leave_if_done()
+        commands, self.state.out = self.state.out, []
+        return commands
+
+    # ---- the queue's effects
+
+    def _effects(self, effects: list[Effect], now: float) -> None:
+        for effect in effects:
+            match effect:
+                case Reply(call=call) | Refuse(call=call):
+                    if call >= 0:
+                        self.state.out.append(effect)
+                case Claimed():
+                    self.outcomes.claimed(effect, now)
+                case ItemEnded():
+                    self.outcomes.ended(effect, now)
+                case _:
+                    self.state.out.append(effect)
+
+    def _may_start(self, name: str) -> bool:
+        """Whether this worker may be handed a further item now."""
+        worker = self.state.workers.get(name)
+        if worker is None or worker.life.phase is not Phase.RUNNING or worker.goodbye is not None:
+            return False
+        if worker.recycle is not None or worker.limit is not None or worker.paused:
+            return False
+        return self.state.groups[worker.group].state is GroupState.RUNNING
+
+    # ---- the store's answers
+
+    def _persisted(self, op: Op, answer: Answer, now: float) -> None:
+        match op:
+            case Probe():
+                self._healed(now)
+            case LoadIntents():
+                if isinstance(answer, Intents):
+                    self.state.intents = dict(answer.names)
+                for settings in self.state.settings.groups.values():
+                    self.groups.create(settings, self.mode)
+                if not self.state.settings.groups:
+                    self.state.phase = "running"
+            case OpenRun() | LoadRun():
+                if isinstance(answer, RunImage) and op.group in self.state.groups:
+                    self.groups.opened(op, answer, now)
+                    self.operators.image_read(op, self.state.groups[op.group], now)
+            case SetRunState():
+                self.groups.run_state_set(op, now)
+            case SaveState() | LoadState():
+                self._state_answered(op, answer, now)
+            case SetIntent():
+                pass
+            case _:
+                group = self.state.groups.get(op.group)
+                if group is not None:
+                    self._effects(group.queue.persisted(op, answer, now), now)
+                self.operators.persisted(op, answer, now)
+
+    def _state_answered(self, op: SaveState | LoadState, answer: Answer, now: float) -> None:
+        if isinstance(op, SaveState) and isinstance(answer, StateSaved):
+            self.checkpoints.saved(op, answer)
+        if not isinstance(op, LoadState) or not isinstance(answer, StateLoaded):
+            return
+        self.checkpoints.publish_damage(op.worker, answer)
+        later = self.introductions.read(op, answer, now)
+        if later is None:
+            self.checkpoints.loaded(op, answer)
+        for said in later or ():
+            self.desk.said(said, now)
+
+    def _persist_failed(self, event: PersistFailed, now: float) -> None:
+        self.disk.failed(event, now)
+        op = event.op
+        match op:
+            case SaveState():
+                self.checkpoints.failed(op, event.errno, event.message)
+            case LoadState():
+                if not self.introductions.failed(op, event.errno, event.message):
+                    self.checkpoints.failed(op, event.errno, event.message)
+            case SetRunState() | SetIntent() | LoadIntents() | OpenRun() | LoadRun() | Probe():
+                pass  # the disk's room asks them again
+            case _:
+                group = self.state.groups.get(op.group)
+                if group is not None:
+                    self._effects(group.queue.persist_failed(op, event.errno, event.message), now)
+                self.operators.persist_failed(op, event.message)
+
+    def _healed(self, now: float) -> None:
+        since = self.disk.healed(now)
+        if since is None:
+            return
+        for group in self.state.groups.values():
+            self._effects(group.queue.settle(), now)
+        self.watchdog.stood_still(since, now)
+
+    # ---- time
+
+    def _due(self, now: float) -> None:
+        state = self.state
+        self.disk.due(now)
+        for worker in list(state.workers.values()):
+            self.watchdog.due(worker, now)
+        for group in list(state.groups.values()):
+            self.groups.due(group, now)
+            self.watchdog.items_due(group, now)
+        if self._save_states_at is not None and now >= self._save_states_at:
+            self._save_states_at = now + state.settings.checkpoint.interval
+            for worker in state.workers.values():
+                self.lifecycle.save_again(worker)
+
+    def _disconnected(self, conn: int, now: float) -> None:
+        self.introductions.disconnected(conn)
+        known = self.state.conns.pop(conn, None)
+        if known is None:
+            return
+        worker = self.state.workers.get(known[0])
+        if worker is not None and worker.conn == conn:
+            self.state.groups[worker.group].queue.disconnected(conn)
+            self.lifecycle.disconnected(worker, now)
+
+    # ---- the abort policy
+
+    def _decide(self, decisions: list[Decision], now: float) -> None:
+        for decision in decisions:
+            if decision.action != "aborted":
+                self.state.publish(
+                    "abort_evaluated",
+                    "warning" if decision.action == "suspected" else "info",
+                    "abort",
+                    group=decision.key if decision.scope == "group" else None,
+                    decision=decision,
+                )
+                continue
+            incident = self.state.incident_id()
+            names = list(self.state.groups) if decision.scope == "global" else [decision.key]
+            self.state.publish("abort_triggered", "critical", "abort", incident=incident, decision=decision)
+            for name in names:
+                group = self.state.groups.get(name)
+                if group is not None:
+                    self.groups.abort(group, f"aborted: {decision.reason}", now)
+            if decision.scope == "global":
+                self.state.phase = "aborting"
+            self.state.publish(
+                "abort_executed", "critical", "abort", incident=incident, decision=decision, groups=names
+            )
+
+    # ---- reload and the end
+
+    def _reconfigure(self, settings: Settings, now: float) -> None:
+        state = self.state
+        changes = plan(state.settings, settings)
+        state.settings = settings
+        self.abort.reconfigure(settings.abort)
+        for name in changes.removed:
+            self.groups.remove(state.groups[name], now)
+        for name, group in list(state.groups.items()):
+            if name in settings.groups:
+                self.groups.reconfigure(group, settings.groups[name], roll=name in changes.restart, now=now)
+        for name in changes.added:
+            if name not in state.groups:
+                self.groups.create(settings.groups[name], "next" if state.once else "continue")
+        self._save_states_at = min(self._save_states_at or now, now + settings.checkpoint.interval)
+        state.publish("config_reloaded", "info", "config", summary=changes.summary)
+
+    def _terminate(self, event: Terminated, now: float) -> None:
+        state = self.state
+        if state.phase != "draining":
+            state.phase = "draining"
+            for group in state.groups.values():
+                self.groups.stop(group, event.reason, now)
+        if event.at_once:
+            state.at_once = True
+            for worker in state.workers.values():
+                if worker.life.alive:
+                    self.lifecycle.kill(worker, event.reason, "stopped", now)
+
+    def _leave_if_done(self) -> None:
+        """Leave when a drain is over, an abort is executed, or with `once` when nothing is left to do."""
+        state = self.state
+        if state.left or state.phase == "starting" or any(worker.life.up for worker in state.workers.values()):
+            return
+        if state.trees:
+            return
+        writing = state.saves or any(group.completing or group.queue.writing for group in state.groups.values())
+        if writing and (state.clocks_run() or state.phase != "draining"):
+            return  # but a drain does not wait for a disk that refuses: what is not written was not acknowledged
+        if state.phase == "draining":
+            self._leave(0, "drained")
+            return
+        groups = list(state.groups.values())
+        ended = all(group.state in ENDED and group.repeat_at is None for group in groups)
+        aborted = [group for group in groups if group.state is GroupState.ABORTED]
+        if state.phase == "aborting" or (ended and aborted):
+            if state.settings.supervisor.on_abort == "exit" or state.once:
+                self._leave(69, "; ".join(group.failed_reason or "aborted" for group in aborted) or "aborted")
+            else:
+                state.phase = "aborted"
+        elif state.once and ended:
+            failed = [group for group in groups if group.state is not GroupState.COMPLETED]
+            if failed:
+                reasons = "; ".join(f"{group.name}: {group.failed_reason or group.state.public}" for group in failed)
+                self._leave(1, f"items are left and no worker is able: {reasons}")
+            else:
+                self._leave(0, "every group completed")
+
+    def _leave(self, code: int, reason: str) -> None:
+        self.state.left = True
+        self.state.out.append(Leave(code, reason))

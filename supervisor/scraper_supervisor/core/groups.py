@@ -1,0 +1,324 @@
+"""Groups and their runs: opened from the ledger, staffed, completed, repeated, aborted, resized, stopped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal
+
+from scraper_supervisor.core import restart
+from scraper_supervisor.core.queue import Queue
+from scraper_supervisor.core.records import LoadRun, OpenRun, RunImage, RunState, SetIntent, SetRunState
+from scraper_supervisor.core.state import ENDED, Group, GroupState, Mode, Worker
+from scraper_supervisor.core.worker import Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from scraper_supervisor.core.abort import AbortWindow
+    from scraper_supervisor.core.claims import Effect
+    from scraper_supervisor.core.lifecycle import Lifecycle
+    from scraper_supervisor.core.settings import GroupSettings
+    from scraper_supervisor.core.slo import Slo
+    from scraper_supervisor.core.state import FleetState
+
+RATE_WINDOW: Final = 60.0  # seconds over which a group's rate is measured
+Intent = Literal["paused", "drained", "stopped"]
+
+
+class Groups:
+    """All groups' runs. `effects` hands the queues' effects to the fleet."""
+
+    def __init__(
+        self,
+        state: FleetState,
+        lifecycle: Lifecycle,
+        slo: Slo,
+        abort: AbortWindow,
+        effects: Callable[[list[Effect], float], None],
+    ) -> None:
+        self._state = state
+        self._lifecycle = lifecycle
+        self._slo = slo
+        self._abort = abort
+        self._effects = effects
+
+    # ---- a run begins
+
+    def create(self, settings: GroupSettings, mode: Mode) -> Group:
+        """Make a group known and ask for its run; it is staffed when the ledger answers."""
+        queue = Queue(settings.name, self._state.retry_settings(settings), self._state.ticket, self._state.boot)
+        queue.lanes.configure(self._state.settings.targets)
+        group = Group(settings.name, settings, queue)
+        group.intent = self._state.intents.get(settings.name)
+        self._state.groups[settings.name] = group
+        self.open(group, mode)
+        return group
+
+    def open(self, group: Group, mode: Mode) -> None:
+        """Ask the ledger for the group's run."""
+        group.state, group.mode, group.completing, group.repeat_at = GroupState.OPENING, mode, False, None
+        self._state.persist(OpenRun(self._state.ticket(), group.name, mode, group.settings.keep_runs))
+
+    def opened(self, op: OpenRun | LoadRun, image: RunImage, now: float) -> None:
+        """The ledger answered with the run."""
+        group = self._state.groups.get(op.group)
+        if group is None:
+            return
+        if isinstance(op, LoadRun):
+            known = group.queue.image
+            if known is not None and known.run_id == image.run_id:  # else a new run is being opened meanwhile
+                self._audit(group, image)
+                group.queue.open(image)
+            return
+        group.queue.open(image)
+        group.run_state = image.state
+        group.ended.clear()
+        self._slo.items(0)  # nothing that this daemon acknowledged is missing yet
+        self._abort.forget(group.name)
+        totals = {one.worker: one for one in image.workers}
+        for index in range(group.settings.count):
+            worker = self._lifecycle.hire(group, index)
+            mine = totals.get(worker.name)
+            worker.done, worker.failed = (mine.done, mine.failed) if mine is not None else (0, 0)
+            worker.state = None  # an earlier run's: it is on the disk, if this run is to go on from it
+            worker.paused = self._state.intents.get(worker.name) == "paused"
+        if self._state.phase == "draining":
+            group.state = GroupState.STOPPED
+        elif image.state == "completed":
+            group.state = GroupState.COMPLETED
+        elif group.intent in ("drained", "stopped"):
+            group.state = GroupState.STOPPED
+        else:
+            self._staff(group, now)
+        if self._state.phase == "starting" and all(
+            one.state is not GroupState.OPENING for one in self._state.groups.values()
+        ):
+            self._state.phase = "running"
+
+    def _staff(self, group: Group, now: float) -> None:
+        """Start the workers that are wanted."""
+        if group.run_state != "running":
+            self._set_run_state(group, "running")
+        group.state = GroupState.PAUSED if group.intent == "paused" else GroupState.RUNNING
+        group.completing, group.failed_reason = False, None
+        for worker in self._state.team(group):
+            if self._state.intents.get(worker.name) not in ("drained", "stopped"):
+                self._lifecycle.want(worker)
+                self._lifecycle.start(worker, now)
+
+    def _set_run_state(self, group: Group, state: RunState) -> None:
+        image = group.queue.image
+        if image is not None:
+            group.run_state = state
+            self._state.persist(SetRunState(self._state.ticket(), group.name, image.run_id, state))
+
+    def revive(self, group: Group, now: float, *, reset: bool = False) -> None:
+        """Go on with the group's run: items were added to it, or an operator starts it."""
+        for worker in self._state.team(group):
+            if reset:
+                worker.history = restart.reset(worker.history)
+                if worker.life.phase is Phase.BACKOFF:
+                    worker.life.deadline = now
+        if group.state in ENDED or reset:
+            self._staff(group, now)
+
+    # ---- a run ends
+
+    def check(self, group: Group, now: float) -> None:
+        """Whether the run is complete, or nobody is left who could work on it."""
+        if group.state in ENDED or group.state is GroupState.OPENING:
+            if group.repeat_at is None and self._may_repeat(group):
+                group.repeat_at = now + group.settings.repeat_delay
+            return
+        team = self._state.team(group)
+        if group.state is GroupState.DRAINING:
+            if not any(worker.life.up for worker in team):
+                group.state = GroupState.STOPPED
+            return
+        if not group.completing and self._is_complete(group, team):
+            if not self._state.clocks_run():
+                return  # it is told when the ledger can be
+            self._complete(group, now)
+        if group.completing:
+            return
+        if team and not any(worker.life.up or worker.life.phase is Phase.BACKOFF for worker in team):
+            failed = [worker for worker in team if worker.life.phase is Phase.FAILED]
+            if failed:
+                group.state = GroupState.FAILED
+                group.failed_reason = "; ".join(
+                    f"{worker.name} failed" + (f": {worker.last_failure.message}" if worker.last_failure else "")
+                    for worker in failed[:3]
+                )
+            elif all(worker.life.phase is Phase.STOPPED for worker in team):
+                group.state = GroupState.STOPPED
+            else:  # they ended well and left items behind: only new workers can go on
+                for worker in team:
+                    if worker.life.phase is Phase.COMPLETED:
+                        self._lifecycle.again(worker, "it ended well, but items are left", now)
+
+    def _is_complete(self, group: Group, team: list[Worker]) -> bool:
+        queue = group.queue
+        if queue.image is None or queue.unfinished or group.settings.on_complete == "wait":
+            return False
+        if any(self._can_offer(group, worker) for worker in team):
+            return False
+        total = queue.done + queue.failed + queue.parked
+        return total > 0 or any(
+            worker.life.phase is Phase.COMPLETED or worker.goodbye == "complete" or queue.waits(worker.name)
+            for worker in team
+        )
+
+    def _can_offer(self, group: Group, worker: Worker) -> bool:
+        phase = worker.life.phase
+        if phase in (Phase.STOPPED, Phase.FAILED, Phase.COMPLETED) or worker.goodbye is not None:
+            return False
+        if phase is Phase.RUNNING and worker.life.introduced and worker.conn is not None:
+            waits = group.queue.waits(worker.name) and not group.queue.hands(worker.name)
+            return worker.more or not waits
+        return True
+
+    def _complete(self, group: Group, now: float) -> None:
+        """Every item has ended: the workers are told, and the ledger."""
+        group.completing = True
+        queue = group.queue
+        for worker in self._state.team(group):
+            self._effects(queue.end_waiting(worker.name, "complete"), now)
+        self._state.persist(LoadRun(self._state.ticket(), group.name))
+        self._set_run_state(group, "aborted" if queue.parked else "completed")
+
+    def run_state_set(self, op: SetRunState, now: float) -> None:
+        """The ledger knows that the run is completed, aborted or running again."""
+        group = self._state.groups.get(op.group)
+        if group is None or not group.completing or op.state == "running":
+            return
+        if group.queue.unfinished:  # something was added meanwhile
+            group.completing = False
+            group.state = GroupState.COMPLETED
+            self.revive(group, now)
+            return
+        group.completing = False
+        group.state = GroupState.COMPLETED if op.state == "completed" else GroupState.ABORTED
+
+    def _may_repeat(self, group: Group) -> bool:
+        return (
+            group.settings.on_complete == "repeat"
+            and group.state is GroupState.COMPLETED
+            and group.intent not in ("drained", "stopped")
+            and self._state.phase == "running"
+            and not (self._state.once or group.leaving or group.queue.writing)
+            and not any(worker.life.up for worker in self._state.team(group))
+        )
+
+    def due(self, group: Group, now: float) -> None:
+        """A repeat's time may have come."""
+        if group.repeat_at is None or now < group.repeat_at:
+            return
+        group.repeat_at = None
+        if self._may_repeat(group):
+            group.queue.close()
+            self.open(group, "next")
+
+    def _audit(self, group: Group, image: RunImage) -> None:
+        """What was acknowledged as done must be in the ledger; anything else is told at once and loudly."""
+        missing = max(0, group.queue.done - image.done) if group.queue.image is not None else 0
+        self._slo.items(missing)
+        if missing:
+            self._state.publish(
+                "storage_degraded", "critical", "queue", group=group.name, reason=f"{missing} done items are missing"
+            )
+
+    # ---- orders
+
+    def stop(self, group: Group, reason: str, now: float) -> None:
+        """Drain all workers of the group."""
+        for worker in self._state.team(group):
+            self._lifecycle.drain(worker, reason, "stop", now)
+        if group.state not in ENDED:
+            group.state = GroupState.DRAINING
+        group.repeat_at = None
+
+    def set_intent(self, name: str, intent: Intent | None) -> None:
+        """What an operator wants of a group or worker; it outlives the daemon."""
+        if self._state.intents.get(name) == intent:
+            return
+        if intent is None:
+            self._state.intents.pop(name, None)
+        else:
+            self._state.intents[name] = intent
+        if name in self._state.groups:
+            self._state.groups[name].intent = intent
+        self._state.persist(SetIntent(self._state.ticket(), name, intent))
+
+    def abort(self, group: Group, reason: str, now: float) -> None:
+        """The abort policy stopped the group: its workers drain, what is open waits for an operator."""
+        if group.state in ENDED:
+            return
+        for worker in self._state.team(group):
+            self._lifecycle.drain(worker, reason, "stop", now)
+        group.state, group.failed_reason, group.completing = GroupState.ABORTED, reason, False
+        self._set_run_state(group, "aborted")
+
+    # ---- reload
+
+    def reconfigure(self, group: Group, settings: GroupSettings, *, roll: bool, now: float) -> None:
+        """New settings take effect in place; a new count hires or drains the highest; `roll` restarts one by one."""
+        group.settings = settings
+        group.queue.configure(self._state.retry_settings(settings), self._state.settings.targets)
+        for worker in [one for one in self._state.team(group) if one.index >= settings.count]:
+            self._dismiss(worker, "count was lowered", now)
+        for index in range(settings.count):
+            known = f"{group.name}-{index}" in group.workers
+            worker = self._lifecycle.hire(group, index)
+            if not known and group.state in (GroupState.RUNNING, GroupState.PAUSED):
+                self._lifecycle.start(worker, now)
+        if group.leaving:  # it was removed and came back before its workers were down
+            group.leaving = False
+            if group.intent not in ("drained", "stopped") and group.state is not GroupState.OPENING:
+                self._staff(group, now)
+        if roll:
+            group.rolling = [worker.name for worker in self._state.team(group) if worker.life.up]
+            group.rolling_reason = "the configuration of its program changed"
+
+    def _dismiss(self, worker: Worker, reason: str, now: float) -> None:
+        worker.leaving = True
+        self._lifecycle.drain(worker, reason, "stop", now)
+        if not worker.life.up:
+            self._state.groups[worker.group].workers.remove(worker.name)
+            del self._state.workers[worker.name]
+            self._slo.forget(worker.name, now)
+
+    def remove(self, group: Group, now: float) -> None:
+        """The group is no longer in the configuration: its workers drain, then it is forgotten."""
+        group.leaving = True
+        self.stop(group, "the group was removed from the configuration", now)
+
+    def forget_removed(self, names: Iterable[str], now: float) -> None:
+        """Drop removed groups that nobody works for any more."""
+        for name in list(names):
+            group = self._state.groups[name]
+            writing = group.queue.writing and self._state.clocks_run()
+            if group.leaving and not writing and not any(worker.life.up for worker in self._state.team(group)):
+                for worker in group.workers:
+                    self._state.workers.pop(worker, None)
+                    self._slo.forget(worker, now)
+                del self._state.groups[name]
+
+    def roll(self, group: Group, now: float) -> None:
+        """Restart the next worker of a rolling restart, when the one before is back."""
+        while group.rolling:
+            worker = self._state.workers.get(group.rolling[0])
+            if worker is None or not worker.life.up:
+                group.rolling.pop(0)
+                continue
+            fresh = worker.life.after == "decide"
+            others = [one for one in self._state.team(group) if one is not worker and one.life.up]
+            settling = any(
+                one.life.phase is not Phase.RUNNING
+                or (group.settings.entrypoint is not None and not one.life.introduced)
+                for one in others
+            )
+            if fresh and settling:
+                return
+            group.rolling.pop(0)
+            if fresh:
+                self._lifecycle.drain(worker, group.rolling_reason, "restart", now)
+            return

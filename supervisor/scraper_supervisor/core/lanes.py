@@ -1,0 +1,379 @@
+"""The open items of a run in their order, a lane a target, of which memory holds only the front.
+
+The ledger holds every item; a lane's `ready` list is the beginning of its order (due retries and the first offers), and
+what lies behind its `cursor` is fetched when the list runs low. So a blocked target starves nobody, and a million
+pending keys cost what a few hundred cost. Retries wait in one list by time; of these, too, only the earliest are held.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import insort
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Raw, Struct
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from scraper_supervisor.core.records import Entry
+    from scraper_supervisor.core.settings import TargetSettings
+
+WINDOW: Final = 4096  # items held in all lanes together, about
+LANE_MOST: Final = 512  # of one target
+LANE_LEAST: Final = 8
+LANES_A_FETCH: Final = 64
+RETRIES: Final = 8192  # waiting items held; the rest stays in the ledger
+
+
+class Item(Struct):
+    """An open item in memory. `due` is monotonic seconds, None for one that never had to wait."""
+
+    id: int
+    key: str
+    target: str | None
+    data: Raw
+    priority: int
+    order: float
+    attempts: int = 0
+    infrastructure: int = 0
+    blocked: int = 0
+    alone: bool = False
+    due: float | None = None
+
+    @property
+    def rank(self) -> tuple[int, float, int]:
+        """Higher priority first; due retries (whose order is negative), then order of offer."""
+        return (-self.priority, self.order, self.id)
+
+
+def _rank(item: Item) -> tuple[int, float, int]:
+    return item.rank
+
+
+def from_entry(entry: Entry, now: float) -> Item:
+    """The store's item, its delay turned into a time."""
+    return Item(
+        entry.id,
+        entry.key,
+        entry.target,
+        entry.data,
+        entry.priority,
+        entry.order,
+        entry.attempts,
+        entry.infrastructure,
+        entry.blocked,
+        entry.alone,
+        None if entry.due_in is None else now + entry.due_in,
+    )
+
+
+class _Lane(Struct):
+    target: str | None
+    open: int = 0  # fresh items in the ledger, those in memory and in hands included
+    loaded: int = 0  # of these, how many are in memory or in hands
+    cursor: tuple[int, float] | None = None  # (-priority, order) of the last fresh item ever loaded
+    ready: list[Item] = []
+    fetching: bool = False
+    in_flight: int = 0
+    last_start: float | None = None
+
+    @property
+    def stored(self) -> int:
+        return self.open - self.loaded
+
+
+class Lanes:
+    """Which item is next. Knows nothing of workers, claims or the ledger's writes."""
+
+    def __init__(self) -> None:
+        self.targets: dict[str, TargetSettings] = {}
+        self._lanes: dict[str | None, _Lane] = {}
+        self._heads: list[tuple[tuple[int, float, int], str | None]] = []
+        self._paced: list[tuple[float, str | None]] = []  # lanes whose target's delay runs
+        self._retries: list[tuple[float, int, Item]] = []
+        self._retry_ids: set[int] = set()
+        self._held: set[int] = set()  # ids in memory or in hands
+        self.retries_open = 0  # in the ledger, those in memory and in hands included
+        self._retries_loaded = 0
+        self._fetching_retries = False
+        self._fresh_open = 0
+        self._hungry: dict[str | None, None] = {}  # lanes of which more may have to be fetched; an ordered set
+
+    @property
+    def fetching(self) -> bool:
+        """Whether items that may come first are on their way from the ledger."""
+        return self._fetching_retries or any(lane.fetching and not lane.ready for lane in self._lanes.values())
+
+    def configure(self, targets: dict[str, TargetSettings]) -> None:
+        """Take over the targets' limits; a lane that only an old limit blocked is looked at again."""
+        self.targets = targets
+        self._paced.clear()
+        for lane in self._lanes.values():
+            self._push_head(lane)
+
+    # ---- what comes in
+
+    def open(self, lanes: Iterable[tuple[str | None, int]], waiting: int, hands: Iterable[Item] = ()) -> None:
+        """Start from what the ledger holds, forgetting what was in memory but for the items in `hands`."""
+        self._lanes = {target: _Lane(target, count) for target, count in lanes}
+        self._fresh_open = sum(lane.open for lane in self._lanes.values())
+        self._heads.clear()
+        self._paced.clear()
+        self._retries.clear()
+        self._retry_ids.clear()
+        self._held.clear()
+        self._hungry = dict.fromkeys(self._lanes)
+        self.retries_open, self._retries_loaded, self._fetching_retries = waiting, 0, False
+        for item in hands:
+            self._held.add(item.id)
+            lane = self._lane(item.target)
+            lane.in_flight += 1
+            if item.due is None:
+                lane.loaded += 1
+            else:
+                self._retries_loaded += 1
+
+    @property
+    def open_items(self) -> int:
+        """All open items: pending, waiting and in hands."""
+        return self._fresh_open + self.retries_open
+
+    def added(self, item: Item) -> None:
+        """A new item is in the ledger."""
+        lane = self._lane(item.target)
+        lane.open += 1
+        self._fresh_open += 1
+        place = (-item.priority, item.order)
+        behind = lane.cursor is not None and place > lane.cursor
+        full = len(lane.ready) >= self._limit()
+        if (full or lane.stored > 1) and (behind or lane.cursor is None):
+            self._hungry[lane.target] = None  # it is fetched in its turn: others come first, or memory is full
+            return
+        lane.loaded += 1
+        self._held.add(item.id)
+        if lane.cursor is None or behind:
+            lane.cursor = place
+        self._insert(lane, item)
+        if full and not lane.fetching:  # what is being fetched lies behind the cursor as it was asked
+            self._shed(lane)
+
+    def fetched(self, target: str | None, entries: Iterable[Entry], now: float) -> None:
+        """The next items of a lane came from the ledger."""
+        lane = self._lane(target)
+        lane.fetching = False
+        self._hungry[target] = None
+        for entry in entries:
+            place = (-entry.priority, entry.order)
+            if lane.cursor is None or place > lane.cursor:
+                lane.cursor = place
+            if entry.id not in self._held:
+                self._held.add(entry.id)
+                lane.loaded += 1
+                self._insert(lane, from_entry(entry, now))
+
+    def fetch_failed(self, targets: Iterable[str | None]) -> None:
+        """These lanes could not be read."""
+        for target in targets:
+            self.fetched(target, (), 0.0)
+
+    def retries_fetched(self, entries: Iterable[Entry], now: float) -> None:
+        """The earliest waiting items came from the ledger."""
+        self._fetching_retries = False
+        for entry in entries:
+            if entry.id not in self._held:
+                self._held.add(entry.id)
+                self._retries_loaded += 1
+                self._wait(from_entry(entry, now))
+
+    def retry_fetch_failed(self) -> None:
+        """The waiting items could not be read."""
+        self._fetching_retries = False
+
+    def wants(self) -> tuple[list[tuple[str | None, tuple[int, float] | None]], int, bool]:
+        """What to fetch now: (lanes with their cursors, items a lane, whether waiting items too); marked as asked."""
+        limit = self._limit()
+        wanted: list[tuple[str | None, tuple[int, float] | None]] = []
+        for target in list(self._hungry):
+            lane = self._lanes.get(target)
+            if lane is not None and lane.stored > 0 and not lane.fetching and len(lane.ready) <= limit // 2:
+                lane.fetching = True
+                wanted.append((lane.target, lane.cursor))
+            del self._hungry[target]  # what empties the lane, or ends the fetch, makes it hungry again
+            if len(wanted) == LANES_A_FETCH:
+                break
+        retries = (  # counted with those that are due: a fetch gives the earliest again, and must give new ones
+            not self._fetching_retries
+            and self.retries_open > self._retries_loaded
+            and self._retries_loaded < RETRIES // 2
+        )
+        self._fetching_retries = self._fetching_retries or retries
+        return wanted, limit, retries
+
+    # ---- what goes out
+
+    def peek(self, now: float) -> Item | None:
+        """The next item whose target may be started now."""
+        self.advance(now)
+        while self._heads:
+            rank, target = self._heads[0]
+            lane = self._lanes.get(target)
+            if lane is None or not lane.ready or lane.ready[0].rank != rank or self._blocked(lane, now):
+                heapq.heappop(self._heads)  # stale, or pushed again when the lane is free
+                continue
+            return lane.ready[0]
+        return None
+
+    def take(self, item: Item, now: float) -> None:
+        """The item that `peek` gave goes into a worker's hands."""
+        lane = self._lane(item.target)
+        lane.ready.remove(item)
+        lane.in_flight += 1
+        lane.last_start = now
+        self._hungry[lane.target] = None
+        self._push_head(lane)
+
+    def put_back(self, item: Item) -> None:
+        """An item left the hands unchanged in the ledger."""
+        lane = self._left_hands(item.target)
+        self._insert(lane, item)
+        self._push_head(lane)
+
+    def reopened(self, item: Item) -> None:
+        """An item left the hands and has no time to wait for any more, in the ledger either."""
+        if item.due is not None:
+            lane = self._lane(item.target)
+            self.retries_open -= 1
+            self._retries_loaded -= 1
+            self._fresh_open += 1
+            lane.open += 1
+            lane.loaded += 1
+            item.due = None
+        self.put_back(item)
+
+    def retry(self, item: Item, due: float, order: float, target: str | None) -> None:
+        """An item left the hands and waits until `due`; `order` is its new place, `target` where the attempt went."""
+        lane = self._left_hands(item.target)
+        if item.due is None:
+            self._fresh_open -= 1
+            lane.open -= 1
+            lane.loaded -= 1
+            self.retries_open += 1
+            self._retries_loaded += 1
+        item.due, item.order, item.target = due, order, target
+        if self._retries_loaded <= RETRIES:
+            self._wait(item)
+        else:  # it is fetched again when fewer wait
+            self._held.discard(item.id)
+            self._retries_loaded -= 1
+        self._push_head(lane)
+
+    def gone(self, item: Item) -> None:
+        """An item left the hands for good."""
+        lane = self._left_hands(item.target)
+        self._held.discard(item.id)
+        if item.due is not None:
+            self.retries_open -= 1
+            self._retries_loaded -= 1
+        else:
+            self._fresh_open -= 1
+            lane.open -= 1
+            lane.loaded -= 1
+        self._push_head(lane)
+        if not (lane.open or lane.in_flight or lane.ready or lane.fetching) and (lane.target or "") not in self.targets:
+            del self._lanes[item.target]
+
+    def find(self, key: str) -> Item | None:
+        """The open item of that key, if memory holds it outside anybody's hands."""
+        for lane in self._lanes.values():
+            for item in lane.ready:
+                if item.key == key:
+                    return item
+        return next((item for _, _, item in self._retries if item.key == key and item.id in self._retry_ids), None)
+
+    def pull(self, item: Item, now: float) -> None:
+        """Take an item that `find` gave out of the order, into a worker's hands."""
+        if item.id in self._retry_ids:
+            self._retry_ids.discard(item.id)
+            lane = self._lane(item.target)
+            lane.in_flight += 1
+            lane.last_start = now
+        else:
+            self.take(item, now)
+
+    def waiting(self, now: float) -> int:
+        """How many open items wait for a time to come (those only in the ledger included)."""
+        held = sum(1 for due, _, item in self._retries if due > now and item.id in self._retry_ids)
+        return held + self.retries_open - self._retries_loaded
+
+    def next_deadline(self) -> float | None:
+        """When an item becomes due, or a paced target free."""
+        while self._retries and self._retries[0][2].id not in self._retry_ids:
+            heapq.heappop(self._retries)
+        times = [heap[0][0] for heap in (self._retries, self._paced) if heap]
+        return min(times, default=None)
+
+    # ---- inside
+
+    def _lane(self, target: str | None) -> _Lane:
+        lane = self._lanes.get(target)
+        if lane is None:
+            lane = self._lanes[target] = _Lane(target)
+        return lane
+
+    def _left_hands(self, target: str | None) -> _Lane:
+        lane = self._lane(target)
+        lane.in_flight -= 1
+        return lane
+
+    def _limit(self) -> int:
+        return max(LANE_LEAST, min(LANE_MOST, WINDOW // max(1, len(self._lanes))))
+
+    def _insert(self, lane: _Lane, item: Item) -> None:
+        insort(lane.ready, item, key=_rank)
+        if lane.ready[0] is item:
+            self._push_head(lane)
+
+    def _shed(self, lane: _Lane) -> None:
+        """Let the last fresh item go back to being in the ledger alone; the cursor moves before it."""
+        for index in range(len(lane.ready) - 1, 0, -1):
+            if lane.ready[index].due is None:
+                item = lane.ready.pop(index)
+                self._held.discard(item.id)
+                lane.loaded -= 1
+                last = next((one for one in reversed(lane.ready) if one.due is None), None)
+                lane.cursor = None if last is None else (-last.priority, last.order)
+                self._hungry[lane.target] = None
+                return
+
+    def _push_head(self, lane: _Lane) -> None:
+        if lane.ready:
+            heapq.heappush(self._heads, (lane.ready[0].rank, lane.target))
+
+    def _wait(self, item: Item) -> None:
+        if item.due is not None:
+            self._retry_ids.add(item.id)
+            heapq.heappush(self._retries, (item.due, item.id, item))
+
+    def advance(self, now: float) -> None:
+        """Let time pass: what is due by now waits no more."""
+        while self._retries and self._retries[0][0] <= now:
+            _, _, item = heapq.heappop(self._retries)
+            if item.id in self._retry_ids:
+                self._retry_ids.discard(item.id)
+                self._insert(self._lane(item.target), item)
+        while self._paced and self._paced[0][0] <= now:
+            lane = self._lanes.get(heapq.heappop(self._paced)[1])
+            if lane is not None:
+                self._push_head(lane)
+
+    def _blocked(self, lane: _Lane, now: float) -> bool:
+        limits = self.targets.get(lane.target or "")
+        if limits is None:
+            return False
+        if limits.max_in_flight is not None and lane.in_flight >= limits.max_in_flight:
+            return True  # its next item that leaves the hands pushes the lane again
+        if limits.delay and lane.last_start is not None and now < lane.last_start + limits.delay:
+            heapq.heappush(self._paced, (lane.last_start + limits.delay, lane.target))
+            return True
+        return False

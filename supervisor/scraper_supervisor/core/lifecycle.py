@@ -1,0 +1,356 @@
+"""Workers coming up and going down: starts, drains, hangs, deaths, and what each death costs and brings.
+
+The phases are `worker.Life`'s, the restarts `restart`'s, the claims the queue's; here they are brought together.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+from zlib import crc32
+
+from scraper_supervisor.core import restart
+from scraper_supervisor.core.events import HangUp, Unwatch, Watch
+from scraper_supervisor.core.records import SaveState
+from scraper_supervisor.core.state import Group, GroupState, Worker
+from scraper_supervisor.core.worker import Life, Phase
+from scraper_worker.protocol import Drain, Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from msgspec import Raw
+
+    from scraper_supervisor.core.abort import AbortWindow
+    from scraper_supervisor.core.claims import Effect
+    from scraper_supervisor.core.events import Exited, Spawned, SpawnFailed
+    from scraper_supervisor.core.slo import Slo
+    from scraper_supervisor.core.state import FleetState
+
+
+class Lifecycle:
+    """Ups and downs of all workers. `effects` hands the queue's effects to the fleet."""
+
+    def __init__(
+        self, state: FleetState, slo: Slo, abort: AbortWindow, effects: Callable[[list[Effect], float], None]
+    ) -> None:
+        self._state = state
+        self._slo = slo
+        self._abort = abort
+        self._effects = effects
+
+    # ---- up
+
+    def hire(self, group: Group, index: int) -> Worker:
+        """Make the worker of that index known; it is not started yet."""
+        name = f"{group.name}-{index}"
+        worker = self._state.workers.get(name)
+        if worker is None:
+            worker = self._state.workers[name] = Worker(name, group.name, index, Life(name))
+        if worker.leaving:
+            self.want(worker)
+        worker.leaving = False
+        if name not in group.workers:
+            group.workers.append(name)
+            group.workers.sort(key=lambda one: self._state.workers[one].index)
+        return worker
+
+    def want(self, worker: Worker) -> None:
+        """A worker that is on its way down to stay there is wanted again: it shall start anew."""
+        if worker.life.up and worker.life.after == "stop":
+            worker.life.after = "restart"
+
+    def start(self, worker: Worker, now: float) -> None:
+        """Start the worker, unless it is up."""
+        group = self._state.groups[worker.group]
+        commands = worker.life.start(group.settings)
+        if not commands:
+            return
+        worker.goodbye, worker.more, worker.beats, worker.given_up = None, False, False, False
+        worker.farewell = worker.heard = worker.progress = worker.charge = worker.limit = worker.killed_for = None
+        self._state.out += commands
+        self.note(worker, now)
+
+    def spawned(self, event: Spawned, now: float) -> Worker | None:
+        """A process runs."""
+        worker = self._current(event.worker, event.incarnation)
+        if worker is None or worker.life.phase is not Phase.SPAWNING:
+            return None
+        group = self._state.groups[worker.group]
+        worker.history = restart.on_start(worker.history, now)
+        worker.heard = now
+        self._state.out += worker.life.spawned(event.pid, event.token, group.settings, now)
+        self.watch(worker)
+        self._state.publish(
+            "worker_started",
+            "info",
+            "workers",
+            worker=worker,
+            pid=event.pid,
+            incarnation=event.incarnation,
+        )
+        if self._state.at_once:
+            self.kill(worker, "the supervisor ends at once", "stopped", now)
+        self.note(worker, now)
+        return worker
+
+    def spawn_failed(self, event: SpawnFailed, now: float) -> None:
+        """No process could be started; that counts as a death without any uptime."""
+        worker = self._current(event.worker, event.incarnation)
+        if worker is None or worker.life.phase is not Phase.SPAWNING:
+            return
+        worker.last_failure = Failure("transient", "system", "spawn-failed", event.message)
+        self._detected(worker, "death", now)
+        if worker.life.after == "stop":
+            self._down(worker, "stop", now)
+        else:
+            self._judge(worker, f"could not be started ({event.message})", None, now)
+
+    def introduced(self, worker: Worker, conn: int, now: float) -> None:
+        """The worker said a good hello on `conn`; an older connection of its own is replaced."""
+        if worker.conn is not None and worker.conn != conn:
+            self._state.conns.pop(worker.conn, None)
+            self._state.groups[worker.group].queue.disconnected(worker.conn)
+            self._state.out.append(HangUp(worker.conn))
+        worker.conn, worker.away_since, worker.heard = conn, None, now
+        self._state.conns[conn] = (worker.name, worker.life.incarnation)
+        if worker.life.hello():
+            self._state.publish("worker_ready", "info", "workers", worker=worker, incarnation=worker.life.incarnation)
+        self.note(worker, now)
+
+    def watch(self, worker: Worker) -> None:
+        """Have the worker's tree sampled as it now is."""
+        if worker.life.alive and worker.life.pid is not None:
+            browsers = tuple((browser.id, browser.pid) for browser in worker.browsers.values())
+            self._state.out.append(Watch(worker.name, worker.life.incarnation, worker.life.pid, browsers))
+
+    # ---- orders
+
+    def drain(self, worker: Worker, reason: str, after: Literal["restart", "stop"], now: float) -> None:
+        """Have the worker finish what is in its hands, and end or start anew."""
+        life = worker.life
+        group = self._state.groups[worker.group]
+        commands, tell = life.drain(reason, after, group.settings.stop_timeout, now)
+        self._state.out += commands
+        if tell:
+            self._state.tell(worker, Drain(reason, group.settings.stop_timeout))
+            self._effects(group.queue.end_waiting(worker.name, "draining"), now)
+        self.note(worker, now)
+
+    def kill(self, worker: Worker, reason: str, signature: str, now: float) -> None:
+        """SIGKILL to the worker's whole tree. Unless its end was ordered before, it is a death like any other."""
+        if not worker.life.alive or worker.life.killed:
+            return
+        if worker.life.after == "decide" and not worker.given_up:
+            worker.killed_for = worker.last_failure = Failure("transient", "system", signature, reason)
+            self._detected(worker, "hang", now)
+        self.kill_tree(worker, reason)
+        self.note(worker, now)
+
+    def kill_tree(self, worker: Worker, reason: str) -> None:
+        """SIGKILL to the worker's whole tree."""
+        commands = worker.life.kill(reason, worker.browser_pids)
+        if commands:
+            self._state.trees.add((worker.name, worker.life.incarnation))
+            self._state.out += commands
+
+    # ---- ends
+
+    def exited(self, event: Exited, now: float) -> Worker | None:
+        """A process ended: its hands are emptied, and the restart policy or the order says what comes next."""
+        worker = self._current(event.worker, event.incarnation)
+        if worker is None or not worker.life.up:
+            return None
+        group, life = self._state.groups[worker.group], worker.life
+        queue = group.queue
+        ordered = life.after != "decide" or worker.given_up
+        well = event.code == 0 and (worker.goodbye == "complete" or not life.introduced)
+        nothing_left = not queue.unfinished and queue.done + queue.failed + queue.parked > 0
+        how = f"exited with code {event.code}" if event.signal is None else f"was killed by signal {event.signal}"
+        if life.killed and life.reason is not None:
+            how = life.reason
+        self._state.out.append(Unwatch(worker.name))
+        self._state.end_tree(worker)
+        self._cut(worker)
+        charged: str | None = None
+        died = not (ordered or well or nothing_left)
+        if died:
+            effects, charged = self._blame(worker, how, now)
+        else:
+            self.save_again(worker)
+            effects = queue.let_go(worker.name)
+        self._state.publish(
+            "worker_exited",
+            "warning" if died else "info",
+            "workers",
+            worker=worker,
+            incarnation=event.incarnation,
+            code=event.code,
+            signal=event.signal,
+            ordered=ordered,
+            died=died,
+            charged=charged,
+            reason=life.reason,
+        )
+        self._effects(effects, now)
+        if died:
+            self._abort.crash(now, group.name, charged)
+            self._judge(worker, how, charged, now)
+        elif ordered:
+            self._ordered_end(worker, now)
+        elif group.settings.restart == "always" and group.state is GroupState.RUNNING and not group.completing:
+            self._judge(worker, how, None, now)
+        else:
+            self._down(worker, "done", now)
+            self._state.publish("worker_completed", "info", "workers", worker=worker)
+        return worker
+
+    def _blame(self, worker: Worker, how: str, now: float) -> tuple[list[Effect], str | None]:
+        """It died by itself: what becomes of the items in its hands, and the key of the one that is charged."""
+        queue = self._state.groups[worker.group].queue
+        failure = worker.killed_for
+        if failure is None:
+            failure = Failure("transient", "system", "worker-died", f"the worker {how} with the item in its hands")
+        worker.last_failure = failure
+        self._detected(worker, "death", now)
+        if worker.charge is not None:
+            return queue.charge(worker.charge, worker.name, failure), worker.charge
+        return queue.died(worker.name, failure)
+
+    def _ordered_end(self, worker: Worker, now: float) -> None:
+        if worker.given_up:
+            self._down(worker, "fail", now)
+        elif worker.life.after == "stop" or worker.leaving:
+            self._down(worker, "stop", now)
+        elif worker.limit is not None:
+            self._judge(worker, worker.limit, None, now)
+        else:
+            self._down(worker, "stop", now)
+            self.start(worker, now)
+
+    def again(self, worker: Worker, cause: str, now: float) -> None:
+        """Start a worker that is down because of `cause`, as the restart policy allows."""
+        self._judge(worker, cause, None, now)
+
+    def _judge(self, worker: Worker, cause: str, blamed: str | None, now: float) -> None:
+        group = self._state.groups[worker.group]
+        if group.settings.restart == "never":
+            self._down(worker, "fail", now)
+            reason = f'{cause}; restart = "never"'
+            self._state.publish("worker_failed", "error", "workers", worker=worker, reason=reason)
+            return
+        unit = crc32(f"{self._state.boot}:{worker.name}:{worker.life.incarnation}".encode()) / 2**32
+        worker.history, verdict = restart.on_exit(
+            worker.history, group.settings.restart_policy, now, blamed=blamed, unit=unit, cause=cause
+        )
+        if verdict.action == "fail":
+            self._down(worker, "fail", now)
+            self._state.publish("worker_failed", "error", "workers", worker=worker, reason=verdict.reason)
+            return
+        worker.restarts += 1
+        self._down(worker, "wait", now, until=now + verdict.delay)
+        if verdict.delay > 0:
+            self._state.publish(
+                "worker_backoff", "warning", "workers", worker=worker, delay=verdict.delay, reason=verdict.reason
+            )
+        else:
+            self.start(worker, now)
+
+    def _down(
+        self, worker: Worker, what: Literal["wait", "stop", "done", "fail"], now: float, until: float | None = None
+    ) -> None:
+        worker.life.gone(what, until)
+        if worker.leaving and not worker.life.up:
+            self._state.groups[worker.group].workers.remove(worker.name)
+            del self._state.workers[worker.name]
+            self._slo.state(worker.name, "stopped", now)
+            return
+        self.note(worker, now)
+
+    def _cut(self, worker: Worker) -> None:
+        """The process is gone, and with it its connection and its browsers."""
+        worker.away_since = worker.recycle = worker.sample = None
+        worker.browsers, worker.cancelling, worker.lost_browsers = {}, {}, 0
+        if worker.conn is not None:
+            self._state.conns.pop(worker.conn, None)
+            self._state.groups[worker.group].queue.disconnected(worker.conn)
+            self._state.out.append(HangUp(worker.conn))
+            worker.conn = None
+
+    def fail(self, worker: Worker, reason: str, now: float) -> None:
+        """Give the worker up until an operator starts it: its process, if any, is ended."""
+        self._state.publish("worker_failed", "critical", "workers", worker=worker, reason=reason)
+        worker.last_failure = Failure("permanent", "system", "worker-failed", reason)
+        if worker.life.alive:
+            worker.given_up = True
+            self._state.out += worker.life.terminate(1.0, now)
+        else:
+            worker.life.give_up()
+        self.note(worker, now)
+
+    def disconnected(self, worker: Worker, now: float) -> None:
+        """Its connection closed; that ends no claim."""
+        worker.conn, worker.away_since = None, now
+
+    # ---- figures
+
+    def note(self, worker: Worker, now: float) -> None:
+        """Tell the figures how the worker stands."""
+        self._slo.state(worker.name, self.public(worker), now)
+
+    def public(self, worker: Worker) -> str:
+        """The worker's state in `status`."""
+        group = self._state.groups.get(worker.group)
+        held = worker.paused or (group is not None and group.state is GroupState.PAUSED)
+        return "paused" if held and worker.life.phase is Phase.RUNNING else worker.life.phase.public
+
+    def progressed(self, worker: Worker, now: float) -> None:
+        """The worker claimed or finished something: an incident ends with it."""
+        recovery = self._slo.progress(worker.name, now)
+        if recovery is not None:
+            worker.incident = None
+
+    def lost_browser(self, worker: Worker, now: float) -> None:
+        """A browser went away unasked."""
+        self._detected(worker, "browser", now)
+
+    def _detected(self, worker: Worker, what: str, now: float) -> None:
+        if worker.incident is None:
+            worker.incident = self._state.incident_id()
+        self._slo.lost(worker.name, what, now)
+
+    # ---- the latest state, written again with the progress since
+
+    def save_again(self, worker: Worker) -> None:
+        """Write the worker's latest state once more, if it is small and items ended since it was written."""
+        group = self._state.groups[worker.group]
+        image = group.queue.image
+        ended = group.queue.done + group.queue.failed
+        if worker.state is None or image is None or worker.state_ended == ended:
+            return
+        worker.state_ended = ended
+        self._state.persist(self.state_op(worker, *worker.state))
+
+    def state_op(self, worker: Worker, schema: str, state: Raw) -> SaveState:
+        """The operation that writes a state, with the group's counts as they are."""
+        group = self._state.groups[worker.group]
+        counts = group.queue.summary()
+        checkpoint = self._state.settings.checkpoint
+        return SaveState(
+            self._state.ticket(),
+            worker.name,
+            0 if group.queue.image is None else group.queue.image.run,
+            schema,
+            state,
+            counts.pending,
+            counts.done,
+            counts.failed,
+            checkpoint.retention,
+            checkpoint.compression == "gzip",
+        )
+
+    # ---- inside
+
+    def _current(self, name: str, incarnation: int) -> Worker | None:
+        """The worker, if the word is about its present incarnation; else it is stale."""
+        worker = self._state.workers.get(name)
+        return worker if worker is not None and worker.life.incarnation == incarnation else None

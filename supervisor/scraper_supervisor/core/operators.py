@@ -1,0 +1,296 @@
+"""What operators ask for on the control socket, and when it is done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal
+
+from msgspec import Raw, Struct
+
+from scraper_supervisor.core.calls import target_of
+from scraper_supervisor.core.records import (
+    Added,
+    AddItems,
+    Answer,
+    Cancel,
+    Changed,
+    LedgerOp,
+    LoadRun,
+    NewItem,
+    OpenRun,
+    Requeue,
+)
+from scraper_supervisor.core.state import ENDED, Group, GroupState, Worker
+from scraper_supervisor.core.worker import Phase
+from scraper_worker.protocol import BadParams, check_key
+
+if TYPE_CHECKING:
+    from scraper_supervisor.core.abort import AbortWindow
+    from scraper_supervisor.core.events import Asked
+    from scraper_supervisor.core.groups import Groups
+    from scraper_supervisor.core.lifecycle import Lifecycle
+    from scraper_supervisor.core.recycling import Recycling
+    from scraper_supervisor.core.state import FleetState
+    from scraper_supervisor.core.watchdog import Watchdog
+
+SETTLED: Final = frozenset({Phase.STOPPED, Phase.COMPLETED, Phase.FAILED})
+ITEMS: Final = frozenset({"items.add", "items.requeue", "items.cancel"})
+
+
+class _Refusal(ValueError):
+    """The request can't be served; the message names the remedy."""
+
+
+class _Waiting(Struct):
+    """A request that is answered when all its workers are where it wants them."""
+
+    request: int
+    method: str
+    workers: dict[str, tuple[int, int]]  # name → (incarnation, recycles) when it was asked
+
+
+class Operators:
+    """Serves the requests that change something. Reading is the snapshot's matter."""
+
+    def __init__(
+        self,
+        state: FleetState,
+        groups: Groups,
+        lifecycle: Lifecycle,
+        watchdog: Watchdog,
+        recycling: Recycling,
+        abort: AbortWindow,
+    ) -> None:
+        self._state = state
+        self._groups = groups
+        self._lifecycle = lifecycle
+        self._watchdog = watchdog
+        self._recycling = recycling
+        self._abort = abort
+        self._waiting: list[_Waiting] = []
+        self._writing: dict[int, tuple[int, tuple[str, ...]]] = {}  # ticket → request, keys that workers hold
+        self._thawing: dict[int, int] = {}  # ticket of the LoadRun → that of the Cancel before it
+
+    def asked(self, event: Asked, now: float) -> None:
+        """Take a request."""
+        try:
+            if event.method in ITEMS:
+                self._items(event, now)
+            elif event.method == "abort.clear":
+                self._clear(now)
+                self._state.answer(event.request, True, {"cleared": True})
+            elif event.method == "claims":
+                claims = [claim for group in self._state.groups.values() for claim in group.queue.claims()]
+                self._state.answer(event.request, True, claims)
+            else:
+                self._order(event, now)
+        except (_Refusal, BadParams) as error:
+            self._state.answer(event.request, False, str(error))
+
+    def withdrawn(self, request: int) -> None:
+        """Nobody waits for the answer any more."""
+        self._waiting = [one for one in self._waiting if one.request != request]
+
+    # ---- workers and groups
+
+    def _order(self, event: Asked, now: float) -> None:
+        groups, workers = self._named(event.names)
+        team = [worker for group in groups for worker in self._state.team(group)] + workers
+        marks = {worker.name: (worker.life.incarnation, worker.recycles) for worker in team}
+        match event.method:
+            case "pause" | "resume":
+                self._pause(groups, workers, paused=event.method == "pause", now=now)
+            case "drain" | "stop":
+                intent: Literal["drained", "stopped"] = "drained" if event.method == "drain" else "stopped"
+                for group in groups:
+                    self._groups.set_intent(group.name, intent)
+                    self._groups.stop(group, f"an operator ordered: {event.method}", now)
+                for worker in workers:
+                    self._groups.set_intent(worker.name, intent)
+                    self._lifecycle.drain(worker, f"an operator ordered: {event.method}", "stop", now)
+            case "start":
+                self._start(groups, workers, fresh=event.fresh, now=now)
+            case "restart":
+                for worker in team:
+                    if worker.life.up:
+                        self._lifecycle.drain(worker, "an operator ordered a restart", "restart", now)
+                    else:
+                        self._lifecycle.start(worker, now)
+            case "recycle":
+                for worker in team:
+                    self._recycling.wish(worker, "an operator ordered it")
+            case _:
+                raise _Refusal(f"unknown request {event.method!r}")
+        if not event.wait:
+            self._state.answer(event.request, True, {"workers": sorted(marks)})
+            return
+        self._waiting.append(_Waiting(event.request, event.method, marks))
+
+    def _named(self, names: tuple[str, ...]) -> tuple[list[Group], list[Worker]]:
+        if not names:
+            return list(self._state.groups.values()), []
+        groups, workers = [], []
+        for name in names:
+            if name in self._state.groups:
+                groups.append(self._state.groups[name])
+            elif name in self._state.workers:
+                workers.append(self._state.workers[name])
+            else:
+                known = ", ".join([*self._state.groups, *self._state.workers]) or "none"
+                raise _Refusal(f"no group or worker is named {name!r}; known are: {known}")
+        return groups, workers
+
+    def _pause(self, groups: list[Group], workers: list[Worker], *, paused: bool, now: float) -> None:
+        for group in groups:
+            self._intend_pause(group.name, paused)
+            if paused and group.state is GroupState.RUNNING:
+                group.state = GroupState.PAUSED
+            elif not paused and group.state is GroupState.PAUSED:
+                group.state = GroupState.RUNNING
+            workers = [*workers, *self._state.team(group)] if not paused else workers
+        for worker in workers:
+            self._intend_pause(worker.name, paused)
+            worker.paused = paused
+        for worker in self._state.workers.values():
+            self._lifecycle.note(worker, now)
+
+    def _intend_pause(self, name: str, paused: bool) -> None:
+        """What is drained or stopped stays so: resume ends a pause and nothing else."""
+        if self._state.intents.get(name) in (None, "paused"):
+            self._groups.set_intent(name, "paused" if paused else None)
+
+    def _start(self, groups: list[Group], workers: list[Worker], *, fresh: bool, now: float) -> None:
+        for group in groups:
+            anew = fresh or group.state is GroupState.COMPLETED
+            if anew and any(worker.life.up for worker in self._state.team(group)):
+                raise _Refusal(f"{group.name} has workers running; stop it first: stop {group.name}")
+        for worker in workers:
+            group = self._state.groups[worker.group]
+            if group.state in ENDED:
+                raise _Refusal(f"{group.name} is {group.state.public}; start the group: start {group.name}")
+        if self._state.phase in ("aborting", "aborted"):
+            self._abort.clear()
+            self._state.phase = "running"
+        for group in groups:
+            self._groups.set_intent(group.name, None)
+            for worker in self._state.team(group):
+                self._groups.set_intent(worker.name, None)
+                worker.paused = False
+            if fresh or group.state is GroupState.COMPLETED:
+                group.queue.close()
+                self._groups.open(group, "fresh" if fresh else "next")
+            elif group.state is not GroupState.OPENING:
+                if group.state is GroupState.ABORTED:
+                    self._abort.forget(group.name)
+                self._groups.revive(group, now, reset=True)
+        for worker in workers:
+            self._groups.set_intent(worker.name, None)
+            worker.paused = False
+            self._lifecycle.want(worker)
+            self._lifecycle.start(worker, now)
+
+    def _clear(self, now: float) -> None:
+        self._abort.clear()
+        if self._state.phase in ("aborted", "aborting"):
+            self._state.phase = "running"
+        for group in self._state.groups.values():
+            if group.state is GroupState.ABORTED:
+                self._groups.revive(group, now, reset=True)
+
+    def settle(self, now: float) -> None:  # noqa: ARG002 - every room's step takes the time
+        """Answer the requests whose workers are where they were wanted."""
+        waiting: list[_Waiting] = []
+        for one in self._waiting:
+            workers = [self._state.workers[name] for name in one.workers if name in self._state.workers]
+            if all(self._is_done(one, worker) for worker in workers):
+                states = {worker.name: self._lifecycle.public(worker) for worker in workers}
+                failed = sorted(name for name, state in states.items() if state == "failed")
+                ok = not (failed and one.method in ("start", "restart"))
+                self._state.answer(one.request, ok, {"workers": states} if ok else f"failed: {', '.join(failed)}")
+            else:
+                waiting.append(one)
+        self._waiting = waiting
+
+    def _is_done(self, one: _Waiting, worker: Worker) -> bool:
+        incarnation, recycles = one.workers[worker.name]
+        phase = worker.life.phase
+        match one.method:
+            case "drain" | "stop":
+                return phase in SETTLED
+            case "start":
+                opening = self._state.groups[worker.group].state is GroupState.OPENING
+                return phase is Phase.RUNNING or (phase in SETTLED and not opening)
+            case "restart":
+                came_back = worker.life.incarnation > incarnation and phase is Phase.RUNNING
+                return came_back or phase in SETTLED
+            case "recycle":
+                return worker.recycle is None or worker.recycles > recycles or phase is not Phase.RUNNING
+        return True
+
+    # ---- items
+
+    def _items(self, event: Asked, now: float) -> None:
+        group = self._state.groups.get(event.names[0]) if event.names else None
+        if group is not None and group.queue.image is None:
+            raise _Refusal(f"the run of {group.name} is still being read from the ledger; try again")
+        if group is None:
+            known = ", ".join(self._state.groups) or "none"
+            raise _Refusal(f"no group is named {event.names[0] if event.names else ''!r}; known are: {known}")
+        run_id = 0 if group.queue.image is None else group.queue.image.run_id
+        held: tuple[str, ...] = ()
+        op: LedgerOp
+        if event.method == "items.add":
+            for index, key in enumerate(event.keys):
+                check_key(key, f"keys[{index}]")
+            op = group.queue.add(tuple(NewItem(key, target_of(key, None), Raw(b"null"), 0) for key in event.keys))
+        elif event.method == "items.requeue":
+            op = Requeue(self._state.ticket(), group.name, run_id, event.keys, event.failed, event.parked)
+        else:
+            doomed = group.queue.doom(event.keys)
+            for worker, claim, key in doomed:
+                self._watchdog.cancel(self._state.workers[worker], claim, key, "an operator cancelled it", now)
+            held = tuple(key for _, _, key in doomed)
+            idle = tuple(key for key in event.keys if key not in held)
+            op = Cancel(self._state.ticket(), group.name, run_id, idle)
+            group.queue.frozen.add(op.ticket)  # until the run is read again, none of them may be handed out
+        self._writing[op.ticket] = (event.request, held)
+        self._state.persist(op)
+
+    def persisted(self, op: LedgerOp, answer: Answer, now: float) -> None:
+        """The ledger carried out what an operator asked of the items."""
+        writing = self._writing.pop(op.ticket, None)
+        if writing is None:
+            return
+        request, held = writing
+        if isinstance(answer, Added):
+            self._state.answer(request, True, {"added": len(answer.added), "known": answer.known})
+        elif isinstance(answer, Changed):
+            document = {"changed": answer.changed, "untouched": answer.untouched, "cancelling": held}
+            self._state.answer(request, True, document)
+        group = self._state.groups.get(op.group) if isinstance(op, AddItems | Requeue | Cancel) else None
+        if group is None:
+            return
+        if isinstance(op, Requeue | Cancel):
+            load = LoadRun(self._state.ticket(), group.name)
+            self._state.persist(load)
+            if isinstance(op, Cancel):
+                self._thawing[load.ticket] = op.ticket
+        self._revive_if_work(group, now)
+
+    def _revive_if_work(self, group: Group, now: float) -> None:
+        wanted = group.state is GroupState.COMPLETED and group.queue.unfinished
+        if wanted and group.intent not in ("drained", "stopped") and self._state.phase == "running":
+            self._groups.revive(group, now)
+
+    def image_read(self, op: LoadRun | OpenRun, group: Group, now: float) -> None:
+        """The run was read again after items were requeued: a completed group has work again."""
+        group.queue.frozen.discard(self._thawing.pop(op.ticket, 0))
+        self._revive_if_work(group, now)
+
+    def persist_failed(self, op: LedgerOp, message: str) -> None:
+        """The disk refused what an operator asked."""
+        writing = self._writing.pop(op.ticket, None)
+        if writing is not None:
+            self._state.answer(writing[0], False, f"storage unavailable: {message}")
+        group = self._state.groups.get(op.group) if isinstance(op, Cancel) else None
+        if group is not None:
+            group.queue.frozen.discard(op.ticket)

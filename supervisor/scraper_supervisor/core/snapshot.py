@@ -1,0 +1,165 @@
+"""The `status --json` document, contract section 6: unknown is None, never 0."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
+
+from scraper_supervisor.core.groups import RATE_WINDOW
+from scraper_supervisor.core.state import ENDED, Group, GroupState, Worker
+
+if TYPE_CHECKING:
+    from scraper_supervisor.core.fleet import Fleet
+
+
+class Daemon(Struct, frozen=True):
+    """What only the daemon knows of itself. `wall` - `now` turns monotonic times into wall-clock times."""
+
+    pid: int
+    version: str
+    started_at: str
+    config_path: str | None
+    config_loaded_at: str
+    config_error: str | None
+    now: float
+    wall: float
+
+
+def rfc3339(wall: float) -> str:
+    """Seconds since the epoch as RFC 3339 UTC with milliseconds."""
+    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def snapshot(fleet: Fleet, daemon: Daemon) -> dict[str, Any]:
+    """The whole status document."""
+    state = fleet.state
+    return {
+        "supervisor": {
+            "pid": daemon.pid,
+            "version": daemon.version,
+            "state": supervisor_state(fleet),
+            "reason": state.storage.fault or ("free disk space is below disk_free" if state.storage.low else None),
+            "started_at": daemon.started_at,
+            "config": {
+                "path": daemon.config_path,
+                "loaded_at": daemon.config_loaded_at,
+                "error": daemon.config_error,
+            },
+            "host": {"memory_percent": state.memory_percent, "disk_free": state.disk_free},
+        },
+        "groups": [_group(group, daemon.now) for group in state.groups.values()],
+        "workers": [
+            _worker(fleet, worker, group, daemon) for group in state.groups.values() for worker in state.team(group)
+        ],
+        "abort": abort_view(fleet, daemon.now),
+        "slo": slo_view(fleet, daemon.now),
+    }
+
+
+def supervisor_state(fleet: Fleet) -> str:
+    """starting, running, degraded, draining, aborting or aborted."""
+    phase = fleet.state.phase
+    if phase == "running" and not fleet.state.disk_works():
+        return "degraded"
+    return phase
+
+
+def slo_view(fleet: Fleet, now: float) -> dict[str, Any]:
+    """The service-level figures."""
+    view: dict[str, Any] = msgspec.to_builtins(fleet.slo.view(now))
+    return view
+
+
+def abort_view(fleet: Fleet, now: float) -> dict[str, Any]:
+    """The abort window: every scope that is not normal, and the largest of those that are.
+
+    A scope under suspicion is not held yet: it counts as normal, and its reason says what speaks against it.
+    """
+    scopes = [msgspec.to_builtins(scope) for scope in fleet.abort.scopes(now)]
+    for scope in scopes:
+        if scope["state"] == "suspected":
+            scope["state"] = "normal"
+    return {
+        "state": "aborted" if any(scope["state"] == "aborted" for scope in scopes) else "normal",
+        "window_seconds": fleet.state.settings.abort.window,
+        "scopes": scopes,
+    }
+
+
+def _group(group: Group, now: float) -> dict[str, Any]:
+    queue = group.queue
+    known = queue.image is not None
+    pending, in_flight, waiting = queue.counts(now)
+    parked = queue.parked
+    if group.state is GroupState.ABORTED:  # what the abort policy stopped waits for an operator
+        pending, waiting, parked = 0, 0, parked + pending + waiting
+    items = {
+        "pending": pending,
+        "in_flight": in_flight,
+        "waiting": waiting,
+        "parked": parked,
+        "done": queue.done,
+        "failed": queue.failed,
+        "total": pending + in_flight + waiting + parked + queue.done + queue.failed,
+    }
+    rate = _rate(group, now)
+    left = pending + in_flight + waiting
+    return {
+        "name": group.name,
+        "run": queue.image.run if queue.image is not None else None,
+        "state": group.state.public,
+        "reason": group.failed_reason,
+        "items": items if known else dict.fromkeys(items),
+        "rate_per_minute": rate,
+        "eta_seconds": None if not rate or group.state in ENDED else left / rate * 60.0,
+    }
+
+
+def _rate(group: Group, now: float) -> float | None:
+    """Items ended a minute, over the last minute or since the first of them."""
+    recent = [time for time in group.ended if time > now - RATE_WINDOW]
+    if group.state in ENDED or len(recent) < 2:
+        return None
+    return len(recent) / max(1.0, min(RATE_WINDOW, now - recent[0])) * 60.0
+
+
+def _worker(fleet: Fleet, worker: Worker, group: Group, daemon: Daemon) -> dict[str, Any]:
+    offset = daemon.wall - daemon.now
+    sample, life = worker.sample, worker.life
+    alive = life.alive
+    memories = {} if sample is None else {browser.id: browser.memory for browser in sample.browsers}
+    return {
+        "name": worker.name,
+        "group": worker.group,
+        "index": worker.index,
+        "state": fleet.lifecycle.public(worker),
+        "pid": life.pid if alive else None,
+        "incarnation": life.incarnation,
+        "restarts": worker.restarts,
+        "started_at": rfc3339(life.started + offset) if alive and life.started is not None else None,
+        "memory": {
+            "rss": sample.rss if sample is not None and alive else None,
+            "pss": sample.worker_memory if sample is not None and alive else None,
+        },
+        "cpu_percent": sample.cpu_percent if sample is not None and alive else None,
+        "processes": sample.processes if sample is not None and alive else None,
+        "browsers": [
+            {
+                "id": browser.id,
+                "pid": browser.pid,
+                "memory": memories.get(browser.id),
+                "age_seconds": daemon.now - browser.started,
+                "pages": browser.pages,
+            }
+            for browser in worker.browsers.values()
+        ],
+        "recycles": worker.recycles,
+        "items": {"done": worker.done, "failed": worker.failed, "in_flight": group.queue.hands(worker.name)},
+        "checkpoint": None
+        if worker.saved is None
+        else dict(zip(("generation", "saved_at"), worker.saved, strict=True)),
+        "last_failure": worker.last_failure,
+    }

@@ -1,0 +1,275 @@
+"""What the fleet knows: its groups, workers and connections, and the commands of the step in hand.
+
+Only data and the few ways to put a command out; the rules are in the rooms that share this state.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import Raw, Struct, field
+
+from scraper_supervisor.core.events import (
+    Answered,
+    Command,
+    HangUp,
+    KillTree,
+    Persist,
+    Publish,
+    Refuse,
+    Reply,
+    Said,
+    Tell,
+)
+from scraper_supervisor.core.queue import Queue
+from scraper_supervisor.core.records import RunState, SaveState
+from scraper_supervisor.core.resources import Sample
+from scraper_supervisor.core.restart import RestartHistory
+from scraper_supervisor.core.settings import GroupSettings, RetrySettings, Settings
+from scraper_supervisor.core.worker import Life
+from scraper_worker.protocol import Failure, RpcError
+
+if TYPE_CHECKING:
+    from scraper_supervisor.core.records import Op
+    from scraper_worker.protocol import ToWorker
+
+Severity = Literal["debug", "info", "warning", "error", "critical"]
+Mode = Literal["continue", "next", "fresh"]
+
+
+class Browser(Struct):
+    """A browser as its worker reported it. Times are monotonic seconds."""
+
+    id: str
+    pid: int
+    driver_pid: int | None
+    engine: str
+    version: str
+    started: float
+    pages: int | None = None
+
+
+class Recycle(Struct):
+    """A browser's replacement, from the wish to the new browser.
+
+    `asked` is when the worker was told (its hands were empty); `killed` that the deadline passed.
+    """
+
+    browser: str
+    reason: str
+    incident: str
+    asked: float | None = None
+    deadline: float | None = None
+    call: int | None = None
+    killed: bool = False
+
+
+class Worker(Struct):
+    """One worker and what its connection, its samples and its deaths told."""
+
+    name: str
+    group: str
+    index: int
+    life: Life
+    history: RestartHistory = RestartHistory()
+    conn: int | None = None
+    away_since: float | None = None
+    heard: float | None = None
+    beats: bool = False  # a heartbeat came: from now on, silence is a hang
+    goodbye: Literal["complete", "drained"] | None = None
+    farewell: tuple[int, int] | None = None  # (conn, call) of a goodbye that is not answered yet
+    more: bool = False
+    progress: float | None = None  # when an item last ended, or hands that were empty were filled
+    browsers: dict[str, Browser] = {}
+    lost_browsers: int = 0  # crashed or killed, and not replaced yet
+    recycle: Recycle | None = None
+    limit: str | None = None  # over a soft limit of its own: to be restarted when its hands are empty
+    incident: str | None = None  # the correlation id from a detection to the recovery
+    cancelling: dict[int, tuple[str, float, str]] = {}  # claim → (key, when patience ends, reason)
+    charge: str | None = None  # the item that a kill is charged to
+    restarts: int = 0
+    recycles: int = 0
+    done: int = 0
+    failed: int = 0
+    paused: bool = False
+    leaving: bool = False  # removed from the configuration: forgotten when it is down
+    given_up: bool = False  # failed for good while its process still ran
+    last_failure: Failure | None = None
+    killed_for: Failure | None = None  # what a death by our own hand is charged as
+    saved: tuple[int, str] | None = None  # generation, saved_at
+    state: tuple[str, Raw] | None = None  # schema, the latest state if it is small
+    state_ended: int = 0  # items ended in the group when it was written
+    started_wall: str | None = None
+    sample: Sample | None = None
+
+    @property
+    def browser_pids(self) -> tuple[int, ...]:
+        """The main PIDs of the worker's browsers."""
+        return tuple(browser.pid for browser in self.browsers.values())
+
+
+class GroupState(Enum):
+    """Where a group stands; the values are the public states of `status`."""
+
+    OPENING = "running "  # its run is being read from the ledger
+    RUNNING = "running"
+    PAUSED = "paused"
+    DRAINING = "draining"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    ABORTED = "aborted"
+    STOPPED = "stopped"
+
+    @property
+    def public(self) -> str:
+        """The state's name in `status`."""
+        return self.value.strip()
+
+
+ENDED = frozenset({GroupState.COMPLETED, GroupState.FAILED, GroupState.ABORTED, GroupState.STOPPED})
+
+
+class Group(Struct):
+    """One group: its settings, queue and workers' names."""
+
+    name: str
+    settings: GroupSettings
+    queue: Queue
+    state: GroupState = GroupState.OPENING
+    workers: list[str] = []
+    mode: Mode = "continue"
+    completing: bool = False  # its last item ended and the ledger is being told
+    repeat_at: float | None = None
+    intent: Literal["paused", "drained", "stopped"] | None = None
+    leaving: bool = False
+    rolling: list[str] = []  # workers still to be restarted one by one
+    rolling_reason: str = ""
+    ended: list[float] = []  # when the latest items ended, for the rate
+    failed_reason: str | None = None
+    run_state: RunState = "running"  # of its run, as the ledger has it or was last asked to have it
+
+
+class Handshake(Struct):
+    """A hello that waits for its checkpoint to be read, and what the connection said after it."""
+
+    said: Said
+    worker: str
+    incarnation: int
+    later: list[Said] = []
+
+
+class Storage(Struct):
+    """How the disk does. `since` is monotonic seconds."""
+
+    fault: str | None = None
+    errno: int = 0
+    since: float | None = None
+    probe_at: float | None = None
+    probing: bool = False
+    incident: str = ""
+    low: bool = False  # below disk_free: nothing is handed out
+    low_since: float = 0.0
+    low_incident: str = ""
+
+
+class FleetState(Struct):
+    """Everything the rooms share."""
+
+    settings: Settings
+    boot: str  # a random word of this daemon's life: seed of jitter, prefix of correlation ids
+    once: bool = False
+    phase: Literal["starting", "running", "draining", "aborting", "aborted"] = "starting"
+    groups: dict[str, Group] = {}
+    workers: dict[str, Worker] = {}
+    conns: dict[int, tuple[str, int]] = {}  # introduced connections → (worker, incarnation)
+    storage: Storage = field(default_factory=Storage)
+    intents: dict[str, Literal["paused", "drained", "stopped"]] = {}
+    out: list[Command] = []
+    tickets: int = 0
+    incidents: int = 0
+    memory_percent: float | None = None
+    disk_free: int | None = None
+    saves: set[int] = set()  # tickets of checkpoints on their way to the disk
+    trees: set[tuple[str, int]] = set()  # (worker, incarnation) of which something may be left
+    at_once: bool = False  # the end waits for no item any more
+    left: bool = False
+
+    def ticket(self) -> int:
+        """A new number under which the store, or a worker, answers."""
+        self.tickets += 1
+        return self.tickets
+
+    def incident_id(self) -> str:
+        """A new correlation id."""
+        self.incidents += 1
+        return f"{self.boot}-{self.incidents}"
+
+    def retry_settings(self, group: GroupSettings) -> RetrySettings:
+        """The group's retry policy."""
+        return self.settings.retry[group.retry]
+
+    def persist(self, op: Op) -> None:
+        """Ask the store."""
+        if isinstance(op, SaveState):
+            self.saves.add(op.ticket)
+        self.out.append(Persist(op))
+
+    def end_tree(self, worker: Worker) -> None:
+        """Have whatever is left of the worker's incarnation killed and cleared away."""
+        incarnation = worker.life.incarnation
+        self.trees.add((worker.name, incarnation))
+        self.out.append(KillTree(worker.name, incarnation, worker.browser_pids))
+
+    def reply(self, conn: int, call: int | None, result: Any) -> None:
+        """Answer a call; a notification is never answered."""
+        if call is not None:
+            self.out.append(Reply(conn, call, result))
+
+    def refuse(
+        self, conn: int, call: int | None, code: int, message: str, data: object = None, *, close: bool = False
+    ) -> None:
+        """Answer a call with an error; a notification only loses its connection, where that is asked."""
+        if call is not None:
+            self.out.append(Refuse(conn, call, RpcError(code, message, data), close))
+        elif close:
+            self.out.append(HangUp(conn))
+
+    def tell(self, worker: Worker, message: ToWorker, call: int | None = None) -> None:
+        """Send a worker something, if it is connected."""
+        if worker.conn is not None:
+            self.out.append(Tell(worker.conn, message, call))
+
+    def answer(self, request: int, ok: bool, document: object) -> None:
+        """Answer an operator."""
+        self.out.append(Answered(request, ok, document))
+
+    def publish(
+        self,
+        event: str,
+        severity: Severity,
+        component: str,
+        *,
+        worker: Worker | None = None,
+        group: str | None = None,
+        incident: str | None = None,
+        **data: object,
+    ) -> None:
+        """Put an event out; its correlation id is the incident's, the worker's, or a new one."""
+        correlation = incident or (worker.incident if worker is not None else None) or self.incident_id()
+        name = worker.group if worker is not None else group
+        self.out.append(
+            Publish(event, severity, component, correlation, data, worker.name if worker is not None else None, name)
+        )
+
+    def team(self, group: Group) -> list[Worker]:
+        """The group's workers, by index."""
+        return [self.workers[name] for name in group.workers]
+
+    def disk_works(self) -> bool:
+        """Whether items may be handed out as far as the disk goes."""
+        return self.storage.fault is None and not self.storage.low
+
+    def clocks_run(self) -> bool:
+        """Whether items can end: while the ledger refuses, workers are not to blame for what takes its time."""
+        return self.storage.fault is None

@@ -1,0 +1,151 @@
+"""Deadlines and hangs: what is done about a worker, or an item in its hands, that takes too long.
+
+While the ledger refuses, the clocks of items stand still: no worker is to blame for what can't be written.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from scraper_supervisor.core.worker import TERM_GRACE, Phase
+from scraper_worker.protocol import ItemCancel
+
+if TYPE_CHECKING:
+    from scraper_supervisor.core.lifecycle import Lifecycle
+    from scraper_supervisor.core.state import FleetState, Group, Worker
+
+CANCEL_PATIENCE: Final = 10.0  # seconds that a worker has to end an item that was cancelled
+
+
+class Watchdog:
+    """All workers' deadlines."""
+
+    def __init__(self, state: FleetState, lifecycle: Lifecycle) -> None:
+        self._state = state
+        self._lifecycle = lifecycle
+
+    # ---- items
+
+    def cancel(self, worker: Worker, claim: int, key: str, reason: str, now: float) -> None:
+        """Have the worker end that item; in vain, the worker is killed and that item alone charged."""
+        if claim not in worker.cancelling:
+            worker.cancelling[claim] = (key, now + CANCEL_PATIENCE, reason)
+            self._state.tell(worker, ItemCancel(key, claim, reason, CANCEL_PATIENCE))
+
+    def remind(self, worker: Worker, now: float) -> None:
+        """The worker came back: what it was told to cancel may have been lost with the old connection."""
+        for claim, (key, until, reason) in worker.cancelling.items():
+            if self._state.groups[worker.group].queue.open_claim(claim):
+                self._state.tell(worker, ItemCancel(key, claim, reason, max(0.0, until - now)))
+
+    def items_due(self, group: Group, now: float) -> None:
+        """Cancel the items that are over item_timeout."""
+        timeout = group.settings.item_timeout
+        if timeout is None or not self._state.clocks_run():
+            return
+        for name, claim, key, since in group.queue.open_claims():
+            worker = self._state.workers[name]
+            if now >= since + timeout and worker.life.alive:
+                self.cancel(worker, claim, key, f"item_timeout of {timeout:g} s", now)
+
+    def items_deadline(self, group: Group) -> float | None:
+        """When `items_due` has something to do."""
+        timeout = group.settings.item_timeout
+        if timeout is None or not self._state.clocks_run():
+            return None
+        starts = (
+            since
+            for name, claim, _, since in group.queue.open_claims()
+            if claim not in self._state.workers[name].cancelling and self._state.workers[name].life.alive
+        )
+        return min((since + timeout for since in starts), default=None)
+
+    def stood_still(self, since: float, now: float) -> None:
+        """The ledger refused from `since` to `now`."""
+        for group in self._state.groups.values():
+            group.queue.stood_still(since, now)
+        for worker in self._state.workers.values():
+            worker.cancelling = {
+                claim: (key, until + now - since, reason) for claim, (key, until, reason) in worker.cancelling.items()
+            }
+            if worker.progress is not None:
+                worker.progress = now
+
+    # ---- workers
+
+    def due(self, worker: Worker, now: float) -> None:
+        """Whatever of the worker's deadlines has come."""
+        life = worker.life
+        group = self._state.groups[worker.group]
+        if life.deadline is not None and now >= life.deadline:
+            self._life_due(worker, group, now)
+        if not life.alive or life.killed:
+            return
+        hung = self._hung(worker, group, now)
+        if hung is not None:
+            self._state.publish("worker_hung", "warning", "workers", worker=worker, reason=hung[1])
+            self._lifecycle.kill(worker, hung[1], hung[0], now)
+
+    def next_deadline(self, worker: Worker) -> float | None:
+        """The earliest time at which `due` has something to do for this worker."""
+        life = worker.life
+        times = [] if life.deadline is None else [life.deadline]
+        if life.alive and not life.killed:
+            group = self._state.groups[worker.group]
+            times += [until for _, until in self._cancelled(worker, group)]
+            times += [
+                time for time in (self._silent_at(worker, group), self._stuck_at(worker, group)) if time is not None
+            ]
+        return min(times, default=None)
+
+    def _life_due(self, worker: Worker, group: Group, now: float) -> None:
+        life = worker.life
+        match life.phase:
+            case Phase.BACKOFF:
+                self._lifecycle.start(worker, now)
+            case Phase.STARTING:
+                reason = f"no hello within start_timeout of {group.settings.start_timeout:g} s"
+                self._state.publish("worker_hung", "warning", "workers", worker=worker, reason=reason)
+                self._lifecycle.kill(worker, reason, "start-timeout", now)
+            case Phase.DRAINING | Phase.RUNNING:  # running: it said goodbye and stays
+                self._state.out += life.terminate(TERM_GRACE, now)
+            case Phase.STOPPING:
+                self._lifecycle.kill_tree(worker, "it did not end after SIGTERM")
+            case _:
+                life.deadline = None
+        self._lifecycle.note(worker, now)
+
+    def _hung(self, worker: Worker, group: Group, now: float) -> tuple[str, str] | None:
+        """(signature, reason) if the worker is to be killed."""
+        settings = group.settings
+        for key, until in self._cancelled(worker, group):
+            if now >= until:
+                worker.charge = key
+                return "item-timeout", f"it did not end the cancelled item {key!r} within {CANCEL_PATIENCE:g} s"
+        silent, stuck = self._silent_at(worker, group), self._stuck_at(worker, group)
+        if silent is not None and now >= silent:
+            if worker.away_since is not None:
+                return "connection-lost", f"its connection was closed for {settings.heartbeat_timeout:g} s"
+            return "heartbeat-timeout", f"it was silent for heartbeat_timeout of {settings.heartbeat_timeout:g} s"
+        if stuck is not None and now >= stuck:
+            return "progress-timeout", f"it ended no item for progress_timeout of {settings.progress_timeout:g} s"
+        return None
+
+    def _cancelled(self, worker: Worker, group: Group) -> list[tuple[str, float]]:
+        """(key, when patience ends) of the cancelled items that the worker still holds."""
+        if not self._state.clocks_run():
+            return []
+        cancelling = worker.cancelling.items()
+        return [(key, until) for claim, (key, until, _) in cancelling if group.queue.open_claim(claim)]
+
+    def _silent_at(self, worker: Worker, group: Group) -> float | None:
+        """When the worker's silence is a hang; after its goodbye it owes no word, only its end."""
+        since = worker.away_since
+        if since is None and worker.beats:
+            since = worker.heard
+        return None if worker.goodbye is not None or since is None else since + group.settings.heartbeat_timeout
+
+    def _stuck_at(self, worker: Worker, group: Group) -> float | None:
+        if worker.progress is None or not group.queue.busy(worker.name) or not self._state.clocks_run():
+            return None
+        return worker.progress + group.settings.progress_timeout
