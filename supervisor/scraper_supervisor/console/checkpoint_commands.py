@@ -1,0 +1,130 @@
+"""`checkpoint list`, `show` and `verify`: read from the files, with the daemon running or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from scraper_supervisor.console import views
+from scraper_supervisor.console.context import (
+    DAMAGED,
+    LEDGER_FILE,
+    App,
+    Commands,
+    Refused,
+    clean,
+    json_option,
+    pass_app,
+)
+from scraper_supervisor.core.sealed import Damaged
+from scraper_supervisor.store.checkpoints import FOLDER, Checkpoints, NoSuchGeneration
+from scraper_supervisor.store.faults import StoreError
+from scraper_supervisor.store.queries import LedgerReader
+
+
+@click.group(cls=Commands)
+def checkpoint() -> None:
+    """The states that workers saved."""
+
+
+@checkpoint.command("list")
+@click.argument("worker", required=False)
+@json_option
+@pass_app
+def list_(app: App, worker: str | None, as_json: bool) -> None:
+    """List the checkpoints of all workers, or of WORKER; the newest first."""
+    found = Checkpoints(_state(app, worker)).list(worker)
+    if as_json:
+        app.emit({"checkpoints": msgspec.to_builtins(found)})
+        return
+    columns = [("WORKER", False), ("GENERATION", True), ("SAVED", False), ("SIZE", True), ("SCHEMA", False)]
+    rows = [
+        (one.worker, str(one.generation), one.saved_at or "damaged", views.size(one.bytes), clean(one.schema or ""))
+        for one in found
+    ]
+    app.print(views.grid(columns, rows) if rows else "no checkpoints")
+
+
+@checkpoint.command()
+@click.argument("worker")
+@click.option("--generation", type=int, help="Which one [the newest].")
+@json_option
+@pass_app
+def show(app: App, worker: str, generation: int | None, as_json: bool) -> None:
+    """Print one checkpoint of WORKER, its state included."""
+    try:
+        found = Checkpoints(_state(app, worker)).show(worker, generation)
+    except NoSuchGeneration as error:
+        raise Refused(str(error)) from None
+    except Damaged as error:
+        which = "its newest checkpoint" if generation is None else f"checkpoint {generation}"
+        raise Refused(f"{worker}: {which} is damaged: {error.reason}", DAMAGED) from None
+    header: dict[str, Any] = msgspec.to_builtins(found.header)
+    if as_json:
+        app.emit({**header, "sha256": found.sha256, "state": found.state})
+        return
+    items = header.pop("items")
+    counts = ", ".join(f"{items[name]} {name}" for name in ("pending", "done", "failed"))
+    rows = [(name.replace("_", " "), clean(str(value))) for name, value in header.items()]
+    app.print(views.facts([*rows, ("items", counts), ("sha256", found.sha256)]))
+    click.echo(msgspec.json.format(found.state, indent=2))
+
+
+@checkpoint.command()
+@click.argument("worker", required=False)
+@json_option
+@pass_app
+def verify(app: App, worker: str | None, as_json: bool) -> None:
+    """Read every checkpoint and the ledger, or the checkpoints of WORKER; nothing is moved. Exit code 4: damage."""
+    state_dir = _state(app, worker)
+    files: list[dict[str, Any]] = [
+        {
+            "path": one.path,
+            "kind": "checkpoint",
+            "worker": one.worker,
+            "generation": one.generation,
+            "ok": one.ok,
+            "reason": one.reason,
+        }
+        for one in Checkpoints(state_dir).verify(worker)
+    ]
+    ledger = state_dir / LEDGER_FILE
+    if worker is None and (ledger.exists() or ledger.with_name(f"{LEDGER_FILE}-wal").exists()):
+        reason = _ledger_fault(ledger)
+        files.append({"path": str(ledger), "kind": "ledger", "ok": reason is None, "reason": reason})
+    damaged = [file for file in files if not file["ok"]]
+    if as_json:
+        app.emit({"ok": not damaged, "files": files})
+    else:
+        for file in damaged:
+            click.echo(clean(f"{file['path']}: {file['reason']}"))
+        click.echo(f"{len(files)} files read, {len(damaged)} damaged")
+    if damaged:
+        raise click.exceptions.Exit(DAMAGED)
+
+
+def _ledger_fault(path: Path) -> str | None:
+    try:
+        with LedgerReader(path) as reader:
+            return reader.verify()
+    except FileNotFoundError:
+        return "it is missing, while its log is still there"
+    except StoreError as error:
+        return str(error).removeprefix(f"{path}: ")
+
+
+def _state(app: App, worker: str | None) -> Path:
+    """The state folder, in which there is something of that worker.
+
+    Raises:
+        Refused: there is nothing.
+    """
+    state_dir = Path(app.load().folders.state_dir)
+    if not state_dir.is_dir():
+        raise Refused(f"{state_dir}: there is no state folder yet")
+    if worker is not None and ("/" in worker or worker.startswith(".") or not (state_dir / FOLDER / worker).is_dir()):
+        raise Refused(f"{worker}: no worker of that name has checkpoints in {state_dir / FOLDER}")
+    return state_dir

@@ -1,0 +1,186 @@
+"""What every command shares: the two consoles, the configuration, the daemon's socket and how errors are told."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import click
+import msgspec
+from msgspec.structs import replace
+from rich.console import Console
+
+from scraper_supervisor.console.config_commands import invalid
+from scraper_supervisor.console.control import Client, Denied, NoDaemon
+from scraper_supervisor.core.parse import InvalidSettings
+from scraper_supervisor.store.config_file import Loaded, load_or_default
+from scraper_supervisor.store.faults import LedgerUnusable, NetworkFileSystem, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FAILED: Final = 1
+USAGE: Final = 2
+NO_DAEMON: Final = 3
+DAMAGED: Final = 4
+NO_LEDGER: Final = 65
+INTERRUPTED: Final = 130
+
+LEDGER_FILE: Final = "ledger.db"
+
+
+class Refused(click.ClickException):
+    """A command can't do what it was asked; the message goes to stderr, the code is the exit code."""
+
+    def __init__(self, message: str, code: int = FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = code  # type: ignore[misc]  # click documents it as set on the class or the instance
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the message, as plain text: what came from a page or a file is no markup."""
+        click.echo(f"error: {clean(self.message, keep_lines=True)}", file=file or sys.stderr)
+
+
+class App:
+    """One command's surroundings: `click` hands it to every command.
+
+    Args:
+        config: the value of --config.
+    """
+
+    def __init__(self, config: str | None = None) -> None:
+        self.config = config
+        # Made here and not at import, so that each sees the streams and the environment as they are now.
+        self.out = Console(highlight=False, markup=False, emoji=False)
+
+    def load(self) -> Loaded:
+        """The configuration and its folders.
+
+        Raises:
+            InvalidSettings: with every problem.
+        """
+        loaded = load_or_default(self.config, os.environ, os.getcwd())
+        if loaded.path is None:  # what `run MODULE:FUNCTION` made here has its sockets here too
+            folders = replace(loaded.folders, runtime_dir=os.path.join(loaded.folders.state_dir, "run"))
+            loaded = replace(loaded, folders=folders)
+        return loaded
+
+    def connect(self, loaded: Loaded | None = None) -> Client:
+        """A connection to the daemon.
+
+        Raises:
+            NoDaemon: none answers.
+            InvalidSettings: the configuration, which says where it would be.
+        """
+        return Client((loaded or self.load()).folders.control_socket)
+
+    def ledger(self, loaded: Loaded | None = None) -> Path:
+        """Where the ledger is."""
+        return Path((loaded or self.load()).folders.state_dir) / LEDGER_FILE
+
+    def print(self, *things: object) -> None:
+        """Print for people."""
+        self.out.print(*things, soft_wrap=all(isinstance(thing, str) for thing in things))
+
+    def note(self, text: str) -> None:
+        """Tell people something beside the output, on stderr."""
+        click.echo(clean(text, keep_lines=True), err=True)
+
+    def emit(self, document: object) -> None:
+        """Write a JSON document to stdout."""
+        click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2))
+
+    def emit_line(self, document: object) -> None:
+        """Write a JSON document to stdout in one line."""
+        click.echo(msgspec.json.encode(document))
+
+
+pass_app = click.make_pass_decorator(App)
+
+
+def clean(text: str, *, keep_lines: bool = False) -> str:
+    """The text without what would steer a terminal: control characters are shown as in Python."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or (keep_lines and c == "\n") else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def explained(error: Exception) -> click.ClickException | None:
+    """An expected error as the message and exit code that a command ends with; None for a bug."""
+    match error:
+        case click.ClickException():
+            return error
+        case InvalidSettings():
+            outcome = invalid(error)
+            return Refused(outcome.text, outcome.code)
+        case NoDaemon():
+            return Refused(str(error), NO_DAEMON)
+        case Denied() | StoreError():
+            ledger = isinstance(error, LedgerUnusable | NetworkFileSystem)
+            return Refused(str(error), NO_LEDGER if ledger else FAILED)
+        case OSError():
+            where = f"{error.filename}: " if error.filename is not None else ""
+            return Refused(f"{where}{error.strerror or error}")
+    return None
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+def _set_config(ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        ctx.ensure_object(App).config = value
+    return value
+
+
+class Command(click.Command):
+    """A command that takes --config."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(
+                ["--config"],
+                metavar="FILE",
+                help="The configuration file.",
+                callback=_set_config,
+                expose_value=False,
+                is_eager=True,
+            )
+        )
+
+
+class Commands(click.Group):
+    """A group whose commands take --config and end with a message, never with a traceback."""
+
+    command_class = Command
+    group_class = type
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            quiet_stdout()
+            raise click.exceptions.Exit(FAILED) from None
+        except Exception as error:
+            known = explained(error)
+            if known is None or known is error:
+                raise
+            raise known from None
+
+
+def quiet_stdout() -> None:
+    """Nobody reads any more: what is still in the buffer must not make a noise at the interpreter's end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The option --json, as the argument `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
