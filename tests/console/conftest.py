@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,7 @@ class FakeDaemon:
 
     def _serve(self, connection: socket.socket) -> None:
         framer = Framer(2**24)
-        with connection:
+        with connection, contextlib.suppress(ConnectionError):  # a command that did not wait for its answer
             while data := connection.recv(2**20):
                 for line in framer.feed(data):
                     request = decode_line(line)
@@ -82,10 +83,7 @@ class FakeDaemon:
                     if answer is None:  # hang up
                         return
                     encode = encode_error if isinstance(answer, RpcError) else encode_result
-                    try:
-                        connection.sendall(encode(request.id, answer))
-                    except BrokenPipeError:  # the command did not wait for it
-                        return
+                    connection.sendall(encode(request.id, answer))
                     if self.leaves:
                         return
 

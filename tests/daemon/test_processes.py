@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ import uvloop
 
 from scraper_supervisor.daemon import output, procfs
 from scraper_supervisor.daemon.processes import Exit, Processes, SpawnError, SpawnSpec
+from scraper_supervisor.daemon.spawning import LONGEST_TMPDIR, Folders
 from scraper_worker.protocol import ENV_TOKEN
 
 if TYPE_CHECKING:
@@ -85,12 +87,19 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def folder() -> Iterator[Path]:
+    """A folder whose path is short enough to hold TMPDIRs, as pytest's own would not be."""
+    with tempfile.TemporaryDirectory(prefix="ss-", dir="/tmp") as made:
+        yield Path(made)
+
+
+@pytest.fixture
+def world(folder: Path) -> Iterator[World]:
     uvloop.run(asyncio.sleep(0))  # libuv keeps one pipe for ever
     before = handles()
-    made = World(tmp_path)
+    made = World(folder)
     yield made
-    marked = str(tmp_path).encode()
+    marked = str(folder).encode()
     left = [pid for pid in procfs.table() if pid != os.getpid() and _environ_holds(pid, marked)]
     for pid in left:
         os.kill(pid, signal.SIGKILL)
@@ -598,3 +607,19 @@ async def test_a_command_reads_its_input_and_ends(world: World) -> None:
     with pytest.raises(SpawnError, match="nowhere"):
         await processes.run(("/nowhere",), b"", ENV, 1)
     assert zombies() == []
+
+
+def test_tmpdirs_are_short_enough_for_chromium_wherever_the_runtime_folder_is(tmp_path: Path) -> None:
+    short = Folders.of(Path("/run/ss"), Path("/var/lib/ss"))
+    assert short.tmpdir("matches-0", 1) == Path("/run/ss/tmp/matches-0-1")
+    for runtime in (Path("/run/ss"), tmp_path / ("x" * 60)):
+        folders = Folders.of(runtime, tmp_path)
+        for worker in ("a-0", "a" * 48 + "-9999"):
+            assert len(str(folders.tmpdir(worker, 1_000_000))) <= LONGEST_TMPDIR
+
+
+def test_a_temporary_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "tmp").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PermissionError):
+        Folders(tmp_path / "output", tmp_path / "tmp", tmp_path / "records").make()

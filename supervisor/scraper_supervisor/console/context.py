@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
-from msgspec.structs import replace
 from rich.console import Console
 
 from scraper_supervisor.console.config_commands import invalid
 from scraper_supervisor.console.control import Client, Denied, NoDaemon
-from scraper_supervisor.core.parse import InvalidSettings
+from scraper_supervisor.core.locate import config_file, folders
+from scraper_supervisor.core.parse import InvalidSettings, parse
 from scraper_supervisor.store.config_file import Loaded, load_or_default
 from scraper_supervisor.store.faults import LedgerUnusable, NetworkFileSystem, StoreError
 
@@ -62,24 +64,27 @@ class App:
         Raises:
             InvalidSettings: with every problem.
         """
-        loaded = load_or_default(self.config, os.environ, os.getcwd())
-        if loaded.path is None:  # what `run MODULE:FUNCTION` made here has its sockets here too
-            folders = replace(loaded.folders, runtime_dir=os.path.join(loaded.folders.state_dir, "run"))
-            loaded = replace(loaded, folders=folders)
-        return loaded
+        return load_or_default(self.config, os.environ, os.getcwd())
 
-    def connect(self, loaded: Loaded | None = None) -> Client:
-        """A connection to the daemon.
+    def connect(self) -> Client:
+        """A connection to the daemon, which an invalid configuration does not keep from running.
 
         Raises:
             NoDaemon: none answers.
-            InvalidSettings: the configuration, which says where it would be.
+            InvalidSettings: none answers, and the configuration is invalid.
         """
-        return Client((loaded or self.load()).folders.control_socket)
-
-    def ledger(self, loaded: Loaded | None = None) -> Path:
-        """Where the ledger is."""
-        return Path((loaded or self.load()).folders.state_dir) / LEDGER_FILE
+        try:
+            path = self.load().folders.control_socket
+        except InvalidSettings:
+            salvaged = _salvaged_socket(self.config)
+            if salvaged is None:
+                raise
+            try:
+                return Client(salvaged)
+            except NoDaemon:
+                pass  # what is wrong with the file is what the operator has to know first
+            raise
+        return Client(path)
 
     def print(self, *things: object) -> None:
         """Print for people."""
@@ -96,6 +101,33 @@ class App:
     def emit_line(self, document: object) -> None:
         """Write a JSON document to stdout in one line."""
         click.echo(msgspec.json.encode(document))
+
+
+def _salvaged_socket(option: str | None) -> str | None:
+    """The control socket by what can still be read of a configuration that is not valid."""
+    location = config_file(option, os.environ, os.path.exists, os.getcwd())
+    if location.path is None:
+        return None
+    try:
+        text = Path(location.path).read_text(encoding="utf-8", errors="replace")
+        found = {name: value for name, value in _supervisor_table(text).items() if name in ("state_dir", "runtime_dir")}
+        supervisor = parse({"supervisor": found}, location.base).supervisor
+        return folders(supervisor, os.environ, os.path.expanduser("~"), location.base).control_socket
+    except (OSError, InvalidSettings):
+        return None
+
+
+def _supervisor_table(text: str) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(text).get("supervisor")
+        return table if isinstance(table, dict) else {}
+    except tomllib.TOMLDecodeError:
+        found: dict[str, Any] = {}
+        for line in text.splitlines():  # a key of these names stands nowhere else
+            if re.match(r"\s*(state|runtime)_dir\s*=", line):
+                with contextlib.suppress(tomllib.TOMLDecodeError):
+                    found |= tomllib.loads(line)
+        return found
 
 
 pass_app = click.make_pass_decorator(App)

@@ -44,7 +44,8 @@ KILL_AT: Final = 0.45  # the share of items after which a worker is killed
 GIVE_UP: Final = 300.0  # seconds, after which something is wrong
 STOP_WITHIN: Final = 45.0  # seconds that the daemon has to end
 SHOWN_EVENTS: Final = 8
-LONGEST_FOLDER: Final = 80  # characters: the sockets in it must not be over 107
+PREFIX: Final = "scraper-demo-"
+LONGEST_FOLDER: Final = 41  # bytes: Chromium dies of a TMPDIR over 62, and run/tmp/matches-0-10 comes on top
 
 KNOBS: Final = Knobs(
     matches=400,
@@ -139,7 +140,7 @@ class Stage:
         with contextlib.ExitStack() as undo:  # undone in reverse order, at the end or if the beginning fails
             for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 undo.callback(signal.signal, signum, signal.signal(signum, self._stop))
-            self.folder = Path(tempfile.mkdtemp(prefix="scraper-supervisor-demo-", dir=_short_folder()))
+            self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_short_folder()))
             undo.callback(shutil.rmtree, self.folder, ignore_errors=True)
             self.state_dir = self.folder / "state"
             self._run_dir = self.folder / "run"
@@ -197,7 +198,7 @@ class Stage:
 
     def log(self) -> str:
         """The last lines that the daemon printed."""
-        return "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:])
+        return "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
 
     def _look(self) -> None:
         """Ask for the status; a daemon that is not up yet, or no more, has none."""
@@ -260,7 +261,7 @@ class Stage:
 def configuration(url: str) -> dict[str, Any]:
     """The demo's configuration: small limits, so that a minute shows what otherwise takes days."""
     return {
-        "supervisor": {"state_dir": "state", "runtime_dir": "run", "log_level": "warning"},
+        "supervisor": {"state_dir": "state", "runtime_dir": "run"},
         "workers": {
             GROUP: {
                 "entrypoint": "scraper_supervisor.console.demo_scraper:scrape",
@@ -291,8 +292,9 @@ def end_leftovers(socket_path: str) -> None:
 
 
 def _short_folder() -> str | None:
-    """Where the demo's folder goes: a socket's path must fit."""
-    return None if len(tempfile.gettempdir()) <= LONGEST_FOLDER - 40 else "/tmp"
+    """Where the demo's folder goes, None for the usual place: sockets are to be made deep in it."""
+    usual = os.path.join(tempfile.gettempdir(), f"{PREFIX}12345678")
+    return None if len(usual.encode()) <= LONGEST_FOLDER else "/tmp"
 
 
 # ---- what is shown ---------------------------------------------------------------------------------------------------

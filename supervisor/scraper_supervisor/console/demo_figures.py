@@ -30,6 +30,7 @@ class Outcome(Struct, frozen=True):
     expected: int
     done: int
     failed: dict[str, int]  # by the failure's signature
+    left: int  # not ended, when the daemon ended early
     unexpected: tuple[str, ...]  # keys failed for good, though their pages are there
     lost: tuple[str, ...]
     repeated: tuple[str, ...]
@@ -44,8 +45,8 @@ class Outcome(Struct, frozen=True):
 def compare(site: DemoSite, ledger: Path, group: str) -> Outcome:
     """Hold the ledger's latest run against what the site served.
 
-    An item is lost if its page exists and the ledger knows neither a result that is true nor a failure for good; an
-    item is repeated if it has two results, or if its page was fetched again after its result was durable.
+    An item is lost if the ledger has a result that is not true, or does not know it though the list that leads to it is
+    done; an item is repeated if it has two results, or if its page was fetched again after its result was durable.
 
     Raises:
         StoreError, FileNotFoundError, LookupError: there is no run to be read.
@@ -56,6 +57,7 @@ def compare(site: DemoSite, ledger: Path, group: str) -> Outcome:
     with LedgerReader(ledger) as reader:
         results = [(row.key, row.finished_at, msgspec.json.decode(row.result)) for row in reader.results(group)]
         failures = {row.key: row.last_failure for row in reader.items(group, state="failed")}
+        known = {row.key for row in reader.items(group)}
     expected = paths(site)
     gone = {f"{site.url}/match/{number}" for number in site.missing()}
     finished = {key: time for key, time, _ in results}
@@ -67,12 +69,15 @@ def compare(site: DemoSite, ledger: Path, group: str) -> Outcome:
         if (key := f"{site.url}{access.path}") in finished and access.time > finished[key]
     }
     signatures = Counter(_signature(failure) for failure in failures.values())
+    spoilt = finished.keys() - true
+    vanished = {key for key in expected - known if _list_of(site, key) in finished}
     return Outcome(
         expected=len(expected),
         done=len(finished),
         failed=dict(signatures.most_common()),
+        left=len(expected - finished.keys() - failures.keys() - vanished),
         unexpected=tuple(sorted(failures.keys() - gone)),
-        lost=tuple(sorted(expected - true - failures.keys())),
+        lost=tuple(sorted(spoilt | vanished)),
         repeated=tuple(sorted(twice | again)),
     )
 
@@ -82,6 +87,13 @@ def paths(site: DemoSite) -> set[str]:
     lists = -(-site.knobs.matches // site.knobs.per_page)
     found = {f"{site.url}/fixtures?page={page}" for page in range(1, lists + 1)}
     return found | {f"{site.url}/match/{number}" for number in range(1, site.knobs.matches + 1)}
+
+
+def _list_of(site: DemoSite, key: str) -> str:
+    """The list that leads to a page; to each list leads the first."""
+    match = re.search(r"/match/(\d+)$", key)
+    page = 1 if match is None else (int(match[1]) - 1) // site.knobs.per_page + 1
+    return f"{site.url}/fixtures?page={page}"
 
 
 def _is_true(site: DemoSite, key: str, result: Any) -> bool:
@@ -130,7 +142,7 @@ def summary(outcome: Outcome, incidents: Incidents, slo: dict[str, Any], duratio
         recycles += f", replaced in {', '.join(views.seconds(one) for one in sorted(incidents.recycles))}"
     return views.facts(
         [
-            ("items done", f"{outcome.done} of {outcome.expected}"),
+            ("items done", f"{outcome.done} of {outcome.expected}{f', {outcome.left} left' if outcome.left else ''}"),
             ("failed for good", f"{sum(outcome.failed.values())}{f': {failed}' if failed else ''}"),
             ("attempts repeated", f"{incidents.retries} after failures"),
             ("lost", _count(outcome.lost)),

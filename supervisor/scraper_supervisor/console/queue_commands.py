@@ -7,13 +7,24 @@ import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import chain, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 import click
 import msgspec
 
 from scraper_supervisor.console import views
-from scraper_supervisor.console.context import USAGE, App, Command, Commands, Refused, clean, json_option, pass_app
+from scraper_supervisor.console.context import (
+    LEDGER_FILE,
+    USAGE,
+    App,
+    Command,
+    Commands,
+    Refused,
+    clean,
+    json_option,
+    pass_app,
+)
 from scraper_supervisor.console.control import Client, NoDaemon
 from scraper_supervisor.console.offline import OfflineQueue
 from scraper_supervisor.core.records import ItemState
@@ -57,8 +68,8 @@ def add(app: App, group: str, keys: tuple[str, ...]) -> None:
 def list_(app: App, group: str, state: ItemState | None, as_json: bool) -> None:
     """List the items of GROUP's run, in the order in which they were added."""
     loaded = app.load()
-    claims = _claims(app, loaded, group)  # first: what ends meanwhile is then told as ended, not as neither
-    with _reader(app, loaded, group) as reader:
+    claims = _claims(app, group)  # first: what ends meanwhile is then told as ended, not as neither
+    with _reader(loaded, group) as reader:
         rows = _rows(reader, group, state, claims) if reader is not None else iter(())
         if as_json:
             _emit_items(rows)
@@ -127,7 +138,7 @@ def _report(group: str, text: str, untouched: list[str], why: str) -> None:
 @pass_app
 def results(app: App, group: str, run_number: int | None, after: int, follow: bool) -> None:
     """Print the done items of GROUP's run as JSON lines."""
-    with _reader(app, app.load(), group) as reader:
+    with _reader(app.load(), group) as reader:
         if reader is None:
             return
         runs = [info.run for info in reader.runs(group)]
@@ -150,15 +161,16 @@ def results(app: App, group: str, run_number: int | None, after: int, follow: bo
 
 
 @contextmanager
-def _reader(app: App, loaded: Loaded, group: str) -> Iterator[LedgerReader | None]:
+def _reader(loaded: Loaded, group: str) -> Iterator[LedgerReader | None]:
     """The ledger, which has a run of that group; None if the group is configured and has none yet."""
+    path = Path(loaded.folders.state_dir) / LEDGER_FILE
     try:
-        reader = LedgerReader(app.ledger(loaded))
+        reader = LedgerReader(path)
     except FileNotFoundError:
         if group in loaded.settings.groups:
             yield None
             return
-        raise Refused(f"{app.ledger(loaded)}: there is no ledger yet") from None
+        raise Refused(f"{path}: there is no ledger yet") from None
     with reader:
         if reader.runs(group):
             yield reader
@@ -169,10 +181,10 @@ def _reader(app: App, loaded: Loaded, group: str) -> Iterator[LedgerReader | Non
             raise Refused(f"no group is named {clean(group)!r}; known are: {known}")
 
 
-def _claims(app: App, loaded: Loaded, group: str) -> dict[str, str]:
+def _claims(app: App, group: str) -> dict[str, str]:
     """Key → worker of what is in flight in a group; nothing is without a daemon."""
     try:
-        with app.connect(loaded) as client:
+        with app.connect() as client:
             return _in_flight(client.call("claims"), group)
     except NoDaemon:
         return {}
@@ -241,11 +253,10 @@ def _cells(row: ItemRow) -> tuple[str, ...]:
 @contextmanager
 def _queue(app: App, group: str) -> Iterator[Client | OfflineQueue]:
     """Who changes the queue: the daemon, or with none running ourselves."""
-    loaded = app.load()
     try:
-        client = app.connect(loaded)
+        client = app.connect()
     except NoDaemon as nobody:
-        with OfflineQueue(loaded, group, nobody) as queue:
+        with OfflineQueue(app.load(), group, nobody) as queue:
             yield queue
     else:
         with client:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
 import signal
@@ -164,6 +165,11 @@ class App:
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 await self._serve()
+        except BaseExceptionGroup as group:
+            refused = group.subgroup(CannotStart)
+            if refused is None:
+                raise
+            raise refused.exceptions[0] from None
         finally:
             signals.close()
             await self._close()
@@ -348,6 +354,8 @@ class App:
     def _stored(self, answers: StoreAnswers) -> None:
         for op, answer in answers:
             if isinstance(answer, StoreFault):
+                if answer.errno == errno.EINVAL:
+                    self._log.error("the store was asked what makes no sense", op=type(op).__name__, why=answer.message)
                 self.feed(PersistFailed(op, answer.errno, answer.message))
             else:
                 self.feed(Persisted(op, answer))

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import signal
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -66,13 +67,16 @@ class Processes:
         self._loop = loop
         self._on_exit = on_exit
         self._on_line = on_line
-        self._folders = Folders(runtime_dir / "output", runtime_dir / "tmp", state_dir / "workers")
+        self._folders = Folders.of(runtime_dir, state_dir)
         self._folders.make()
         self._boot_id = procfs.boot_id()
         self._live: dict[str, Live] = {}
         self._collectors: dict[int, Callable[[], None]] = {}  # by pid, of our own children: takes the exit status
         self._commands: set[Command] = set()
         self._trees: dict[str, tuple[int, Tree]] = {}  # worker: incarnation whose tree is not known to have ended
+        self._ending: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # one search for a worker's at a time
+        self._adopted: set[str] = set()  # workers whose orphans need not come to us
+        self._lists_children = procfs.has_children_files()
         self._starting = 0  # threads that may hold a child that no collector waits for yet
         self._starters = ThreadPoolExecutor(2, "spawn")  # an exec may wait for a slow disk
         self._enders = ThreadPoolExecutor(2, "end-tree")
@@ -96,6 +100,7 @@ class Processes:
             raise SpawnError(errno.EEXIST, f"{spec.worker} is still running as PID {self._live[spec.worker].pid}")
         if spec.worker in self._trees:
             await self.end_tree(spec.worker, self._trees[spec.worker][0])
+        self._adopted.discard(spec.worker)
         live = await self._guarded(partial(start_worker, spec, self._folders, self._boot_id), self._watch)
         return Spawned(live.pid, live.start_time, live.token)
 
@@ -195,18 +200,33 @@ class Processes:
             incarnation: which start of it; one that has ended or is unknown has nothing left.
             browsers: pids of the browsers that it reported, dead ones too.
         """
-        if worker not in self._trees or self._trees[worker][0] != incarnation:
-            return Ended()
-        tree = self._trees[worker][1]
-        others = [live.pid for live in self._live.values() if live.pid != tree.pid]
-        tmpdir = self._folders.tmpdir(worker, incarnation)
-        ended = await self._in_thread(_end_and_clean, tree, tuple(browsers), others, tmpdir)
-        if (live := self._live.get(worker)) is not None and live.incarnation == incarnation and not ended.left:
-            self._died(live)  # so that its exit is known to the caller before this returns
-        if self._trees.get(worker, (None,))[0] == incarnation and not ended.left:
-            del self._trees[worker]
-            self._folders.forget(worker)
-        return ended
+        async with self._ending[worker]:
+            if worker not in self._trees or self._trees[worker][0] != incarnation:
+                return Ended()
+            tree = self._trees[worker][1]
+            others = [live.pid for live in self._live.values() if live.pid != tree.pid]
+            tmpdir = self._folders.tmpdir(worker, incarnation)
+            if self._left_nothing(worker, others):
+                ended = Ended(residue=await self._in_thread(orphans.remove_tree, tmpdir))
+            else:
+                ended = await self._in_thread(_end_and_clean, tree, tuple(browsers), others, tmpdir)
+            if (live := self._live.get(worker)) is not None and live.incarnation == incarnation and not ended.left:
+                self._died(live)  # so that its exit is known to the caller before this returns
+            if self._trees.get(worker, (None,))[0] == incarnation and not ended.left:
+                del self._trees[worker]
+                self._folders.forget(worker)
+            return ended
+
+    def _left_nothing(self, worker: str, others: Collection[int]) -> bool:
+        """Whether a dead worker left no process: its orphans would be our children, and none is unknown.
+
+        That spares its replacement the search through all processes of the machine. It is read twice, since a child
+        that exits meanwhile can hide another.
+        """
+        if worker in self._adopted or worker in self._live or not self._lists_children:
+            return False
+        first, second = (procfs.children(os.getpid()) for _ in range(2))
+        return first == second and set(first) <= set(others)
 
     async def kill_browser(self, worker: str, incarnation: int, pid: int, known: Collection[int] = ()) -> bool:
         """SIGKILL a browser with its whole session; False when it is gone or not that incarnation's.
@@ -239,6 +259,7 @@ class Processes:
         live = None if self._closed else spawning.find_worker(record, self._folders, self._boot_id)
         if live is None:
             return None
+        self._adopted.add(record.worker)
         self._watch(live)
         return Spawned(live.pid, live.start_time, live.token)
 
@@ -251,7 +272,7 @@ class Processes:
         for record in self.predecessors():
             others = [live.pid for live in self._live.values()]
             tmpdir = self._folders.tmpdir(record.worker, record.incarnation)
-            if record.tmpdir.endswith(f"/tmp/{tmpdir.name}"):
+            if record.tmpdir.endswith(f"/tmp/{record.worker}-{record.incarnation}"):
                 tmpdir = Path(record.tmpdir)  # where another runtime folder was configured then
             if record.boot_id == self._boot_id:
                 done = await self._in_thread(_end_and_clean, record.tree, (), others, tmpdir)
@@ -260,7 +281,7 @@ class Processes:
                 if done.left:
                     continue  # still on record for the next try
             self._folders.forget(record.worker)
-        kept = {f"{worker}-{incarnation}" for worker, (incarnation, _) in self._trees.items()}
+        kept = {self._folders.tmpdir(worker, incarnation).name for worker, (incarnation, _) in self._trees.items()}
         for leftover in [path for path in self._folders.tmp.iterdir() if path.name not in kept]:
             await self._in_thread(orphans.remove_tree, leftover)
         return ended
@@ -329,6 +350,8 @@ class Processes:
         self._collectors.clear()
         self._starters.shutdown()
         self._enders.shutdown()
+        with contextlib.suppress(OSError):  # live workers' folders are in it, or nothing any more
+            self._folders.tmp.rmdir()
 
 
 def _end_and_clean(tree: Tree, browsers: Collection[int], others: Collection[int], tmpdir: Path) -> Ended:

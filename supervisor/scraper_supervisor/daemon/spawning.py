@@ -8,10 +8,12 @@ import errno
 import os
 import secrets
 import signal
+import stat
 import subprocess
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 from msgspec import Struct
@@ -85,6 +87,10 @@ class Command(Struct, eq=False):
                 os.killpg(self.pid, signal.SIGKILL)
 
 
+LONGEST_TMPDIR: Final = 62  # bytes; with a longer one Chromium can't bind a socket in its profile, and dies
+_INCARNATIONS: Final = len("12345678-1234567")
+
+
 class Folders(Struct, frozen=True):
     """Where workers' FIFOs, temporary folders and records are."""
 
@@ -92,22 +98,37 @@ class Folders(Struct, frozen=True):
     tmp: Path
     records: Path
 
+    @classmethod
+    def of(cls, runtime_dir: Path, state_dir: Path) -> Self:
+        """The folders of a supervisor. Temporary ones are in /tmp where the runtime folder's path is too long."""
+        tmp = runtime_dir / "tmp"
+        if len(os.fsencode(tmp)) + 1 + _INCARNATIONS > LONGEST_TMPDIR:
+            mark = zlib.crc32(os.fsencode(runtime_dir))
+            tmp = Path(f"/tmp/scraper-supervisor-{os.geteuid()}-{mark:08x}")
+        return cls(runtime_dir / "output", tmp, state_dir / "workers")
+
     def make(self) -> None:
         """Make those that do not exist.
 
         Raises:
-            OSError: one cannot be made.
+            OSError: one cannot be made, or is somebody else's.
         """
         for folder in (self.output, self.tmp, self.records):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = folder.lstat()  # /tmp is everybody's
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                raise PermissionError(errno.EPERM, "not a folder of this user", str(folder))
 
     def fifo(self, worker: str, stream: str) -> Path:
         """A worker's FIFO for "out" or "err"."""
         return self.output / f"{worker}.{stream}"
 
     def tmpdir(self, worker: str, incarnation: int) -> Path:
-        """An incarnation's TMPDIR."""
-        return self.tmp / f"{worker}-{incarnation}"
+        """An incarnation's TMPDIR: by the worker's name where that is short enough."""
+        path = self.tmp / f"{worker}-{incarnation}"
+        if len(os.fsencode(path)) <= LONGEST_TMPDIR:
+            return path
+        return self.tmp / f"{zlib.crc32(worker.encode()):08x}-{incarnation}"
 
     def record(self, worker: str) -> Path:
         """A worker's record for the next supervisor."""

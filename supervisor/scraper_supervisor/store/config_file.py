@@ -64,7 +64,9 @@ def load_or_default(option: str | None, environ: Mapping[str, str], cwd: str) ->
     settings = Settings() if location.path is None else load(location.path)
     supervisor = settings.supervisor
     if location.state_dir is not None:
-        supervisor = replace(supervisor, state_dir=location.state_dir)
+        # All of it in one folder: two such folders of one user must not meet in $XDG_RUNTIME_DIR.
+        runtime_dir = os.path.join(location.state_dir, "run")
+        supervisor = replace(supervisor, state_dir=location.state_dir, runtime_dir=runtime_dir)
         settings = replace(settings, supervisor=supervisor)
     home = environ.get("HOME") or os.path.expanduser("~")
     try:

@@ -1,0 +1,123 @@
+"""`events` and `checkpoint`: read from the files."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import pytest
+from click import ClickException
+from msgspec import Raw
+
+from scraper_supervisor.console.watch_commands import decode_event, follow_lines, since_time
+from scraper_supervisor.core.records import SaveState
+from scraper_supervisor.store.checkpoints import Checkpoints
+from scraper_supervisor.store.ledger import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from click.testing import Result
+
+    Call = Callable[..., Result]
+
+
+def line(number: int) -> bytes:
+    return b'{"time":"2026-05-01T12:00:%02d.000000Z","event":"worker_ready","data":{"n":%d}}\n' % (number, number)
+
+
+def test_events(project: Path, call: Call) -> None:
+    absent = call("events")
+    assert (absent.exit_code, absent.stdout) == (1, "")
+    folder = project / "state"
+    folder.mkdir()
+    (folder / "events.jsonl.1").write_bytes(line(1))
+    (folder / "events.jsonl").write_bytes(line(2) + b'{"torn\n' + line(3))
+    shown = call("events", "--json")
+    assert [json.loads(one)["data"]["n"] for one in shown.stdout.splitlines()] == [1, 2, 3]
+    assert call("events", "--since", "2026-05-01T12:00:03Z").stdout == "12:00:03  worker_ready  n 3\n"
+    assert call("events", "--since", "yesterday").exit_code == 2
+
+
+def test_since() -> None:
+    now = datetime(2026, 5, 1, 12, tzinfo=UTC)
+    assert since_time("10m", now) == "2026-05-01T11:50:00.000000Z"
+    assert since_time("90", now) == "2026-05-01T11:58:30.000000Z"
+    assert since_time("2026-05-01T14:00:00+02:00", now) == "2026-05-01T12:00:00.000000Z"
+    for wrong in ("", "10 parsecs", "2026-99-99", "999999999d"):
+        with pytest.raises(ClickException):
+            since_time(wrong, now)
+
+
+def test_following_survives_rotation_and_halves_of_lines(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    lines = follow_lines(path)
+    assert next(lines) is None  # there is no file yet
+    path.write_bytes(line(1) + line(2)[:20])
+    assert list(islice(lines, 2)) == [line(1), None]
+    with path.open("ab") as file:
+        file.write(line(2)[20:])
+    assert list(islice(lines, 2)) == [line(2), None]
+    with path.open("ab") as file:
+        file.write(line(3))
+    path.rename(tmp_path / "events.jsonl.1")
+    path.write_bytes(line(4))
+    assert list(islice(lines, 3)) == [line(3), line(4), None]
+    lines.close()
+    again = follow_lines(path)
+    found = [one for one in islice(again, 5) if one is not None]
+    assert found == [line(1), line(2), line(3), line(4)]
+    again.close()
+    assert decode_event(b"nonsense") is None
+
+
+def save(project: Path, worker: str, count: int) -> None:
+    store = Checkpoints(project / "state")
+    for number in range(count):
+        store.perform(SaveState(0, worker, 1, "cursor/1", Raw(b'{"page":%d}' % number), 0, number, 0, 10, False))
+
+
+def test_checkpoints(project: Path, call: Call) -> None:
+    nothing = call("checkpoint", "list")
+    assert (nothing.exit_code, "no state folder yet" in nothing.stderr) == (1, True)
+    save(project, "matches-0", 2)
+    save(project, "matches-1", 1)
+    listed = json.loads(call("checkpoint", "list", "--json").stdout)["checkpoints"]
+    assert [(one["worker"], one["generation"]) for one in listed] == [
+        ("matches-0", 2), ("matches-0", 1), ("matches-1", 1),
+    ]  # fmt: skip
+    assert set(listed[0]) == {"worker", "generation", "schema", "saved_at", "bytes", "path"}
+    assert "cursor/1" in call("checkpoint", "list", "matches-1").stdout
+    shown = json.loads(call("checkpoint", "show", "matches-0", "--json").stdout)
+    assert (shown["generation"], shown["state"], len(shown["sha256"])) == (2, {"page": 1}, 64)
+    assert '"page": 0' in call("checkpoint", "show", "matches-0", "--generation", "1").stdout
+    assert call("checkpoint", "show", "matches-0", "--generation", "9").exit_code == 1
+    for name in ("nobody", "../state", "."):
+        assert call("checkpoint", "verify", name).exit_code == 1
+
+
+def test_verify(project: Path, call: Call) -> None:
+    save(project, "matches-0", 2)
+    Ledger.open(project / "state" / "ledger.db").close()
+    sound = call("checkpoint", "verify", "--json")
+    document = json.loads(sound.stdout)
+    assert (sound.exit_code, document["ok"], len(document["files"])) == (0, True, 3)
+    assert set(document["files"][0]) == {"path", "kind", "worker", "generation", "ok", "reason"}
+    assert set(document["files"][2]) == {"path", "kind", "ok", "reason"}
+    newest = project / "state" / "checkpoints" / "matches-0" / "checkpoint-000000000002.json"
+    newest.write_bytes(newest.read_bytes().replace(b'"page":1', b'"page":7'))
+    damaged = call("checkpoint", "verify", "--json")
+    document = json.loads(damaged.stdout)
+    assert (damaged.exit_code, document["ok"]) == (4, False)
+    assert [file["path"] for file in document["files"] if not file["ok"]] == [str(newest)]
+    assert newest.exists()  # nothing is moved
+    assert "3 files read, 1 damaged" in call("checkpoint", "verify").stdout
+    assert call("checkpoint", "show", "matches-0").exit_code == 4
+    newest.unlink()
+    (project / "state" / "ledger.db").write_bytes(b"x" * 200)
+    broken = json.loads(call("checkpoint", "verify", "--json").stdout)
+    assert [file["kind"] for file in broken["files"] if not file["ok"]] == ["ledger"]
+    assert call("checkpoint", "verify", "matches-0").exit_code == 0
