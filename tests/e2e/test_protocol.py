@@ -1,0 +1,398 @@
+"""Worker protocol, version 1, on the real socket: a worker made by hand, and everything a careless one may send."""
+
+import json
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from harness import Line, Puppet, Refused
+
+pytestmark = pytest.mark.slow
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+GROUPS = 20
+
+
+@pytest.fixture(scope="module")
+def daemon(shared_daemons):
+    puppet = [sys.executable, "-S", "-E", str(Path(__file__).with_name("puppet.py"))]
+    group = {"command": puppet, "retry": "quick", "heartbeat_timeout": "60s", "stop_timeout": "10s"}
+    config = {
+        "workers": {f"g{number}": group for number in range(GROUPS)},
+        "retry": {"quick": {"base_delay": 0.3, "jitter": "none", "max_attempts": 3}},
+        "abort": {"enabled": False},
+    }
+    return shared_daemons(config).start()
+
+
+@pytest.fixture(scope="module")
+def free_names():
+    return [f"g{number}-0" for number in range(GROUPS)]
+
+
+@pytest.fixture
+def puppet(daemon, free_names):
+    """A worker that nobody used before."""
+    puppet = Puppet(daemon, free_names.pop()).wait()
+    yield puppet
+    puppet.close()
+
+
+@pytest.fixture
+def line(puppet):
+    """A connection of a fresh worker that said hello."""
+    return puppet.hello()[0]
+
+
+def refusal(line, method, **params):
+    with pytest.raises(Refused) as caught:
+        line.call(method, **params)
+    return caught.value
+
+
+FAILURE = {"kind": "transient", "category": "external", "signature": "busy", "message": "busy"}
+
+
+# ---- what a worker does all its life
+
+
+def test_a_raw_socket_client_of_forty_lines_is_a_worker(daemons):
+    daemon = daemons(
+        {
+            "workers": {"raw": {"command": [sys.executable, str(EXAMPLES / "raw_worker.py")]}},
+            "retry": {"default": {"base_delay": 0.4, "jitter": "none"}},
+        }
+    )
+    daemon.launch("--once")
+    assert daemon.exit_code() == 0, daemon.log()
+    results = daemon.results("raw")
+    assert {key: json.loads(bytes(row.result))["length"] for key, row in results.items()} == {
+        "one": 3,
+        "two": 3,
+        "three": 5,
+    }
+    assert {key: row.attempts for key, row in results.items()} == {"one": 1, "two": 2, "three": 1}
+    first, second = daemon.events("item_finished", key="two")
+    assert (first["data"]["outcome"], second["data"]["outcome"]) == ("retry", "done")
+    assert daemon.events("worker_completed")
+    files = sorted((daemon.state / "checkpoints" / "raw-0").glob("checkpoint-*.json"))
+    assert json.loads(files[-1].read_bytes())["state"] == {"last": "two", "before": "three"}
+    assert daemon.none_left()
+
+
+def test_a_failed_item_comes_again_after_its_delay(line):
+    assert line.call("items.offer", items=["a"]) == {"added": 1, "known": 0}
+    first = line.call("item.next")
+    assert (first["key"], first["attempt"]) == ("a", 1)
+    verdict = line.call("item.failed", key="a", claim=first["claim"], failure=FAILURE)
+    failed_at = time.monotonic()
+    assert (verdict["action"], verdict["attempt"], verdict["delay"]) == ("retry", 1, pytest.approx(0.3))
+    assert verdict["reason"]
+    second = line.call("item.next")
+    assert time.monotonic() - failed_at >= 0.29
+    assert (second["key"], second["attempt"]) == ("a", 2)
+    assert second["claim"] != first["claim"]
+    # The first claim was concluded: its answer again, and nothing changes.
+    assert line.call("item.failed", key="a", claim=first["claim"], failure=FAILURE) == verdict
+    assert line.call("item.done", key="a", claim=second["claim"]) == {"seq": 1, "duplicate": False}
+
+
+def test_a_state_is_saved_and_loaded(puppet, line):
+    assert line.call("checkpoint.load") is None
+    saved = line.call("checkpoint.save", schema="cursor/2", state={"at": "ünïcode"})
+    loaded = line.call("checkpoint.load")
+    assert (loaded["generation"], loaded["schema"], loaded["state"]) == (1, "cursor/2", {"at": "ünïcode"})
+    assert saved["generation"] == 1
+    assert line.call("checkpoint.save", schema="cursor/2", state={"at": "b"})["generation"] == 2
+    assert line.call("checkpoint.load", generation=1)["state"] == {"at": "ünïcode"}
+    error = refusal(line, "checkpoint.load", generation=77)
+    assert error.code == -32006
+    assert refusal(line, "checkpoint.save", schema="cursor", state={}).data["path"] == "schema"
+    assert refusal(line, "checkpoint.save", schema="cursor/1", state=[]).data["path"] == "state"
+    worker = puppet.daemon.worker(puppet.name)
+    assert worker["checkpoint"]["generation"] == 2
+    with line:
+        _, welcome = puppet.hello()
+    assert welcome["checkpoint"]["state"] == {"at": "b"}
+
+
+def test_it_is_asked_to_recycle_its_browser_between_items(puppet, line):
+    daemon = puppet.daemon
+    line.call("items.offer", items=["a"])
+    item = line.call("item.next")
+    line.tell("browser.started", browser="b1", pid=puppet.pid, engine="none", version="0")
+    daemon.wait(lambda: daemon.worker(puppet.name)["browsers"], "the browser is known")
+    with Line.to(daemon.runtime / "control.sock") as control:
+        asked = control.post("recycle", names=[puppet.name])
+        daemon.wait_event("cleanup_initiated", worker=puppet.name)
+        waiting = line.post("item.next")
+        line.call("item.done", key="a", claim=item["claim"])  # not before: an item is in its hands
+        assert not [message for message in line.kept if message.get("method") == "browser.recycle"]
+        order = line.expect("browser.recycle")
+        assert order["params"]["browser"] == "b1"
+        assert order["params"]["reason"]
+        assert 0 < order["params"]["deadline"] <= 20
+        line.tell("browser.stopped", browser="b1", reason="recycle")
+        line.tell("browser.started", browser="b2", pid=puppet.pid, engine="none", version="0")
+        line.answer(order)
+        control.wait(asked)
+    assert daemon.worker(puppet.name)["recycles"] == 1
+    assert line.wait(waiting) == {"end": "complete"}
+
+
+def test_it_is_told_to_drain(puppet, line):
+    line.call("items.offer", items=["a", "b"])
+    item = line.call("item.next")
+    puppet.daemon.control("drain", names=[puppet.name], wait=False)
+    order = line.expect("drain")
+    assert "id" not in order
+    assert order["params"]["reason"]
+    assert 0 < order["params"]["deadline"] <= 10
+    assert line.call("item.next") == {"end": "draining"}
+    assert line.call("item.done", key="a", claim=item["claim"])["duplicate"] is False
+    assert line.call("goodbye", reason="drained") == {}
+    assert refusal(line, "item.next").code == -32002
+    assert refusal(line, "checkpoint.save", schema="a/1", state={}).code == -32002
+    puppet.exit()
+    puppet.daemon.wait_worker(puppet.name, state="stopped")
+
+
+# ---- what is refused, and how
+
+
+def test_what_is_no_request_gets_an_error_and_the_connection_stays_open(puppet):
+    with puppet.connect() as line:
+        for data in (b"{nonsense}\n", b"\xff\xfe\n", b'{"jsonrpc": "2.0"\n'):
+            line.send(data)
+            answer = line.read()
+            assert answer["error"]["code"] == -32700
+            assert answer["id"] is None
+        for data in ([], [{"jsonrpc": "2.0", "id": 1, "method": "hello"}], 7, "x", {"id": 1}, {"jsonrpc": "2.0"}):
+            line.send(data)
+            assert line.read()["error"]["code"] == -32600, data
+        assert refusal(line, "item.next").code == -32002
+        assert refusal(line, "no.such.method").code == -32002
+        puppet.hello(line)
+        error = refusal(line, "no.such.method")
+        assert error.code == -32601
+        line.send([1])
+        assert line.read()["error"]["code"] == -32600
+        assert line.call("items.offer", items=[]) == {"added": 0, "known": 0}
+
+
+def test_a_long_line_before_hello_closes_the_connection(puppet):
+    with puppet.connect() as line:
+        line.send(b" " * 65_536 + b"\n")
+        assert line.read()["error"]["code"] == -32700  # just within the limit
+        line.send(b" " * 65_537)
+        answer = line.read()
+        assert (answer["error"]["code"], answer["id"]) == (-32004, None)
+        assert line.at_end()
+    line, _ = puppet.hello()
+    with line:
+        assert line.call("items.offer", items=["k" * 4096 for _ in range(100)])["added"] == 1  # 400 KB after hello
+
+
+def test_a_wrong_token_is_refused_and_the_connection_closed(puppet):
+    for changes in ({"token": "0" * 32}, {"worker": "nobody-0"}, {"worker": "g0-99"}):
+        with puppet.connect() as line:
+            assert refusal(line, "hello", **{**hello_of(puppet), **changes}).code == -32003
+            assert line.at_end()
+
+
+def test_a_stranger_with_the_right_token_is_refused(puppet):
+    with Line.to(puppet.daemon.runtime / "worker.sock") as line:
+        assert refusal(line, "hello", **hello_of(puppet)).code == -32003
+        assert line.at_end()
+    line, welcome = puppet.hello()
+    assert welcome["worker"] == puppet.name
+    line.close()
+
+
+def hello_of(puppet):
+    return {"protocol": 1, "worker": puppet.name, "token": puppet.token, "client": "puppet/1"}
+
+
+def test_a_descendant_of_the_worker_may_speak_for_it(daemons):
+    program = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
+    child = """
+import json, os, socket
+s = socket.socket(socket.AF_UNIX); s.connect(os.environ["SCRAPER_WORKER_SOCKET"]); f = s.makefile("rwb", buffering=0)
+def call(method, **params):
+    f.write(json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode() + b"\\n")
+    return json.loads(f.readline())["result"]
+call("hello", protocol=1, worker=os.environ["SCRAPER_WORKER_NAME"], token=os.environ["SCRAPER_WORKER_TOKEN"])
+call("items.offer", items=["a"])
+item = call("item.next"); call("item.done", key="a", claim=item["claim"], result="by a child")
+call("goodbye", reason="complete")
+"""
+    daemon = daemons({"workers": {"family": {"command": [sys.executable, "-c", program, child]}}})
+    daemon.launch("--once")
+    assert daemon.exit_code() == 0, daemon.log()
+    assert bytes(daemon.results("family")["a"].result) == b'"by a child"'
+
+
+def test_another_protocol_is_refused_with_what_is_supported(puppet):
+    with puppet.connect() as line:
+        error = refusal(line, "hello", **{**hello_of(puppet), "protocol": 2})
+        assert error.code == -32005
+        assert error.data == {"path": "protocol", "supported": [1]}
+        assert refusal(line, "hello", **{**hello_of(puppet), "protocol": "1"}).data["path"] == "protocol"
+        # What a later protocol's hello looks like, this one can't know.
+        assert refusal(line, "hello", protocol=3).data == {"path": "protocol", "supported": [1]}
+        assert puppet.hello(line)[1]["protocol"] == 1
+
+
+def test_bad_params_are_named_by_their_path(line):
+    cases = [
+        ("items.offer", {"items": ["ok", {"key": 7}]}, "items[1]"),
+        ("items.offer", {}, "items"),
+        ("items.offer", {"items": ["good", ""]}, "items[1]"),
+        ("items.offer", {"items": ["good", "a\nb"]}, "items[1]"),
+        ("items.offer", {"items": [{"key": "k" * 4097}]}, "items[0].key"),
+        ("item.done", {}, "key"),
+        ("item.done", {"key": "a", "offers": ["\u0085"]}, "offers[0]"),
+        ("item.failed", {"key": "a", "failure": {**FAILURE, "kind": "odd"}}, "failure.kind"),
+        ("item.next", {"wait": "long"}, "wait"),
+        ("goodbye", {"reason": "tired"}, "reason"),
+    ]
+    for method, params, path in cases:
+        error = refusal(line, method, **params)
+        assert error.code == -32005, (method, params)
+        assert error.data["path"].startswith(path), (method, params, error.data)
+    assert line.call("items.offer", items=["good"]) == {"added": 1, "known": 0}  # a bad entry refused the whole call
+    assert line.call("items.offer", items=["ünï", "a" * 4096, {"key": "x", "unheard": "of"}])["added"] == 3
+
+
+def test_the_257th_open_call_is_refused(line):
+    line.call("items.offer", items=["a"])
+    line.call("item.next")  # so that the run is not complete
+    numbers = [line.post("item.next") for _ in range(256)]
+    number = line.post("items.offer", items=["b"])
+    with pytest.raises(Refused) as caught:
+        line.wait(number)
+    assert caught.value.code == -32008
+    line.tell("items.offer", items=["b", "c"])  # a notification is no open call
+    assert {line.wait(numbers[0])["key"], line.wait(numbers[1])["key"]} == {"b", "c"}
+    for key in "abc":
+        line.tell("item.done", key=key)
+    assert {line.wait(number)["end"] for number in numbers[2:]} == {"complete"}
+
+
+def test_a_notification_is_never_answered(line):
+    for method, params in (
+        ("no.such.method", {}),
+        ("items.offer", {"items": [7]}),
+        ("item.done", {"key": "unknown"}),
+        ("checkpoint.save", {"schema": "a/1", "state": {"n": 1}}),
+        ("heartbeat", {"lag_ms": 1.5, "pages": {"b1": 3}}),
+        ("item.next", {}),
+        ("hello", {"protocol": 9}),
+    ):
+        line.tell(method, **params)
+    assert line.call("items.offer", items=["a"])["added"] == 1
+    assert line.kept == []
+    assert line.call("checkpoint.load")["state"] == {"n": 1}  # what it asked for was done all the same
+    assert line.call("item.next")["key"] == "a"  # an item.next that nobody hears of lost none
+
+
+def test_the_same_done_twice_gets_the_same_answer(line):
+    line.call("items.offer", items=["a", "b"])
+    item = line.call("item.next")
+    done = {"key": "a", "claim": item["claim"], "result": 1, "offers": ["c"]}
+    first = line.call("item.done", **done)
+    assert first == {"seq": 1, "duplicate": False}
+    assert line.call("item.done", **{**done, "result": 2}) == first
+    assert refusal(line, "item.failed", key="a", claim=item["claim"], failure=FAILURE).code == -32007
+    assert line.call("item.done", key="a") == {"seq": 1, "duplicate": True}
+    error = refusal(line, "item.done", key="b", claim=4711)
+    assert error.code == -32007
+    assert refusal(line, "item.done", key="nobody's").code == -32007
+    assert {line.call("item.next")["key"] for _ in "bc"} == {"b", "c"}
+
+
+# ---- connections
+
+
+def test_a_second_hello_replaces_and_closes_the_first_connection(puppet):
+    first, _ = puppet.hello()
+    first.call("items.offer", items=["a", "b"])
+    one, two = first.call("item.next"), first.call("item.next")
+    second, welcome = puppet.hello(in_flight=[{"key": one["key"], "claim": one["claim"]}])
+    assert first.at_end()
+    assert welcome["in_flight"] == [{"key": one["key"], "claim": one["claim"], "attempt": 1}]
+    again = second.call("item.next")  # the claim that was not named went back at no cost
+    assert (again["key"], again["attempt"]) == (two["key"], 1)
+    assert refusal(second, "item.done", key=two["key"], claim=two["claim"]).code == -32007
+    second.call("item.done", key=one["key"], claim=one["claim"])
+    second.call("item.done", key=again["key"], claim=again["claim"])
+
+
+def test_a_reconnection_keeps_the_claims_it_names(puppet):
+    first, welcome = puppet.hello(in_flight=[{"key": "x", "claim": 1}])
+    assert welcome["in_flight"] == []  # an incarnation's very first hello has none
+    first.call("items.offer", items=["a", "b"])
+    held = [first.call("item.next") for _ in "ab"]
+    first.close()
+    puppet.daemon.wait(lambda: puppet.daemon.worker(puppet.name)["items"]["in_flight"] == 2, "both are in its hands")
+    claims = [{"key": item["key"], "claim": item["claim"]} for item in held]
+    second, welcome = puppet.hello(in_flight=[*claims, {"key": "never", "claim": 999}])
+    with second:
+        assert sorted(one["claim"] for one in welcome["in_flight"]) == sorted(item["claim"] for item in held)
+        for item in held:
+            assert second.call("item.done", key=item["key"], claim=item["claim"])["duplicate"] is False
+        assert second.call("item.next") == {"end": "complete"}
+
+
+def test_bytes_one_by_one_and_many_lines_in_one_packet(puppet):
+    with puppet.connect() as line:
+        request = {"jsonrpc": "2.0", "id": "one by one", "method": "hello", "params": hello_of(puppet)}
+        for byte in json.dumps(request).encode() + b"\n":
+            line.send(bytes([byte]))
+        answer = line.read()
+        assert (answer["id"], answer["result"]["worker"]) == ("one by one", puppet.name)
+        requests = [
+            {"jsonrpc": "2.0", "id": number, "method": "items.offer", "params": {"items": [f"k{number}"]}}
+            for number in range(50)
+        ]
+        line.send(b"\n".join(json.dumps(one).encode() for one in requests) + b"\n\n\n")
+        answers = [line.read() for _ in range(50)]
+        assert [answer["id"] for answer in answers] == list(range(50))
+        assert all(answer["result"] == {"added": 1, "known": 0} for answer in answers)
+
+
+def test_hello_and_what_follows_it_may_come_in_one_packet(puppet):
+    with puppet.connect() as line:
+        hello = {"jsonrpc": "2.0", "id": 1, "method": "hello", "params": hello_of(puppet)}
+        offer = {"jsonrpc": "2.0", "id": 2, "method": "items.offer", "params": {"items": ["a"]}}
+        ask = {"jsonrpc": "2.0", "id": 3, "method": "item.next"}
+        line.send(b"".join(json.dumps(one).encode() + b"\n" for one in (hello, offer, ask)))
+        assert [line.read()["id"] for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_peer_that_never_reads_harms_nobody(puppet):
+    deaf = puppet.connect()
+    with deaf:
+        puppet.hello(deaf)
+        deaf.sock.settimeout(1.0)
+        request = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "x" * 200}).encode() + b"\n"
+        with pytest.raises(TimeoutError):  # its answers pile up, so it is not read from any more
+            deaf.sock.sendall(request * 1_000_000)
+        begin = time.monotonic()
+        assert puppet.daemon.worker(puppet.name)["state"] == "running"
+        assert time.monotonic() - begin < 2
+
+
+def test_connections_that_say_nothing_or_half_a_line_cost_nothing(puppet):
+    idle = [puppet.connect() for _ in range(50)]
+    for one in idle[:25]:
+        one.send(b'{"jsonrpc": "2.0", "id": 1, "met')
+    line, welcome = puppet.hello()
+    assert welcome["worker"] == puppet.name
+    for one in idle:
+        one.sock.shutdown(socket.SHUT_RDWR)
+        one.close()
+    assert line.call("items.offer", items=["a"])["added"] == 1
+    line.close()
