@@ -150,7 +150,9 @@ def test_the_bare_folder_is_the_state_with_all_defaults(folder: Path) -> None:
     loaded = load_or_default(None, {"HOME": "/home/u"}, str(folder))
     assert (loaded.path, loaded.base) == (None, str(folder))
     assert loaded.folders.state_dir == str(folder / ".scraper-supervisor")
-    assert replace(loaded.settings, supervisor=replace(loaded.settings.supervisor, state_dir=None)) == Settings()
+    assert loaded.folders.runtime_dir == str(folder / ".scraper-supervisor" / "run")
+    unplaced = replace(loaded.settings.supervisor, state_dir=None, runtime_dir=None)
+    assert replace(loaded.settings, supervisor=unplaced) == Settings()
     assert "(no file, all defaults)" in check(None).text
 
 

@@ -41,6 +41,7 @@ class Claimed(Struct, frozen=True):
     worker: str
     incarnation: int
     key: str
+    idle: bool  # until then it had nothing to do
 
 
 Effect: TypeAlias = Persist | Reply | Refuse | ItemEnded | Claimed

@@ -113,14 +113,14 @@ class Conclusions:
         self._hands.drop(hand)
         if op.outcome == "open":
             self._lanes.reopened(item)
-            return []
+            return self._cancel(hand, now)
         attempt = item.attempts + 1
         first = item.attempts + item.infrastructure + item.blocked == 0
         told: DoneAnswer | FailedAnswer | None = closing.answer
         if op.outcome == "retry":
             item.attempts, item.infrastructure, item.blocked = op.attempts, op.infrastructure, op.blocked
             order = answer.order if answer.order is not None else item.order
-            self._lanes.retry(item, now + (op.delay or 0.0), order, op.target)
+            self._lanes.retry(item, now + (op.delay or 0.0), order, op.target, keep=hand.doomed)
         else:
             self._lanes.gone(item)
             if op.outcome == "done":
@@ -141,7 +141,7 @@ class Conclusions:
                 first,
             )
         )
-        return effects
+        return effects + (self._cancel(hand, now) if op.outcome == "retry" else [])
 
     def refused(self, op: Conclude, error: RpcError) -> list[Effect]:
         """A conclusion left no trace: whoever called is told to come again; what we owe ourselves is kept."""
@@ -161,7 +161,9 @@ class Conclusions:
         debts, self._debts = self._debts, []
         effects: list[Effect] = []
         for hand in debts:
-            if hand.closing is not None:
+            if hand.doomed:  # meanwhile
+                effects += self.fail(hand, CANCELLED)
+            elif hand.closing is not None:
                 hand.closing.op = msgspec.structs.replace(hand.closing.op, ticket=self._requests.ticket())
                 effects.append(self._requests.ask(hand.closing.op))
         return effects
@@ -171,6 +173,18 @@ class Conclusions:
         self._debts.clear()
 
     # ---- inside
+
+    def _cancel(self, hand: Hand, now: float) -> list[Effect]:
+        """An operator cancelled the item while another end of this claim was being written: it ends once more."""
+        if not hand.doomed:
+            return []
+        self._lanes.pull(hand.item, now)
+        self._hands.grip(hand.item, hand.claim, hand.worker, hand.incarnation, now)
+        again = self._hands.get(hand.claim)
+        if again is None:
+            return []
+        again.doomed = again.left = True
+        return self.fail(again, CANCELLED)
 
     def _closing(self, op: Conclude) -> Hand | None:
         hand = self._hands.get(op.claim)

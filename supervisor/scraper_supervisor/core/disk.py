@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from errno import EINVAL
 from typing import TYPE_CHECKING, Final
 
 from scraper_supervisor.core.records import LoadIntents, LoadRun, Op, OpenRun, Probe, SetIntent, SetRunState
@@ -27,6 +28,8 @@ class Disk:
     def failed(self, event: PersistFailed, now: float) -> None:
         """An operation left no trace. Those of our own that nobody else repeats are kept to be asked again."""
         storage, op = self._state.storage, event.op
+        if event.errno == EINVAL:  # the operation made no sense, the disk is well: asking again would not end
+            return
         if storage.fault is None:
             storage.incident, storage.since = self._state.incident_id(), now
             self._state.publish(
@@ -68,7 +71,11 @@ class Disk:
         since = storage.since
         storage.fault = storage.since = storage.probe_at = None
         self._state.publish("storage_recovered", "info", "storage", incident=storage.incident, seconds=now - since)
-        again: list[Op] = [*self._again, *self._wanted_states(), *self._wanted_intents()]
+        again: list[Op] = [
+            *(op for op in self._again if self._still_wanted(op)),
+            *self._wanted_states(),
+            *self._wanted_intents(),
+        ]
         self._again, self._states_unset, self._intents_unset = [], {}, {}
         for op in again:
             self._state.persist(op)
@@ -95,6 +102,12 @@ class Disk:
             )
 
     # ---- inside: what is wanted now may not be what was refused then
+
+    def _still_wanted(self, op: LoadIntents | OpenRun | LoadRun) -> bool:
+        if isinstance(op, LoadIntents):
+            return True
+        group = self._state.groups.get(op.group)
+        return group is not None and (isinstance(op, LoadRun) or op.ticket == group.opening)
 
     def _wanted_states(self) -> list[SetRunState]:
         ops: list[SetRunState] = []

@@ -95,6 +95,7 @@ class Fleet:
             self.state, self.lifecycle, self.introductions, self.checkpoints, self.recycling, self._effects
         )
         self.operators = Operators(self.state, self.groups, self.lifecycle, self.watchdog, self.recycling, self.abort)
+        self._begun = False  # the ledger has answered at all
         self._save_states_at: float | None = None
 
     def start(self, now: float) -> list[Command]:
@@ -220,6 +221,7 @@ class Fleet:
             case Probe():
                 self._healed(now)
             case LoadIntents():
+                self._begun = True
                 if isinstance(answer, Intents):
                     self.state.intents = dict(answer.names)
                 for settings in self.state.settings.groups.values():
@@ -229,9 +231,9 @@ class Fleet:
             case OpenRun() | LoadRun():
                 if isinstance(answer, RunImage) and op.group in self.state.groups:
                     self.groups.opened(op, answer, now)
-                    self.operators.image_read(op, self.state.groups[op.group], now)
+                    self.operators.image_read(op, self.state.groups[op.group])
             case SetRunState():
-                self.groups.run_state_set(op, now)
+                self.groups.run_state_set(op)
             case SaveState() | LoadState():
                 self._state_answered(op, answer, now)
             case SetIntent():
@@ -240,7 +242,7 @@ class Fleet:
                 group = self.state.groups.get(op.group)
                 if group is not None:
                     self._effects(group.queue.persisted(op, answer, now), now)
-                self.operators.persisted(op, answer, now)
+                self.operators.persisted(op, answer)
 
     def _state_answered(self, op: SaveState | LoadState, answer: Answer, now: float) -> None:
         if isinstance(op, SaveState) and isinstance(answer, StateSaved):
@@ -342,7 +344,7 @@ class Fleet:
         for name, group in list(state.groups.items()):
             if name in settings.groups:
                 self.groups.reconfigure(group, settings.groups[name], roll=name in changes.restart, now=now)
-        for name in changes.added:
+        for name in changes.added if self._begun else ():  # else they are made when the ledger first answers
             if name not in state.groups:
                 self.groups.create(settings.groups[name], "next" if state.once else "continue")
         self._save_states_at = min(self._save_states_at or now, now + settings.checkpoint.interval)

@@ -56,7 +56,10 @@ class Groups:
     def open(self, group: Group, mode: Mode) -> None:
         """Ask the ledger for the group's run."""
         group.state, group.mode, group.completing, group.repeat_at = GroupState.OPENING, mode, False, None
-        self._state.persist(OpenRun(self._state.ticket(), group.name, mode, group.settings.keep_runs))
+        for worker in self._state.team(group):
+            worker.life.terminate(0.0, 0.0)  # none is up; one in backoff is started with the run, not before
+        group.opening = self._state.ticket()
+        self._state.persist(OpenRun(group.opening, group.name, mode, group.settings.keep_runs))
 
     def opened(self, op: OpenRun | LoadRun, image: RunImage, now: float) -> None:
         """The ledger answered with the run."""
@@ -68,6 +71,8 @@ class Groups:
             if known is not None and known.run_id == image.run_id:  # else a new run is being opened meanwhile
                 self._audit(group, image)
                 group.queue.open(image)
+            return
+        if op.ticket != group.opening:  # asked for a group of that name which was removed since
             return
         group.queue.open(image)
         group.run_state = image.state
@@ -83,6 +88,8 @@ class Groups:
             worker.paused = self._state.intents.get(worker.name) == "paused"
         if self._state.phase == "draining":
             group.state = GroupState.STOPPED
+        elif self._state.phase in ("aborting", "aborted"):
+            group.state = GroupState.ABORTED
         elif image.state == "completed":
             group.state = GroupState.COMPLETED
         elif group.intent in ("drained", "stopped"):
@@ -125,6 +132,8 @@ class Groups:
 
     def check(self, group: Group, now: float) -> None:
         """Whether the run is complete, or nobody is left who could work on it."""
+        if group.state is GroupState.COMPLETED and group.queue.lanes.open_items and self._may_go_on(group):
+            self.revive(group, now)  # items were added or requeued
         if group.state in ENDED or group.state is GroupState.OPENING:
             if group.repeat_at is None and self._may_repeat(group):
                 group.repeat_at = now + group.settings.repeat_delay
@@ -157,7 +166,7 @@ class Groups:
 
     def _is_complete(self, group: Group, team: list[Worker]) -> bool:
         queue = group.queue
-        if queue.image is None or queue.unfinished or group.settings.on_complete == "wait":
+        if queue.image is None or queue.unfinished or queue.frozen or group.settings.on_complete == "wait":
             return False
         if any(self._can_offer(group, worker) for worker in team):
             return False
@@ -185,26 +194,23 @@ class Groups:
         self._state.persist(LoadRun(self._state.ticket(), group.name))
         self._set_run_state(group, "aborted" if queue.parked else "completed")
 
-    def run_state_set(self, op: SetRunState, now: float) -> None:
+    def run_state_set(self, op: SetRunState) -> None:
         """The ledger knows that the run is completed, aborted or running again."""
         group = self._state.groups.get(op.group)
         if group is None or not group.completing or op.state == "running":
             return
-        if group.queue.unfinished:  # something was added meanwhile
-            group.completing = False
-            group.state = GroupState.COMPLETED
-            self.revive(group, now)
-            return
-        group.completing = False
+        group.completing = False  # if something was added meanwhile, `check` goes on from here
         group.state = GroupState.COMPLETED if op.state == "completed" else GroupState.ABORTED
+
+    def _may_go_on(self, group: Group) -> bool:
+        return group.intent not in ("drained", "stopped") and self._state.phase == "running" and not group.leaving
 
     def _may_repeat(self, group: Group) -> bool:
         return (
             group.settings.on_complete == "repeat"
             and group.state is GroupState.COMPLETED
-            and group.intent not in ("drained", "stopped")
-            and self._state.phase == "running"
-            and not (self._state.once or group.leaving or group.queue.writing)
+            and self._may_go_on(group)
+            and not (self._state.once or group.queue.writing)
             and not any(worker.life.up for worker in self._state.team(group))
         )
 
@@ -232,7 +238,7 @@ class Groups:
         """Drain all workers of the group."""
         for worker in self._state.team(group):
             self._lifecycle.drain(worker, reason, "stop", now)
-        if group.state not in ENDED:
+        if group.state not in ENDED and group.state is not GroupState.OPENING:  # then `opened` asks what is intended
             group.state = GroupState.DRAINING
         group.repeat_at = None
 
@@ -250,7 +256,7 @@ class Groups:
 
     def abort(self, group: Group, reason: str, now: float) -> None:
         """The abort policy stopped the group: its workers drain, what is open waits for an operator."""
-        if group.state in ENDED:
+        if group.state in ENDED or group.state is GroupState.OPENING:
             return
         for worker in self._state.team(group):
             self._lifecycle.drain(worker, reason, "stop", now)

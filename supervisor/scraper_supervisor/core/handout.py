@@ -178,7 +178,8 @@ class HandOut:
 
     def _grant(self, caller: Caller, item: Item, now: float, effects: list[Effect]) -> None:
         claim = self.numbers.take()
+        idle = not self._hands.open_of(caller.worker)
         self._hands.grip(item, claim, caller.worker, caller.incarnation, now)
         granted = Granted(item.key, claim, item.target, item.data, item.attempts + 1)
         effects.append(Reply(caller.conn, caller.call, granted))
-        effects.append(Claimed(caller.worker, caller.incarnation, item.key))
+        effects.append(Claimed(caller.worker, caller.incarnation, item.key, idle))

@@ -8,6 +8,7 @@ pending keys cost what a few hundred cost. Retries wait in one list by time; of 
 from __future__ import annotations
 
 import heapq
+import math
 from bisect import insort
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +24,8 @@ WINDOW: Final = 4096  # items held in all lanes together, about
 LANE_MOST: Final = 512  # of one target
 LANE_LEAST: Final = 8
 LANES_A_FETCH: Final = 64
-RETRIES: Final = 8192  # waiting items held; the rest stays in the ledger
+RETRIES: Final = 8192  # waiting items held, about; the rest stays in the ledger
+FETCH_AGAIN: Final = 1.0  # seconds, at least, between two looks for waiting items that are due
 
 
 class Item(Struct):
@@ -89,14 +91,17 @@ class Lanes:
     def __init__(self) -> None:
         self.targets: dict[str, TargetSettings] = {}
         self._lanes: dict[str | None, _Lane] = {}
-        self._heads: list[tuple[tuple[int, float, int], str | None]] = []
-        self._paced: list[tuple[float, str | None]] = []  # lanes whose target's delay runs
+        self._heads: list[tuple[tuple[int, float, int], int, str | None]] = []
+        self._paced: list[tuple[float, int, str | None]] = []  # lanes whose target's delay runs
+        self._pushed = 0  # numbers what is pushed, since targets can't be compared: None is one
         self._retries: list[tuple[float, int, Item]] = []
         self._retry_ids: set[int] = set()
         self._held: set[int] = set()  # ids in memory or in hands
         self.retries_open = 0  # in the ledger, those in memory and in hands included
         self._retries_loaded = 0
         self._fetching_retries = False
+        self._stored_due = -math.inf  # no waiting item that is in the ledger alone is due before
+        self._advanced = 0.0  # when time was last told; with it comes the question what to fetch
         self._fresh_open = 0
         self._hungry: dict[str | None, None] = {}  # lanes of which more may have to be fetched; an ordered set
 
@@ -125,6 +130,7 @@ class Lanes:
         self._held.clear()
         self._hungry = dict.fromkeys(self._lanes)
         self.retries_open, self._retries_loaded, self._fetching_retries = waiting, 0, False
+        self._stored_due = -math.inf
         for item in hands:
             self._held.add(item.id)
             lane = self._lane(item.target)
@@ -178,9 +184,11 @@ class Lanes:
             self.fetched(target, (), 0.0)
 
     def retries_fetched(self, entries: Iterable[Entry], now: float) -> None:
-        """The earliest waiting items came from the ledger."""
+        """The earliest waiting items came from the ledger; those in the ledger alone come after the last of them."""
         self._fetching_retries = False
+        self._stored_due = now + FETCH_AGAIN
         for entry in entries:
+            self._stored_due = max(self._stored_due, now + (entry.due_in or 0.0))
             if entry.id not in self._held:
                 self._held.add(entry.id)
                 self._retries_loaded += 1
@@ -190,8 +198,8 @@ class Lanes:
         """The waiting items could not be read."""
         self._fetching_retries = False
 
-    def wants(self) -> tuple[list[tuple[str | None, tuple[int, float] | None]], int, bool]:
-        """What to fetch now: (lanes with their cursors, items a lane, whether waiting items too); marked as asked."""
+    def wants(self, now: float) -> tuple[list[tuple[str | None, tuple[int, float] | None]], int, int]:
+        """What to fetch now: (lanes with their cursors, items a lane, how many waiting items); marked as asked."""
         limit = self._limit()
         wanted: list[tuple[str | None, tuple[int, float] | None]] = []
         for target in list(self._hungry):
@@ -202,13 +210,10 @@ class Lanes:
             del self._hungry[target]  # what empties the lane, or ends the fetch, makes it hungry again
             if len(wanted) == LANES_A_FETCH:
                 break
-        retries = (  # counted with those that are due: a fetch gives the earliest again, and must give new ones
-            not self._fetching_retries
-            and self.retries_open > self._retries_loaded
-            and self._retries_loaded < RETRIES // 2
-        )
-        self._fetching_retries = self._fetching_retries or retries
-        return wanted, limit, retries
+        if self._fetching_retries or not self._wants_retries(now):
+            return wanted, limit, 0
+        self._fetching_retries = True
+        return wanted, limit, RETRIES // 2 + self._retries_loaded  # it gives those that are held again, and new ones
 
     # ---- what goes out
 
@@ -216,7 +221,7 @@ class Lanes:
         """The next item whose target may be started now."""
         self.advance(now)
         while self._heads:
-            rank, target = self._heads[0]
+            rank, _, target = self._heads[0]
             lane = self._lanes.get(target)
             if lane is None or not lane.ready or lane.ready[0].rank != rank or self._blocked(lane, now):
                 heapq.heappop(self._heads)  # stale, or pushed again when the lane is free
@@ -251,8 +256,11 @@ class Lanes:
             item.due = None
         self.put_back(item)
 
-    def retry(self, item: Item, due: float, order: float, target: str | None) -> None:
-        """An item left the hands and waits until `due`; `order` is its new place, `target` where the attempt went."""
+    def retry(self, item: Item, due: float, order: float, target: str | None, *, keep: bool = False) -> None:
+        """An item left the hands and waits until `due`; `order` is its new place, `target` where the attempt went.
+
+        `keep`: in memory, however many wait there.
+        """
         lane = self._left_hands(item.target)
         if item.due is None:
             self._fresh_open -= 1
@@ -261,11 +269,12 @@ class Lanes:
             self.retries_open += 1
             self._retries_loaded += 1
         item.due, item.order, item.target = due, order, target
-        if self._retries_loaded <= RETRIES:
+        if keep or self._retries_loaded <= RETRIES:
             self._wait(item)
-        else:  # it is fetched again when fewer wait
+        else:  # it is fetched again when fewer wait, or when it is due and nothing else is
             self._held.discard(item.id)
             self._retries_loaded -= 1
+            self._stored_due = min(self._stored_due, due)
         self._push_head(lane)
 
     def gone(self, item: Item) -> None:
@@ -311,9 +320,19 @@ class Lanes:
         while self._retries and self._retries[0][2].id not in self._retry_ids:
             heapq.heappop(self._retries)
         times = [heap[0][0] for heap in (self._retries, self._paced) if heap]
+        if self.retries_open > self._retries_loaded:
+            times.append(max(self._stored_due, self._advanced + FETCH_AGAIN))
         return min(times, default=None)
 
     # ---- inside
+
+    def _wants_retries(self, now: float) -> bool:
+        """Few waiting items are held, or one that is not may be due and nothing that is held can be handed out."""
+        if self.retries_open <= self._retries_loaded:
+            return False
+        if self._retries_loaded < RETRIES // 2:
+            return True
+        return self._stored_due <= now and self._retries_loaded < 2 * RETRIES and self.peek(now) is None
 
     def _lane(self, target: str | None) -> _Lane:
         lane = self._lanes.get(target)
@@ -348,7 +367,8 @@ class Lanes:
 
     def _push_head(self, lane: _Lane) -> None:
         if lane.ready:
-            heapq.heappush(self._heads, (lane.ready[0].rank, lane.target))
+            self._pushed += 1
+            heapq.heappush(self._heads, (lane.ready[0].rank, self._pushed, lane.target))
 
     def _wait(self, item: Item) -> None:
         if item.due is not None:
@@ -357,13 +377,14 @@ class Lanes:
 
     def advance(self, now: float) -> None:
         """Let time pass: what is due by now waits no more."""
+        self._advanced = now
         while self._retries and self._retries[0][0] <= now:
             _, _, item = heapq.heappop(self._retries)
             if item.id in self._retry_ids:
                 self._retry_ids.discard(item.id)
                 self._insert(self._lane(item.target), item)
         while self._paced and self._paced[0][0] <= now:
-            lane = self._lanes.get(heapq.heappop(self._paced)[1])
+            lane = self._lanes.get(heapq.heappop(self._paced)[2])
             if lane is not None:
                 self._push_head(lane)
 
@@ -374,6 +395,7 @@ class Lanes:
         if limits.max_in_flight is not None and lane.in_flight >= limits.max_in_flight:
             return True  # its next item that leaves the hands pushes the lane again
         if limits.delay and lane.last_start is not None and now < lane.last_start + limits.delay:
-            heapq.heappush(self._paced, (lane.last_start + limits.delay, lane.target))
+            self._pushed += 1
+            heapq.heappush(self._paced, (lane.last_start + limits.delay, self._pushed, lane.target))
             return True
         return False

@@ -269,7 +269,7 @@ class Lifecycle:
     def _cut(self, worker: Worker) -> None:
         """The process is gone, and with it its connection and its browsers."""
         worker.away_since = worker.recycle = worker.sample = None
-        worker.browsers, worker.cancelling, worker.lost_browsers = {}, {}, 0
+        worker.browsers, worker.cancelling, worker.lost_browser = {}, {}, None
         if worker.conn is not None:
             self._state.conns.pop(worker.conn, None)
             self._state.groups[worker.group].queue.disconnected(worker.conn)

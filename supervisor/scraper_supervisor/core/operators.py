@@ -9,7 +9,6 @@ from msgspec import Raw, Struct
 from scraper_supervisor.core.calls import target_of
 from scraper_supervisor.core.records import (
     Added,
-    AddItems,
     Answer,
     Cancel,
     Changed,
@@ -68,7 +67,7 @@ class Operators:
         self._abort = abort
         self._waiting: list[_Waiting] = []
         self._writing: dict[int, tuple[int, tuple[str, ...]]] = {}  # ticket → request, keys that workers hold
-        self._thawing: dict[int, int] = {}  # ticket of the LoadRun → that of the Cancel before it
+        self._thawing: dict[int, int] = {}  # ticket of the LoadRun → that of the change before it
 
     def asked(self, event: Asked, now: float) -> None:
         """Take a request."""
@@ -111,9 +110,10 @@ class Operators:
                 self._start(groups, workers, fresh=event.fresh, now=now)
             case "restart":
                 for worker in team:
+                    state = self._state.groups[worker.group].state
                     if worker.life.up:
                         self._lifecycle.drain(worker, "an operator ordered a restart", "restart", now)
-                    else:
+                    elif state not in ENDED and state is not GroupState.OPENING:
                         self._lifecycle.start(worker, now)
             case "recycle":
                 for worker in team:
@@ -159,9 +159,9 @@ class Operators:
             self._groups.set_intent(name, "paused" if paused else None)
 
     def _start(self, groups: list[Group], workers: list[Worker], *, fresh: bool, now: float) -> None:
+        anew = {group.name for group in groups if fresh or self._is_over(group)}
         for group in groups:
-            anew = fresh or group.state is GroupState.COMPLETED
-            if anew and any(worker.life.up for worker in self._state.team(group)):
+            if group.name in anew and any(worker.life.up for worker in self._state.team(group)):
                 raise _Refusal(f"{group.name} has workers running; stop it first: stop {group.name}")
         for worker in workers:
             group = self._state.groups[worker.group]
@@ -175,7 +175,7 @@ class Operators:
             for worker in self._state.team(group):
                 self._groups.set_intent(worker.name, None)
                 worker.paused = False
-            if fresh or group.state is GroupState.COMPLETED:
+            if group.name in anew:
                 group.queue.close()
                 self._groups.open(group, "fresh" if fresh else "next")
             elif group.state is not GroupState.OPENING:
@@ -186,7 +186,12 @@ class Operators:
             self._groups.set_intent(worker.name, None)
             worker.paused = False
             self._lifecycle.want(worker)
-            self._lifecycle.start(worker, now)
+            if self._state.groups[worker.group].state is not GroupState.OPENING:  # else it is started with its run
+                self._lifecycle.start(worker, now)
+
+    def _is_over(self, group: Group) -> bool:
+        """Whether its run is done with; one to which items were added while the group was stopped is not."""
+        return group.state is GroupState.COMPLETED and not group.queue.unfinished
 
     def _clear(self, now: float) -> None:
         self._abort.clear()
@@ -202,20 +207,28 @@ class Operators:
         for one in self._waiting:
             workers = [self._state.workers[name] for name in one.workers if name in self._state.workers]
             if all(self._is_done(one, worker) for worker in workers):
+                problem = self._problem(one.method, workers)
                 states = {worker.name: self._lifecycle.public(worker) for worker in workers}
-                failed = sorted(name for name, state in states.items() if state == "failed")
-                ok = not (failed and one.method in ("start", "restart"))
-                self._state.answer(one.request, ok, {"workers": states} if ok else f"failed: {', '.join(failed)}")
+                self._state.answer(one.request, problem is None, problem or {"workers": states})
             else:
                 waiting.append(one)
         self._waiting = waiting
+
+    def _problem(self, method: str, workers: list[Worker]) -> str | None:
+        failed = [worker.name for worker in workers if worker.life.phase is Phase.FAILED]
+        if method in ("start", "restart") and failed:
+            return f"failed: {', '.join(failed)}"
+        again = [worker.name for worker in workers if worker.life.phase not in SETTLED]
+        if method in ("drain", "stop") and again:
+            return f"started again meanwhile: {', '.join(again)}"
+        return None
 
     def _is_done(self, one: _Waiting, worker: Worker) -> bool:
         incarnation, recycles = one.workers[worker.name]
         phase = worker.life.phase
         match one.method:
             case "drain" | "stop":
-                return phase in SETTLED
+                return phase in SETTLED or worker.life.after != "stop"
             case "start":
                 opening = self._state.groups[worker.group].state is GroupState.OPENING
                 return phase is Phase.RUNNING or (phase in SETTLED and not opening)
@@ -244,10 +257,12 @@ class Operators:
             op = group.queue.add(tuple(NewItem(key, target_of(key, None), Raw(b"null"), 0) for key in event.keys))
         elif event.method == "items.requeue":
             op = Requeue(self._state.ticket(), group.name, run_id, event.keys, event.failed, event.parked)
+            group.queue.frozen.add(op.ticket)
         else:
             doomed = group.queue.doom(event.keys)
             for worker, claim, key in doomed:
-                self._watchdog.cancel(self._state.workers[worker], claim, key, "an operator cancelled it", now)
+                if group.queue.open_claim(claim):
+                    self._watchdog.cancel(self._state.workers[worker], claim, key, "an operator cancelled it", now)
             held = tuple(key for _, _, key in doomed)
             idle = tuple(key for key in event.keys if key not in held)
             op = Cancel(self._state.ticket(), group.name, run_id, idle)
@@ -255,7 +270,7 @@ class Operators:
         self._writing[op.ticket] = (event.request, held)
         self._state.persist(op)
 
-    def persisted(self, op: LedgerOp, answer: Answer, now: float) -> None:
+    def persisted(self, op: LedgerOp, answer: Answer) -> None:
         """The ledger carried out what an operator asked of the items."""
         writing = self._writing.pop(op.ticket, None)
         if writing is None:
@@ -266,31 +281,21 @@ class Operators:
         elif isinstance(answer, Changed):
             document = {"changed": answer.changed, "untouched": answer.untouched, "cancelling": held}
             self._state.answer(request, True, document)
-        group = self._state.groups.get(op.group) if isinstance(op, AddItems | Requeue | Cancel) else None
-        if group is None:
-            return
-        if isinstance(op, Requeue | Cancel):
+        group = self._state.groups.get(op.group) if isinstance(op, Requeue | Cancel) else None
+        if group is not None:
             load = LoadRun(self._state.ticket(), group.name)
             self._state.persist(load)
-            if isinstance(op, Cancel):
-                self._thawing[load.ticket] = op.ticket
-        self._revive_if_work(group, now)
+            self._thawing[load.ticket] = op.ticket
 
-    def _revive_if_work(self, group: Group, now: float) -> None:
-        wanted = group.state is GroupState.COMPLETED and group.queue.unfinished
-        if wanted and group.intent not in ("drained", "stopped") and self._state.phase == "running":
-            self._groups.revive(group, now)
-
-    def image_read(self, op: LoadRun | OpenRun, group: Group, now: float) -> None:
-        """The run was read again after items were requeued: a completed group has work again."""
+    def image_read(self, op: LoadRun | OpenRun, group: Group) -> None:
+        """The run was read again after items were changed: they may be handed out."""
         group.queue.frozen.discard(self._thawing.pop(op.ticket, 0))
-        self._revive_if_work(group, now)
 
     def persist_failed(self, op: LedgerOp, message: str) -> None:
         """The disk refused what an operator asked."""
         writing = self._writing.pop(op.ticket, None)
         if writing is not None:
             self._state.answer(writing[0], False, f"storage unavailable: {message}")
-        group = self._state.groups.get(op.group) if isinstance(op, Cancel) else None
+        group = self._state.groups.get(op.group) if isinstance(op, Requeue | Cancel) else None
         if group is not None:
             group.queue.frozen.discard(op.ticket)

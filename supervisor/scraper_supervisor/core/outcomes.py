@@ -26,7 +26,7 @@ class Outcomes:
     def claimed(self, claimed: Claimed, now: float) -> None:
         """A worker was handed an item."""
         worker = self._state.workers[claimed.worker]
-        if self._state.groups[worker.group].queue.busy(worker.name) == 1:
+        if claimed.idle:
             worker.progress = now
         self._lifecycle.progressed(worker, now)
 

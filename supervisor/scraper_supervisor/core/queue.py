@@ -14,7 +14,7 @@ from scraper_supervisor.core.claims import Effect, Hands
 from scraper_supervisor.core.conclusions import CANCELLED, Conclusions
 from scraper_supervisor.core.events import Refuse, Reply
 from scraper_supervisor.core.handout import HandOut
-from scraper_supervisor.core.lanes import RETRIES, Item, Lanes
+from scraper_supervisor.core.lanes import Item, Lanes
 from scraper_supervisor.core.records import (
     Added,
     AddItems,
@@ -66,7 +66,7 @@ class Queue:
         self.image: RunImage | None = None
         self.done = self.failed = self.parked = 0
         self.offering = 0
-        self.frozen: set[int] = set()  # tickets of what changes items that nobody holds: none is handed out meanwhile
+        self.frozen: set[int] = set()  # tickets of what operators change: nothing is handed out or fetched meanwhile
         self._requests = Requests(group, ticket)
         self._hands = Hands()
         self._conclusions = Conclusions(retry, self._requests, self.lanes, self._hands, seed)
@@ -284,10 +284,10 @@ class Queue:
         """An operator cancels items that workers hold: unless they end as done, they end as failed.
 
         Returns:
-            (worker, claim, key) of those that their workers are to be told of.
+            (worker, claim, key) of each, also of those of which an end is being written.
         """
         wanted = set(keys)
-        doomed = [hand for hand in self._hands if hand.closing is None and hand.item.key in wanted]
+        doomed = [hand for hand in self._hands if hand.item.key in wanted]
         for hand in doomed:
             hand.doomed = True
         return [(hand.worker, hand.claim, hand.item.key) for hand in doomed]
@@ -301,10 +301,9 @@ class Queue:
         """
         self.lanes.advance(now)
         effects: list[Effect] = []
-        if open_ and self.image is not None:
-            if not self.frozen:
-                effects += self._out.hand_out(now, ready)
-            effects += self._fetch()
+        if open_ and self.image is not None and not self.frozen:
+            effects += self._out.hand_out(now, ready)
+            effects += self._fetch(now)
         loading = open_ and (
             self.image is None or bool(self.frozen) or self._out.numbers.reserving or self.lanes.fetching
         )
@@ -381,17 +380,17 @@ class Queue:
 
     # ---- inside
 
-    def _fetch(self) -> list[Effect]:
+    def _fetch(self, now: float) -> list[Effect]:
         requests, group, run = self._requests, self.group, self._requests.run_id
         effects: list[Effect] = []
         upto = self._out.numbers.wanted()
         if upto is not None:
             effects.append(requests.ask(ReserveClaims(requests.ticket(), group, upto)))
-        lanes, limit, retries = self.lanes.wants()
+        lanes, limit, retries = self.lanes.wants(now)
         if lanes:
             effects.append(requests.ask(FetchLanes(requests.ticket(), group, run, tuple(lanes), limit)))
         if retries:
-            effects.append(requests.ask(FetchWaiting(requests.ticket(), group, run, RETRIES)))
+            effects.append(requests.ask(FetchWaiting(requests.ticket(), group, run, retries)))
         return effects
 
     def _leave(self, worker: str) -> None:

@@ -205,18 +205,25 @@ class Recycling:
         """A browser is up; after a kill or a loss, that is the replacement."""
         if worker.recycle is not None and worker.recycle.killed and worker.recycle.browser != browser:
             self._over(worker, now, outcome="killed")
-        elif worker.recycle is None and worker.incident is not None and worker.lost_browsers:
+        elif worker.recycle is None and worker.lost_browser is not None:
+            # By now the item may have been claimed again, which ends the incident; its correlation id is kept.
             worker.recycles += 1
             self._state.publish(
-                "browser_restarted", "info", "resources", worker=worker, browser=browser, reason="crash"
+                "browser_restarted",
+                "info",
+                "resources",
+                worker=worker,
+                incident=worker.lost_browser,
+                browser=browser,
+                reason="crash",
             )
-        worker.lost_browsers = 0
+        worker.lost_browser = None
 
     def stopped(self, worker: Worker, browser: str, reason: str, now: float) -> None:
         """A browser is gone."""
         if reason == "crash":
-            worker.lost_browsers += 1
             self._lifecycle.lost_browser(worker, now)
+            worker.lost_browser = worker.incident
         if worker.recycle is not None and worker.recycle.browser == browser and reason == "close":
             self._slots.release(worker.name, browser)
             worker.recycle = None

@@ -82,7 +82,7 @@ class Worker(Struct):
     more: bool = False
     progress: float | None = None  # when an item last ended, or hands that were empty were filled
     browsers: dict[str, Browser] = {}
-    lost_browsers: int = 0  # crashed or killed, and not replaced yet
+    lost_browser: str | None = None  # the correlation id of one that crashed or was killed, and is not replaced yet
     recycle: Recycle | None = None
     limit: str | None = None  # over a soft limit of its own: to be restarted when its hands are empty
     incident: str | None = None  # the correlation id from a detection to the recovery
@@ -141,6 +141,7 @@ class Group(Struct):
     mode: Mode = "continue"
     completing: bool = False  # its last item ended and the ledger is being told
     repeat_at: float | None = None
+    opening: int = 0  # ticket of the OpenRun that is waited for
     intent: Literal["paused", "drained", "stopped"] | None = None
     leaving: bool = False
     rolling: list[str] = []  # workers still to be restarted one by one

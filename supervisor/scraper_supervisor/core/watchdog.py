@@ -100,6 +100,7 @@ class Watchdog:
 
     def _life_due(self, worker: Worker, group: Group, now: float) -> None:
         life = worker.life
+        life.deadline = None  # what follows may set another
         match life.phase:
             case Phase.BACKOFF:
                 self._lifecycle.start(worker, now)
@@ -112,7 +113,7 @@ class Watchdog:
             case Phase.STOPPING:
                 self._lifecycle.kill_tree(worker, "it did not end after SIGTERM")
             case _:
-                life.deadline = None
+                pass
         self._lifecycle.note(worker, now)
 
     def _hung(self, worker: Worker, group: Group, now: float) -> tuple[str, str] | None:

@@ -194,11 +194,10 @@ class Life:
 
     def gone(self, what: Literal["wait", "stop", "done", "fail"], until: float | None = None) -> None:
         """The process has ended (or was not born), and this comes of it; with "wait", another starts at `until`."""
-        self._go(Trigger(f"gone, {what}"))
-        self.pid = self.token = None
-        self.deadline = until
+        if self._go(Trigger(f"gone, {what}")):  # else the word is stale
+            self.pid = self.token = None
+            self.deadline = until
 
     def give_up(self) -> None:
         """No further try."""
-        self._go(Trigger.GONE_FAIL)
-        self.deadline = None
+        self.gone("fail")

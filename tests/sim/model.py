@@ -1,0 +1,298 @@
+"""The store as the records describe it, in plain Python: what is committed stays, the rest never was.
+
+The real ledger is tested against a model of its own; here it stands in for the disk.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Raw, Struct
+
+from scraper_supervisor.core.records import (
+    RETRY_ORIGIN,
+    Added,
+    AddItems,
+    Answer,
+    Cancel,
+    Changed,
+    Conclude,
+    Concluded,
+    Conclusion,
+    Entries,
+    Entry,
+    FetchLanes,
+    FetchWaiting,
+    FindConclusion,
+    Intents,
+    Lane,
+    LoadIntents,
+    LoadRun,
+    LoadState,
+    NewItem,
+    Op,
+    OpenRun,
+    Probe,
+    Requeue,
+    ReserveClaims,
+    RunImage,
+    SaveState,
+    SetIntent,
+    SetRunState,
+    StateLoaded,
+    StateSaved,
+    WorkerTotals,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+WALL = 1_750_000_000.0  # wall-clock seconds at monotonic 0
+
+
+class Row(Struct):
+    """An item's row."""
+
+    id: int
+    key: str
+    target: str | None
+    data: Raw
+    priority: int
+    order: float
+    state: str = "open"
+    attempts: int = 0
+    infrastructure: int = 0
+    blocked: int = 0
+    alone: bool = False
+    not_before: float | None = None
+    seq: int | None = None
+    claim: int | None = None
+    outcome: str | None = None
+    answer: Raw | None = None
+    worker: str | None = None
+
+
+class Run(Struct):
+    """A run's row and its items."""
+
+    run_id: int
+    run: int
+    fresh_from: int
+    state: str = "running"
+    orders: int = 0
+    seqs: int = 0
+    items: dict[int, Row] = {}
+    keys: dict[str, int] = {}
+    totals: dict[str, list[int]] = {}
+
+    def row(self, key: str) -> Row | None:
+        """The item of that key."""
+        return self.items.get(self.keys.get(key, 0))
+
+    def open(self, *, timed: bool) -> list[Row]:
+        """Unfinished items with or without a time to wait for."""
+        return [row for row in self.items.values() if row.state == "open" and (row.not_before is not None) == timed]
+
+
+class ModelStore:
+    """What is on the disk: the ledger and the checkpoint files."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, list[Run]] = {}
+        self.next_claim: dict[str, int] = {}
+        self.intents: dict[str, Any] = {}
+        self.states: dict[str, list[tuple[int, int, str, Raw]]] = {}  # generation, run, schema, state
+        self.damaged: set[str] = set()  # workers whose files are all damaged
+        self._ids = 0
+
+    def newest(self, group: str) -> Run:
+        """The group's newest run."""
+        return self.runs[group][-1]
+
+    def run(self, run_id: int) -> Run:
+        """A run by its number."""
+        return next(run for runs in self.runs.values() for run in runs if run.run_id == run_id)
+
+    def perform(self, op: Op, now: float) -> Answer:  # noqa: C901 - one arm an operation
+        """Carry out an operation at monotonic `now`."""
+        match op:
+            case OpenRun():
+                return self._open(op)
+            case LoadRun(group=group):
+                return self._image(group)
+            case SetRunState(run_id=run_id, state=state):
+                self.run(run_id).state = state
+            case AddItems(run_id=run_id, items=items):
+                return self._add(self.run(run_id), items)
+            case Conclude():
+                return self._conclude(op, now)
+            case FetchLanes():
+                return self._fetch(op, now)
+            case FetchWaiting(run_id=run_id, limit=limit):
+                rows = sorted(self.run(run_id).open(timed=True), key=lambda row: row.not_before or 0)
+                return Entries(tuple(_entry(row, now) for row in rows[:limit]))
+            case FindConclusion(run_id=run_id, key=key):
+                row = self.run(run_id).row(key)
+                if row is None:
+                    return None
+                outcome: Any = row.outcome
+                state: Any = row.state
+                return Conclusion(state, row.seq, row.claim, outcome, row.answer)
+            case ReserveClaims(group=group, upto=upto):
+                self.next_claim[group] = max(self.next_claim.get(group, 1), upto)
+            case SetIntent(name=name, intent=intent):
+                self.intents[name] = intent
+                if intent is None:
+                    del self.intents[name]
+            case LoadIntents():
+                return Intents(tuple(sorted(self.intents.items())))
+            case Requeue() | Cancel():
+                return self._change(op)
+            case SaveState():
+                return self._save(op)
+            case LoadState():
+                return self._load(op)
+            case Probe():
+                pass
+        return None
+
+    # ---- runs
+
+    def _open(self, op: OpenRun) -> RunImage:
+        runs = self.runs.setdefault(op.group, [])
+        newest = runs[-1] if runs else None
+        if newest is None or op.mode == "fresh" or (op.mode == "next" and newest.state == "completed"):
+            number = 1 if newest is None else newest.run + 1
+            fresh_from = number if newest is None or op.mode == "fresh" else newest.fresh_from
+            self._ids += 1
+            runs.append(Run(self._ids, number, fresh_from))
+        return self._image(op.group)
+
+    def _image(self, group: str) -> RunImage:
+        run = self.newest(group)
+        lanes: dict[str | None, int] = {}
+        for row in run.open(timed=False):
+            lanes[row.target] = lanes.get(row.target, 0) + 1
+        count = {state: sum(row.state == state for row in run.items.values()) for state in ("done", "failed", "parked")}
+        state: Any = run.state
+        return RunImage(
+            run.run_id,
+            run.run,
+            state,
+            run.fresh_from,
+            count["done"],
+            count["failed"],
+            count["parked"],
+            len(run.open(timed=True)),
+            tuple(Lane(target, number) for target, number in lanes.items()),
+            self.next_claim.get(group, 1),
+            "2026-01-01T00:00:00Z",
+            None,
+            tuple(WorkerTotals(worker, *totals) for worker, totals in run.totals.items()),
+        )
+
+    # ---- items
+
+    def _add(self, run: Run, items: Iterable[NewItem]) -> Added:
+        added, known = [], 0
+        for index, item in enumerate(items):
+            run.orders += 1
+            if item.key in run.keys:
+                known += 1
+                continue
+            self._ids += 1
+            run.keys[item.key] = self._ids
+            order = float(run.orders)
+            run.items[self._ids] = Row(self._ids, item.key, item.target, item.data, item.priority, order)
+            added.append((index, self._ids, order))
+        return Added(tuple(added), known)
+
+    def _conclude(self, op: Conclude, now: float) -> Concluded:
+        run = self.run(op.run_id)
+        row = run.items[op.item]
+        assert row.key == op.key
+        assert row.state == "open", f"{op.outcome} of {op.key} by claim {op.claim}, which is {row.state} already"
+        again = row.claim == op.claim and op.outcome in ("done", "retry")
+        assert not again, f"claim {op.claim} of {op.key} ended as {row.outcome} and once more as {op.outcome}"
+        row.claim, row.outcome, row.answer, row.worker = op.claim, op.outcome, op.answer, op.worker
+        row.attempts, row.infrastructure, row.blocked, row.alone = op.attempts, op.infrastructure, op.blocked, op.alone
+        row.target = op.target if op.target is not None else row.target
+        row.not_before = None
+        if op.outcome == "done":
+            run.seqs += 1
+            row.seq = run.seqs
+        if op.outcome in ("done", "failed"):
+            row.state = op.outcome
+            run.totals.setdefault(op.worker, [0, 0])[op.outcome == "failed"] += 1
+        elif op.outcome == "retry":
+            row.not_before = None if op.delay is None else now + op.delay
+            row.order = WALL + now + (op.delay or 0.0) - RETRY_ORIGIN
+        return Concluded(row.seq, row.order if row.state == "open" else None, self._add(run, op.offers))
+
+    def _fetch(self, op: FetchLanes, now: float) -> Entries:
+        found: list[Entry] = []
+        rows = self.run(op.run_id).open(timed=False)
+        for target, after in op.lanes:
+            lane = sorted((-row.priority, row.order, row.id) for row in rows if row.target == target)
+            lane = [place for place in lane if after is None or place[:2] > after]
+            cut = lane[: op.limit]
+            cut += [place for place in lane[op.limit :] if cut and place[:2] == cut[-1][:2]]
+            found += [_entry(self.run(op.run_id).items[number], now) for _, _, number in cut]
+        return Entries(tuple(found))
+
+    def _change(self, op: Requeue | Cancel) -> Changed:
+        run = self.run(op.run_id)
+        wanted = ("failed", "parked") if isinstance(op, Requeue) else ("open", "parked")
+        named = [run.row(key) for key in dict.fromkeys(op.keys)]
+        rows = {row.id: row for row in named if row is not None and row.state in wanted}
+        untouched = tuple(key for key in dict.fromkeys(op.keys) if run.keys.get(key) not in rows)
+        if isinstance(op, Requeue):
+            every = {"failed"} if op.failed else set()
+            every |= {"parked"} if op.parked else set()
+            rows |= {row.id: row for row in run.items.values() if row.state in every}
+        for row in sorted(rows.values(), key=lambda row: row.id):
+            row.not_before = None
+            if isinstance(op, Cancel):
+                row.state = "failed"
+                continue
+            run.orders += 1
+            row.state, row.order, row.attempts, row.infrastructure = "open", float(run.orders), 0, 0
+            row.blocked, row.alone = 0, False
+        return Changed(len(rows), untouched)
+
+    # ---- checkpoints
+
+    def _save(self, op: SaveState) -> StateSaved:
+        known = self.states.setdefault(op.worker, [])
+        generation = known[-1][0] + 1 if known else 1
+        known.append((generation, op.run, op.schema, op.state))
+        self.damaged.discard(op.worker)
+        return StateSaved(generation, "0" * 64, "2026-01-01T00:00:00Z", 0.001, len(bytes(op.state)), ())
+
+    def _load(self, op: LoadState) -> StateLoaded:
+        if op.worker in self.damaged:
+            return StateLoaded("damaged")
+        known = [one for one in self.states.get(op.worker, ()) if one[1] >= op.fresh_from]
+        if op.generation is not None:
+            known = [one for one in self.states.get(op.worker, ()) if one[0] == op.generation]
+        if not known:
+            return StateLoaded("none" if op.generation is None else "unknown")
+        generation, run, schema, state = known[-1]
+        return StateLoaded("sound", generation, run, schema, "2026-01-01T00:00:00Z", state)
+
+
+def _entry(row: Row, now: float) -> Entry:
+    due_in = None if row.not_before is None else row.not_before - now
+    return Entry(
+        row.id,
+        row.key,
+        row.target,
+        row.data,
+        row.priority,
+        row.order,
+        row.attempts,
+        row.infrastructure,
+        row.blocked,
+        row.alone,
+        due_in,
+    )

@@ -1,0 +1,60 @@
+"""Random worlds by their seeds. A failing one leaves its events in a file and names it.
+
+`SIM_SEEDS=5000 pytest tests/sim` looks longer; `SIM_FIRST=123 SIM_SEEDS=1` looks at one seed again.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+from tests.sim.world import World, replay, save
+
+from scraper_supervisor.core import handout, lanes
+
+SEEDS = int(os.environ.get("SIM_SEEDS", "150"))
+FIRST = int(os.environ.get("SIM_FIRST", "0"))
+STEPS = 300
+PARTS = 10
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch):
+    """Windows so small that a few dozen items reach their edges."""
+    monkeypatch.setattr(lanes, "WINDOW", 24)
+    monkeypatch.setattr(lanes, "LANE_MOST", 8)
+    monkeypatch.setattr(lanes, "LANE_LEAST", 2)
+    monkeypatch.setattr(lanes, "RETRIES", 6)
+    monkeypatch.setattr(handout, "CLAIMS_A_RESERVATION", 10)
+
+
+def live(seed: int, folder: Path) -> World:
+    world = World(seed)
+    try:
+        for _ in range(STEPS):
+            world.step()
+        world.heal()
+        world.finish()
+        world.terminate()
+    except BaseException as error:
+        path = folder / f"seed-{seed}.jsonl"
+        save(world, path)
+        error.add_note(f"seed {seed}; its events are in {path}")
+        raise
+    assert world.left is not None
+    assert world.left.code == 0
+    return world
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_safe_at_every_step_and_complete_when_the_faults_end(part, tmp_path):
+    for seed in range(FIRST + part, FIRST + SEEDS, PARTS):
+        live(seed, tmp_path)
+
+
+def test_a_saved_log_replays_to_the_same_commands(tmp_path):
+    world = World(7)
+    for _ in range(200):
+        world.step()
+    save(world, tmp_path / "log")
+    assert replay(tmp_path / "log", world.whole) == world.commands
