@@ -1,6 +1,7 @@
 #!/bin/bash
 # A throw-away systemd in namespaces of its own, over this machine's files: sdbox.sh start|exec|stop DIR [COMMAND...]
-# What it writes goes into a tmpfs and vanishes with it. Needs root, systemd and a mounted cgroup2.
+# What it writes goes into a tmpfs and vanishes with it. Needs root, systemd and a mounted cgroup2. SDBOX_BIND names
+# folders in /tmp that shall be seen inside.
 set -eu
 action=$1 box=$2
 shift 2
@@ -20,6 +21,11 @@ init() { # inside the new namespaces: a root of our own, then systemd
   mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
   mount -t tmpfs -o mode=755 tmpfs "$root/run"
   mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+  for folder in ${SDBOX_BIND:-}; do # what lies in /tmp is hidden otherwise; read-only, for systemd-tmpfiles cleans there
+    mkdir -p "$root$folder"
+    mount --bind "$folder" "$root$folder"
+    mount -o remount,bind,ro "$root$folder"
+  done
   mount -t tmpfs -o mode=755 tmpfs "$root/dev" # the host's /dev would show through otherwise
   mkdir -m 1777 "$root/dev/shm"
   mkdir "$root/dev/pts"
@@ -63,7 +69,7 @@ exec) exec nsenter -t "$(<"$box/init.pid")" -a "$@" ;;
 stop)
   kill -9 "$(<"$box/init.pid")" 2>/dev/null || true
   for _ in $(seq 100); do
-    kill -0 "$(<"$box/outer.pid")" 2>/dev/null || break
+    grep -qs '^State:.[^Z]' "/proc/$(<"$box/outer.pid")/status" || break # gone, or a zombie that nobody collects
     sleep 0.1
   done
   find "$group" -depth -type d -exec rmdir {} \;

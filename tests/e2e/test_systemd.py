@@ -41,7 +41,8 @@ class Box:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        subprocess.run([BOX, "start", folder], check=True, timeout=60)
+        hidden = " ".join(path for path in {str(ROOT), sys.prefix} if path.startswith("/tmp/"))
+        subprocess.run([BOX, "start", folder], check=True, timeout=60, env={**os.environ, "SDBOX_BIND": hidden})
 
     def run(self, *command: str, stdin: str = "", check: bool = True) -> str:
         done = subprocess.run(
