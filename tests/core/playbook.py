@@ -40,7 +40,7 @@ from scraper_supervisor.core.events import (
     Watch,
 )
 from scraper_supervisor.core.fleet import Fleet
-from scraper_supervisor.core.records import AddItems, LoadIntents, NewItem, OpenRun
+from scraper_supervisor.core.records import AddItems, NewItem, OpenRun
 from scraper_supervisor.core.settings import AbortSettings, GroupSettings, RetrySettings, Settings
 from scraper_worker.protocol import Failure, Granted, Hello, ItemNext, RpcError
 
@@ -322,6 +322,3 @@ class _Writes:
 
     def __repr__(self) -> str:
         return f"Persist({self._kind.__name__})"
-
-
-__all__ = ["ANY", "BLIP", "LoadIntents", "Play", "Puppet", "Some", "a_group", "writes"]

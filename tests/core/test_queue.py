@@ -1,0 +1,196 @@
+"""One queue by itself, against the modelled ledger: loading, claims' numbers, waits, runs that are read again."""
+
+from itertools import count
+
+import pytest
+from msgspec import Raw
+from tests.sim.model import ModelStore
+
+from scraper_supervisor.core.calls import Caller, target_of
+from scraper_supervisor.core.claims import Claimed
+from scraper_supervisor.core.events import Persist, Reply
+from scraper_supervisor.core.handout import CLAIMS_A_RESERVATION, LOADING_PATIENCE
+from scraper_supervisor.core.queue import Queue
+from scraper_supervisor.core.records import (
+    AddItems,
+    FetchLanes,
+    LoadRun,
+    NewItem,
+    OpenRun,
+    ReserveClaims,
+)
+from scraper_supervisor.core.settings import RetrySettings
+from scraper_worker.protocol import End, Granted, ItemDone
+
+
+class Bench:
+    """A queue, its ledger, and what the ledger has still to answer."""
+
+    def __init__(self, *keys):
+        self.store, self.tickets = ModelStore(), count(1)
+        run = self.store.perform(OpenRun(0, "g", "continue", 5), 0.0)
+        items = tuple(NewItem(key, None, Raw(b"null"), 0) for key in keys)
+        self.store.perform(AddItems(0, "g", run.run_id, items), 0.0)
+        self.queue = Queue("g", RetrySettings(jitter="none"), lambda: next(self.tickets), "seed")
+        self.queue.open(self.store.perform(LoadRun(0, "g"), 0.0))
+        self.asked, self.replies, self.calls = [], [], count(1)
+
+    def take(self, effects):
+        self.asked += [effect.op for effect in effects if isinstance(effect, Persist)]
+        self.replies += [effect.result for effect in effects if isinstance(effect, Reply)]
+        return effects
+
+    def pump(self, now=0.0, **how):
+        return self.take(self.queue.pump(now, lambda _: True, **how))
+
+    def ask(self, worker="w", wait=None, now=0.0):
+        self.queue.ask(Caller(worker, 1, 1, next(self.calls)), wait, now)
+
+    def answer(self, kind=None, now=0.0):
+        """The oldest operation is answered, or the oldest of that kind."""
+        op = next(op for op in self.asked if kind is None or isinstance(op, kind))
+        self.asked.remove(op)
+        self.take(self.queue.persisted(op, self.store.perform(op, now), now))
+
+    def settle(self, now=0.0):
+        self.pump(now)
+        while self.asked:
+            self.answer(now=now)
+            self.pump(now)
+
+
+def test_nothing_is_handed_out_before_its_claims_number_is_reserved():
+    bench = Bench("x")
+    bench.ask()
+    bench.pump()
+    bench.answer(FetchLanes)
+    bench.pump()
+    assert bench.replies == []
+    bench.answer(ReserveClaims)
+    bench.pump()
+    assert [reply.key for reply in bench.replies] == ["x"]
+
+
+def test_numbers_are_reserved_ahead_and_go_on_above_after_a_restart():
+    keys = [f"k{n}" for n in range(600)]
+    bench = Bench(*keys)
+    for _ in range(600):
+        bench.ask()
+    bench.settle()
+    assert [reply.claim for reply in bench.replies] == list(range(1, 601))
+    assert bench.store.next_claim["g"] > CLAIMS_A_RESERVATION
+    second = Queue("g", RetrySettings(), lambda: next(bench.tickets), "seed")
+    second.open(bench.store.perform(LoadRun(0, "g"), 0.0))
+    bench.queue = second
+    bench.replies.clear()
+    bench.ask()
+    bench.settle()
+    assert bench.replies[0].claim > 600
+
+
+def test_a_wait_of_zero_is_answered_late_rather_than_wrongly_while_the_front_is_loaded():
+    bench = Bench("x")
+    bench.ask(wait=0.0)
+    bench.pump()
+    assert bench.replies == []
+    bench.settle()
+    assert isinstance(bench.replies[0], Granted)
+
+
+def test_but_not_later_than_patience():
+    bench = Bench("x")
+    bench.ask(wait=1.0, now=10.0)
+    bench.pump(10.0)
+    assert bench.queue.next_deadline() == 11.0
+    bench.pump(11.0)
+    assert (bench.replies, bench.queue.next_deadline()) == ([], 11.0 + LOADING_PATIENCE)
+    bench.pump(11.0 + LOADING_PATIENCE)
+    assert bench.replies == [End("empty")]
+
+
+def test_a_wait_ends_also_where_nothing_may_be_handed_out():
+    bench = Bench("x")
+    bench.settle()
+    bench.ask(wait=1.0)
+    bench.pump(1.0, open_=False)
+    assert bench.replies == [End("empty")]
+
+
+def test_a_run_that_is_read_again_is_loaded_from_its_front():
+    """What was on its way for the lanes as they were would move the new ones past items that they do not hold."""
+    bench = Bench(*(f"k{n:04}" for n in range(2000)))
+    for _ in range(300):
+        bench.ask()
+    bench.pump()
+    bench.answer(ReserveClaims)
+    bench.answer(FetchLanes)
+    bench.pump()
+    late = next(op for op in bench.asked if isinstance(op, FetchLanes))
+    bench.queue.open(bench.store.perform(LoadRun(0, "g"), 0.0))
+    bench.pump()
+    bench.take(bench.queue.persisted(late, bench.store.perform(late, 0.0), 0.0))
+    bench.asked.remove(late)
+    for _ in range(1700):
+        bench.ask()
+    bench.settle()
+    assert [reply.key for reply in bench.replies] == [f"k{n:04}" for n in range(2000)]
+
+
+def test_items_in_hands_stay_there_when_the_run_is_read_again():
+    bench = Bench("x", "y")
+    bench.ask()
+    bench.settle()
+    bench.queue.open(bench.store.perform(LoadRun(0, "g"), 0.0))
+    assert (bench.queue.counts(0.0), bench.queue.claims()) == ((1, 1, 0), [("x", "w", 1)])
+    bench.ask()
+    bench.settle()
+    assert [reply.key for reply in bench.replies] == ["x", "y"]
+    done = bench.queue.conclude_done(Caller("w", 1, 1, 99), ItemDone("x", 1))
+    bench.take(done)
+    bench.settle()
+    assert bench.queue.counts(0.0) == (0, 1, 0)
+
+
+def test_nothing_is_handed_out_or_fetched_while_an_operator_changes_items():
+    bench = Bench("x")
+    bench.queue.frozen.add(7)
+    bench.ask()
+    assert bench.pump() == []
+    bench.queue.frozen.clear()
+    bench.settle()
+    assert len(bench.replies) == 1
+
+
+def test_an_offer_of_an_earlier_run_does_not_enter_this_one():
+    bench = Bench()
+    op = bench.queue.add((NewItem("late", None, Raw(b"null"), 0),))
+    bench.queue.close()
+    answer = bench.store.perform(op, 0.0)
+    bench.queue.open(bench.store.perform(OpenRun(0, "g", "fresh", 5), 0.0))
+    bench.queue.persisted(op, answer, 0.0)
+    assert (bench.queue.unfinished, bench.queue.offering) == (False, 0)
+
+
+def test_a_claim_tells_whether_the_worker_was_idle():
+    bench = Bench("x", "y")
+    bench.ask()
+    bench.ask()
+    bench.pump()
+    bench.answer(ReserveClaims)
+    bench.answer(FetchLanes)
+    claimed = [effect for effect in bench.pump() if isinstance(effect, Claimed)]
+    assert [(one.key, one.idle) for one in claimed] == [("x", True), ("y", False)]
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "target"),
+    [
+        ("https://user@Example.com:8443/a?b", None, "example.com"),
+        ("https://example.com/", "other", "other"),
+        ("match-7", None, None),
+        ("http://[broken", None, None),
+        ("x://", None, None),
+    ],
+)
+def test_the_target_is_as_given_else_the_host_of_a_key_that_is_a_url(key, given, target):
+    assert target_of(key, given) == target
