@@ -709,3 +709,15 @@ def test_an_item_that_is_cancelled_while_its_failure_is_being_written_is_not_tri
     play.flow().ignoring(Answered, Refuse, Reply, Persist)
     assert play.row("x").state == "failed"
     assert play.fleet.state.groups["g"].queue.counts(play.now) == (0, 0, 0)
+
+
+def test_a_reload_may_remove_a_group_of_which_the_ledger_has_not_told_yet():
+    play = Play()
+    play.fleet, play.seen = play.fleet.__class__(play.settings, "boot2"), []
+    play.hold()
+    play._take(play.fleet.start(0.0))
+    play << writes(LoadIntents)
+    play >> Reconfigured(replace(play.settings, groups={}))
+    play.silence() >> play.durable()
+    play.silence()
+    assert play.fleet.state.phase == "running"

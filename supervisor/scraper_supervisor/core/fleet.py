@@ -340,7 +340,8 @@ class Fleet:
         state.settings = settings
         self.abort.reconfigure(settings.abort)
         for name in changes.removed:
-            self.groups.remove(state.groups[name], now)
+            if name in state.groups:  # else the ledger has not even told of it
+                self.groups.remove(state.groups[name], now)
         for name, group in list(state.groups.items()):
             if name in settings.groups:
                 self.groups.reconfigure(group, settings.groups[name], roll=name in changes.restart, now=now)
