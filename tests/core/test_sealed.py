@@ -4,7 +4,7 @@ import hashlib
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Raw
 
@@ -94,6 +94,7 @@ PACKED = b"".join(sealed.compress([LINE]))
 PACKED_NAME = FileName(7, "checkpoint-000000000007.json.gz", True)
 
 
+@example(220, 3)
 @given(st.integers(0, len(PACKED) - 1), st.integers(0, 7))
 def test_a_flipped_bit_of_a_gzip_file_is_damage_or_means_nothing(at: int, bit: int) -> None:
     data = PACKED[:at] + bytes([PACKED[at] ^ (1 << bit)]) + PACKED[at + 1 :]
@@ -101,7 +102,8 @@ def test_a_flipped_bit_of_a_gzip_file_is_damage_or_means_nothing(at: int, bit: i
         assert sealed.unseal_file(PACKED_NAME, "matches-0", data) == sealed.unseal(LINE)
     except Damaged:
         return
-    assert at < 10  # of the header: the time, the level, the operating system
+    padding = len(PACKED) - 8 - 1  # deflate's last byte, before the checksum and the size: bits over that nobody reads
+    assert at < 10 or at == padding  # of the header: the time, the level, the operating system
 
 
 @given(st.integers(0, len(PACKED) - 1), st.integers(1, len(PACKED)))
