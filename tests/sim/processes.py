@@ -59,6 +59,7 @@ class Process:
         self.welcomed = self.ever = False
         self.held: dict[int, str] = {}  # claim → key
         self.calls: dict[int, Any] = {}  # unanswered, on whatever connection
+        self.repeats: dict[int, Any] = {}  # said twice: whichever comes first ends the claim
         self.offers: list[str] = list(world.keys[group])
         self.offering = False
         self.draining = self.complete = self.goodbye = False
@@ -96,7 +97,7 @@ class Process:
 
     def in_hands(self) -> list[str]:
         """The keys that it holds and has not told the end of."""
-        told = {getattr(message, "claim", None) for message in self.calls.values()}
+        told = {getattr(message, "claim", None) for message in (*self.calls.values(), *self.repeats.values())}
         return [key for claim, key in self.held.items() if claim not in told]
 
     # ---- its connection
@@ -162,6 +163,7 @@ class Process:
         def again() -> None:
             if self.alive and self.conn == conn and conn is not None and not self.goodbye:
                 call = self.world.number()
+                self.repeats[call] = message
                 self.world.called(conn, call, message)
                 self.world.feed(Said(conn, call, message))
 
