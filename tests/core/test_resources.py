@@ -329,19 +329,10 @@ def test_slots_are_granted_in_order_and_come_back():
     slots.release("m-0", "never heard of")
 
 
-def test_the_deadline_runs_once_from_empty_hands_and_is_told_once():
+def test_a_slot_is_kept_until_it_is_released():
     slots = RecycleSlots(1)
     slots.want(recycle("b1"))
-    assert slots.emptied("m-0", "b1", 0.0, 20.0) is False
     slots.grants()
-    assert slots.next_deadline() is None
-    assert slots.emptied("m-0", "b1", 5.0, 20.0) is True
-    assert slots.emptied("m-0", "b1", 9.0, 20.0) is False
-    assert slots.next_deadline() == 25.0
-    assert slots.overdue(25.0 - MS) == []
-    assert slots.overdue(25.0) == [recycle("b1")]
-    assert slots.overdue(26.0) == []
-    assert slots.next_deadline() is None
     slots.want(recycle("b2"))
     assert slots.grants() == []
     slots.release("m-0", "b1")

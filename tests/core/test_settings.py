@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, get_args, get_type_hints
 import pytest
 from msgspec.structs import fields
 
+from scraper_supervisor.core.resources import recycle_limit
 from scraper_supervisor.core.settings import (
     NAMED_TABLES,
     ORDERS,
@@ -14,7 +15,6 @@ from scraper_supervisor.core.settings import (
     GroupSettings,
     ResourceSettings,
     Settings,
-    concurrent_recycles,
     effective,
     keys_of,
 )
@@ -133,8 +133,8 @@ def test_only_known_keys_are_put_in_order(table: type[Struct]) -> None:
 
 @pytest.mark.parametrize(("workers", "at_once"), [(0, 1), (1, 1), (4, 1), (8, 2), (11, 2)])
 def test_one_browser_in_four_is_recycled_at_once(workers: int, at_once: int) -> None:
-    assert concurrent_recycles(ResourceSettings(), workers) == at_once
+    assert recycle_limit(ResourceSettings(), workers) == at_once
 
 
 def test_the_number_of_recycles_can_be_set() -> None:
-    assert concurrent_recycles(ResourceSettings(max_concurrent_recycles=3), 1) == 3
+    assert recycle_limit(ResourceSettings(max_concurrent_recycles=3), 1) == 3

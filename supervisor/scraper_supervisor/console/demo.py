@@ -45,7 +45,7 @@ GIVE_UP: Final = 300.0  # seconds, after which something is wrong
 STOP_WITHIN: Final = 45.0  # seconds that the daemon has to end
 SHOWN_EVENTS: Final = 8
 PREFIX: Final = "scraper-demo-"
-LONGEST_FOLDER: Final = 41  # bytes: Chromium dies of a TMPDIR over 62, and run/tmp/matches-0-10 comes on top
+LONGEST_FOLDER: Final = 41  # bytes; under a longer one workers get their TMPDIRs elsewhere, and we remove this one
 
 KNOBS: Final = Knobs(
     matches=400,
@@ -292,7 +292,7 @@ def end_leftovers(socket_path: str) -> None:
 
 
 def _short_folder() -> str | None:
-    """Where the demo's folder goes, None for the usual place: sockets are to be made deep in it."""
+    """Where the demo's folder goes, None for the usual place: all that the demo leaves is to be in it."""
     usual = os.path.join(tempfile.gettempdir(), f"{PREFIX}12345678")
     return None if len(usual.encode()) <= LONGEST_FOLDER else "/tmp"
 

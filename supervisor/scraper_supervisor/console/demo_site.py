@@ -18,7 +18,8 @@ import socket
 import struct
 import sys
 import threading
-from datetime import UTC, date, datetime, timedelta
+import time
+from datetime import date, timedelta
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,6 +28,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
+
+from scraper_supervisor.core.wall import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -229,7 +232,7 @@ class DemoSite:
 
     def record(self, method: str, path: str, status: int | None, kind: Kind, visit: int) -> None:
         """Write an access, before it is answered: what a client has seen is always in the log."""
-        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        now = timestamp(time.time())
         access = Access(now, method, path, status, kind, visit)
         with self._lock:
             self._accesses.append(access)

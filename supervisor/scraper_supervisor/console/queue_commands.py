@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
@@ -28,6 +27,7 @@ from scraper_supervisor.console.context import (
 from scraper_supervisor.console.control import Client, NoDaemon
 from scraper_supervisor.console.offline import OfflineQueue
 from scraper_supervisor.core.records import ItemState
+from scraper_supervisor.core.wall import timestamp
 from scraper_supervisor.store.queries import ItemRow, LedgerReader
 from scraper_worker.protocol import BadParams, check_key
 
@@ -199,7 +199,7 @@ def _in_flight(claims: list[list[Any]], group: str) -> dict[str, str]:
 
 
 def _rows(reader: LedgerReader, group: str, state: ItemState | None, claims: dict[str, str]) -> Iterator[ItemRow]:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    now = timestamp(time.time())
     found: Iterable[ItemRow]
     if state in ("pending", "waiting", "in_flight"):  # the ledger does not know which of these an open item is now
         found = chain(reader.items(group, state="pending"), reader.items(group, state="waiting"))

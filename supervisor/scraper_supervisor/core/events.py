@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeAlias
 
-from msgspec import Raw, Struct
+from msgspec import Struct
 
 from scraper_supervisor.core.records import Answer, Op
 from scraper_supervisor.core.resources import Sample
@@ -291,5 +291,3 @@ Command: TypeAlias = (
     | Answered
     | Leave
 )
-
-EMPTY = Raw(b"null")

@@ -9,7 +9,6 @@ seconds, not in samples, so a shorter `sample_interval` changes nothing but how 
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from msgspec import Struct
@@ -328,7 +327,6 @@ class RecycleSlots:
         self._limit = limit
         self._queue: dict[tuple[str, str], RecycleBrowser] = {}
         self._granted: dict[tuple[str, str], RecycleBrowser] = {}
-        self._deadlines: dict[tuple[str, str], float] = {}  # infinite once told
 
     def resize(self, limit: int) -> None:
         """Allow `limit` at a time from now on; those granted already stay."""
@@ -349,30 +347,9 @@ class RecycleSlots:
             self._granted[key] = self._queue.pop(key)
         return [self._granted[key] for key in keys]
 
-    def emptied(self, worker: str, browser: str, now: float, within: float) -> bool:
-        """Nothing is in this browser's hands any more: `within` (recycle_deadline, seconds) runs, once, from `now`.
-
-        False if it has no slot, or the time runs already.
-        """
-        key = (worker, browser)
-        if key not in self._granted or key in self._deadlines:
-            return False
-        self._deadlines[key] = now + within
-        return True
-
-    def overdue(self, now: float) -> list[RecycleBrowser]:
-        """Those over their deadline, each told once: kill the browser. Their slots stay until released."""
-        late = [key for key, deadline in self._deadlines.items() if deadline <= now]
-        self._deadlines.update(dict.fromkeys(late, math.inf))
-        return [self._granted[key] for key in late]
-
-    def next_deadline(self) -> float | None:
-        """When `overdue` has something to say, monotonic seconds; None: not before something happens."""
-        return min((deadline for deadline in self._deadlines.values() if deadline < math.inf), default=None)
-
     def release(self, worker: str, browser: str) -> None:
         """The browser is replaced or gone: its slot, or its place in the queue, is free. Unknown ones do no harm."""
-        for known in (self._queue, self._granted, self._deadlines):
+        for known in (self._queue, self._granted):
             known.pop((worker, browser), None)
 
     def forget(self, worker: str) -> None:

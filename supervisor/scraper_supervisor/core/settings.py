@@ -419,8 +419,3 @@ def effective(settings: Settings) -> dict[str, object]:
         for name, group in settings.groups.items()
     }
     return document
-
-
-def concurrent_recycles(resources: ResourceSettings, workers: int) -> int:
-    """How many browsers may be recycled at once among `workers` workers."""
-    return resources.max_concurrent_recycles or max(1, workers // 4)

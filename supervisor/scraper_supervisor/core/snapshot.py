@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -10,6 +9,7 @@ from msgspec import Struct
 
 from scraper_supervisor.core.groups import RATE_WINDOW
 from scraper_supervisor.core.state import ENDED, Group, GroupState, Worker
+from scraper_supervisor.core.wall import timestamp
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.fleet import Fleet
@@ -26,11 +26,6 @@ class Daemon(Struct, frozen=True):
     config_error: str | None
     now: float
     wall: float
-
-
-def rfc3339(wall: float) -> str:
-    """Seconds since the epoch as RFC 3339 UTC with milliseconds."""
-    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def snapshot(fleet: Fleet, daemon: Daemon) -> dict[str, Any]:
@@ -139,7 +134,7 @@ def _worker(fleet: Fleet, worker: Worker, group: Group, daemon: Daemon) -> dict[
         "pid": life.pid if alive else None,
         "incarnation": life.incarnation,
         "restarts": worker.restarts,
-        "started_at": rfc3339(life.started + offset) if alive and life.started is not None else None,
+        "started_at": timestamp(life.started + offset) if alive and life.started is not None else None,
         "memory": {
             "rss": sample.rss if sample is not None and alive else None,
             "pss": sample.worker_memory if sample is not None and alive else None,

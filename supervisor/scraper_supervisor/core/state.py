@@ -100,7 +100,6 @@ class Worker(Struct):
     saved: tuple[int, str] | None = None  # generation, saved_at
     state: tuple[str, Raw] | None = None  # schema, the latest state if it is small
     state_ended: int = 0  # items ended in the group when it was written
-    started_wall: str | None = None
     sample: Sample | None = None
 
     @property

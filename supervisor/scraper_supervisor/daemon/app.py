@@ -54,10 +54,11 @@ from scraper_supervisor.core.events import (
 from scraper_supervisor.core.fleet import Fleet
 from scraper_supervisor.core.parse import InvalidSettings, Problem
 from scraper_supervisor.core.snapshot import Daemon, snapshot
+from scraper_supervisor.daemon.control import ControlSocket
 from scraper_supervisor.daemon.host import Notifier, Signals, environment_for_workers
 from scraper_supervisor.daemon.processes import Exit, Processes, SpawnError, SpawnSpec
 from scraper_supervisor.daemon.sampler import Sampler, SamplerFault
-from scraper_supervisor.daemon.sockets import ControlSocket, WorkerSocket
+from scraper_supervisor.daemon.sockets import WorkerSocket
 from scraper_supervisor.daemon.storage import Storage
 from scraper_supervisor.daemon.telemetry import EventLog, configure_logging, utc_now
 from scraper_supervisor.store.config_file import load
@@ -177,9 +178,9 @@ class App:
 
     async def _serve(self) -> None:
         ended = await self._processes.end_predecessors()
-        self._workers = WorkerSocket(self._runtime_dir / "worker.sock", self.feed, self._line_limit())
+        self._workers = WorkerSocket(Path(self._loaded.folders.worker_socket), self.feed, self._line_limit())
         self._control = ControlSocket(
-            self._runtime_dir / "control.sock",
+            Path(self._loaded.folders.control_socket),
             self.feed,
             {"status": self._status},
             {"reload": self._reload, "stop": self._stop},
@@ -327,7 +328,7 @@ class App:
         environment = self._environment | group.file_env | group.env
         if group.entrypoint is not None:
             environment.setdefault("PYTHONUNBUFFERED", "1")  # what a scraper prints shall not wait for a full buffer
-        environment[protocol.ENV_SOCKET] = str(self._runtime_dir / "worker.sock")
+        environment[protocol.ENV_SOCKET] = self._loaded.folders.worker_socket
         environment[protocol.ENV_NAME] = command.worker
         environment.pop(protocol.ENV_TOKEN, None)  # ours, if we ourselves run under a supervisor
         return environment

@@ -12,13 +12,14 @@ import logging
 import os
 import select
 import threading
+import time
 from collections import deque
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
 import msgspec
 import structlog
 
+from scraper_supervisor.core.wall import timestamp
 from scraper_supervisor.store.events_file import EVENTS_FILE, KEPT, rotated
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _BATCH: Final = 1000  # lines written at once
 
 def utc_now() -> str:
     """The time as RFC 3339 UTC with microseconds."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return timestamp(time.time(), "microseconds")
 
 
 class BatchThread:

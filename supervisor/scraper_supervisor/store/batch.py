@@ -37,8 +37,8 @@ from scraper_supervisor.core.records import (
     SetRunState,
     WorkerTotals,
 )
+from scraper_supervisor.core.wall import timestamp
 from scraper_supervisor.store.tally import Tally
-from scraper_supervisor.store.wall import timestamp
 
 if TYPE_CHECKING:
     import sqlite3

@@ -13,8 +13,8 @@ from msgspec import Struct
 from scraper_supervisor.core import sealed
 from scraper_supervisor.core.records import Damage, LoadState, SaveState, StateLoaded, StateOp, StateSaved
 from scraper_supervisor.core.sealed import Damaged, FileName, Sealed
+from scraper_supervisor.core.wall import timestamp
 from scraper_supervisor.store.files import TEMPORARY, Files
-from scraper_supervisor.store.wall import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from msgspec import Raw, Struct
 
 from scraper_supervisor.core.records import ItemState, RunState
+from scraper_supervisor.core.wall import timestamp
 from scraper_supervisor.store.schema import open_reader
-from scraper_supervisor.store.wall import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

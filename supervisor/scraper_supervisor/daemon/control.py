@@ -1,0 +1,157 @@
+"""The operators' Unix socket: requests that read, act, or are the fleet's to serve."""
+
+from __future__ import annotations
+
+import grp
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from scraper_supervisor.core.events import Asked, Withdrawn
+from scraper_supervisor.daemon.sockets import Connection, Listener
+from scraper_worker import protocol
+from scraper_worker.protocol import BadParams, Malformed, Request, RpcError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from scraper_supervisor.core.events import Event
+
+CONTROL_FAILED: Final = -32000
+
+
+class ControlParams(Struct, frozen=True, forbid_unknown_fields=True):
+    """What an operator's request may carry."""
+
+    names: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    fresh: bool = False
+    failed: bool = False
+    parked: bool = False
+    wait: bool = True
+
+
+class ControlConnection(Connection):
+    """An operator's command."""
+
+    def __init__(self, number: int, hub: ControlSocket) -> None:
+        super().__init__(number, protocol.MAX_LINE)
+        self._hub = hub
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """The command is gone."""
+        self._hub.lost(self)
+
+    def line_received(self, line: bytes) -> None:
+        """Serve a request."""
+        message = protocol.decode_line(line)
+        if isinstance(message, Malformed):
+            self.send(protocol.encode_error(None, message.error))
+        elif isinstance(message, Request) and not isinstance(message.id, msgspec.UnsetType):
+            if len(self.calls) >= protocol.MAX_OPEN_CALLS:
+                error = RpcError(protocol.TOO_MANY_CALLS, f"over {protocol.MAX_OPEN_CALLS} calls are open")
+                self.send(protocol.encode_error(message.id, error))
+                return
+            try:
+                params = protocol.decode_params(ControlParams, message.params)
+            except BadParams as bad:
+                self.send(protocol.encode_error(message.id, RpcError(protocol.BAD_PARAMS, str(bad), bad.data)))
+                return
+            call = self._hub.number()
+            self.calls[call] = message.id
+            self._hub.serve(self, call, message.method, params)
+
+
+class ControlSocket(Listener):
+    """control.sock: reads are served by `readers`, actions by `actions`, everything else is the fleet's.
+
+    Args:
+        path: of the socket.
+        feed: takes an event.
+        readers: method → a function giving its document.
+        actions: method → a coroutine function giving (ok, document).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        feed: Callable[[Event], None],
+        readers: dict[str, Callable[[], Any]],
+        actions: dict[str, Callable[[], Awaitable[tuple[bool, Any]]]],
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        super().__init__(path)
+        self._feed = feed
+        self._readers = readers
+        self._actions = actions
+        self._tasks = tasks
+        self._connections: set[ControlConnection] = set()
+        self._requests: dict[int, ControlConnection] = {}
+
+    async def listen(self, group: str | None) -> None:
+        """Accept operators."""
+        await self.open(self._accept, 0o600)
+        self.open_to(group)
+
+    def open_to(self, group: str | None) -> None:
+        """Let one system group in too, or nobody else.
+
+        Raises:
+            OSError: the system refuses.
+            KeyError: there is no such group.
+        """
+        gid = -1 if group is None else grp.getgrnam(group).gr_gid
+        folder = self.path.parent
+        if group is not None:
+            os.chown(folder, -1, gid)
+            os.chown(self.path, -1, gid)
+        os.chmod(folder, 0o700 if group is None else 0o710)
+        os.chmod(self.path, 0o600 if group is None else 0o660)
+
+    def _accept(self) -> ControlConnection:
+        connection = ControlConnection(self.number(), self)
+        self._connections.add(connection)
+        return connection
+
+    def serve(self, connection: ControlConnection, call: int, method: str, params: ControlParams) -> None:
+        """Serve one request."""
+        self._requests[call] = connection
+        if method in self._readers:
+            self.answer(call, True, self._readers[method]())
+        elif method in self._actions and not params.names:
+            self._tasks.create_task(self._act(call, self._actions[method]), name=f"control {method}")
+        else:
+            self._feed(
+                Asked(call, method, params.names, params.keys, params.fresh, params.failed, params.parked, params.wait)
+            )
+
+    async def _act(self, call: int, action: Callable[[], Awaitable[tuple[bool, Any]]]) -> None:
+        self.answer(call, *await action())
+
+    def answer(self, request: int, ok: bool, document: Any) -> None:
+        """Answer a request: a document, or an error's message, or (message, data)."""
+        connection = self._requests.pop(request, None)
+        if connection is None:
+            return
+        if ok:
+            connection.answer(request, document)
+            return
+        message, data = document if isinstance(document, tuple) else (str(document), None)
+        connection.refuse(request, RpcError(CONTROL_FAILED, message, data))
+
+    def lost(self, connection: ControlConnection) -> None:
+        """A command is gone; what it waited for goes on."""
+        self._connections.discard(connection)
+        for call in connection.calls:
+            if self._requests.pop(call, None) is not None:
+                self._feed(Withdrawn(call))
+
+    async def close(self) -> None:
+        """Close everything."""
+        for connection in list(self._connections):
+            connection.hang_up()
+        await super().close()
