@@ -171,7 +171,7 @@ async def test_whatever_goes_wrong_is_an_answer(tmp_path: Path, monkeypatch: pyt
     fault = await bench.ask(state(1, b"1", worker="../elsewhere"), StoreFault)
     assert fault.errno == errno.EIO
     assert "not a worker's name" in fault.message
-    monkeypatch.setattr(bench.storage._ledger, "perform", lambda _: [][0])
+    monkeypatch.setattr(bench.storage._ledger, "perform", lambda *_: [][0])
     assert (await bench.ask(Probe(2), StoreFault)).message == "IndexError: list index out of range"
     monkeypatch.undo()
     await bench.ask(OpenRun(3, G, "continue", 5), RunImage)

@@ -384,7 +384,8 @@ _EMPTY = Raw(b"{}")
 def decode_line(line: bytes) -> Request | Response | Malformed:
     """One line, without or with its newline, to a message. Never raises."""
     try:
-        line.decode()  # msgspec checks the syntax of what it skips, but not that it is UTF-8
+        if not line.isascii():
+            line.decode()  # msgspec checks the syntax of what it skips, but not that it is UTF-8
         envelope = _decoder.decode(line)
     except (UnicodeDecodeError, msgspec.DecodeError) as error:
         return Malformed(_explain(line, error))

@@ -215,6 +215,8 @@ class AbortWindow:
     def evaluate(self, now: float) -> list[Decision]:
         """What was decided since the last call, in order, with each decision's own time."""
         self._pass(now)
+        if not self._pending:
+            return []
         decided, self._pending = self._pending, []
         return sorted(decided, key=attrgetter("time"))
 

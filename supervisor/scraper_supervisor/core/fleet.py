@@ -1,6 +1,7 @@
-"""The one door of the core: `handle(event, now)` gives commands, `next_deadline()` is the one timer.
+"""The one door of the core: `step(events, now)` gives commands, `next_deadline()` is the one timer.
 
-The fleet routes; the rooms decide. What a room has to say to another passes through here.
+The fleet routes; the rooms decide. What a room has to say to another passes through here. Events that are known
+together are taken together: what any of them may have made possible is looked for once, after the last.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from scraper_supervisor.core.events import (
     Event,
     Exited,
     Leave,
+    Persist,
     Persisted,
     PersistFailed,
     Reconfigured,
@@ -63,6 +65,8 @@ from scraper_supervisor.core.watchdog import Watchdog
 from scraper_supervisor.core.worker import Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from scraper_supervisor.core.settings import Settings
 
 
@@ -106,7 +110,12 @@ class Fleet:
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event; what is to be done about it."""
-        self._route(event, now)
+        return self.step((event,), now)
+
+    def step(self, events: Iterable[Event], now: float) -> list[Command]:
+        """Take events in their order; what is to be done about them."""
+        for event in events:
+            self._route(event, now)
         return self._finish(now)
 
     def next_deadline(self) -> float | None:
@@ -180,7 +189,9 @@ class Fleet:
         self._decide(self.abort.evaluate(now), now)
         for group in list(self.state.groups.values()):
             open_ = group.state not in ENDED and self.state.disk_works()
-            self._effects(group.queue.pump(now, self._may_start, open_=open_), now)
+            effects = group.queue.pump(now, self._may_start, open_=open_)
+            if effects:
+                self._effects(effects, now)
             self.groups.check(group, now)
             self.groups.roll(group, now)
         self.desk.answer_goodbyes()
@@ -195,6 +206,8 @@ class Fleet:
     def _effects(self, effects: list[Effect], now: float) -> None:
         for effect in effects:
             match effect:
+                case Persist():
+                    self.state.out.append(effect)
                 case Reply(call=call) | Refuse(call=call):
                     if call >= 0:
                         self.state.out.append(effect)
@@ -202,8 +215,8 @@ class Fleet:
                     self.outcomes.claimed(effect, now)
                 case ItemEnded():
                     self.outcomes.ended(effect, now)
-                case _:
-                    self.state.out.append(effect)
+                case _ as never:
+                    assert_never(never)
 
     def _may_start(self, name: str) -> bool:
         """Whether this worker may be handed a further item now."""

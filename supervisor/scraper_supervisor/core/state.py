@@ -120,6 +120,8 @@ class GroupState(Enum):
     ABORTED = "aborted"
     STOPPED = "stopped"
 
+    __hash__ = object.__hash__  # as of Phase
+
     @property
     def public(self) -> str:
         """The state's name in `status`."""

@@ -109,6 +109,7 @@ class WorkerConnection(Connection):
         self.introduced = False
         self._hello: int | None = None  # the call that is being looked into; what follows it waits
         self._held: deque[bytes] = deque()
+        self._unsent: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Learn who the peer is."""
@@ -119,6 +120,26 @@ class WorkerConnection(Connection):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """The peer is gone."""
         self._hub.lost(self)
+
+    def send(self, line: bytes) -> None:
+        """Send a line with all others of this turn of the loop.
+
+        What is sent back to back wakes a peer once; with work in between, each line would find it asleep again.
+        """
+        if not self._unsent:
+            self._hub.has_unsent(self)
+        self._unsent.append(line)
+
+    def flush(self) -> None:
+        """Write what is to be sent."""
+        lines, self._unsent = self._unsent, []
+        if lines:
+            super().send(lines[0] if len(lines) == 1 else b"".join(lines))
+
+    def hang_up(self) -> None:
+        """Close, after what was sent."""
+        self.flush()
+        super().hang_up()
 
     def line_received(self, line: bytes) -> None:
         """Decode a line and hand it on, or answer what is wrong with it."""
@@ -267,6 +288,7 @@ class WorkerSocket(Listener):
         self._connections: dict[int, WorkerConnection] = {}
         self._calls = 0
         self._loop = asyncio.get_running_loop()
+        self._unsent: list[WorkerConnection] = []
 
     async def listen(self) -> None:
         """Accept workers."""
@@ -280,6 +302,18 @@ class WorkerSocket(Listener):
     def soon(self, function: Callable[[], None]) -> None:
         """Call it when the present event is done with."""
         self._loop.call_soon(function)
+
+    def has_unsent(self, connection: WorkerConnection) -> None:
+        """A connection has something to send before this turn of the loop ends."""
+        if not self._unsent:
+            self._loop.call_soon(self.flush)
+        self._unsent.append(connection)
+
+    def flush(self) -> None:
+        """Write everything that is to be sent."""
+        connections, self._unsent = self._unsent, []
+        for connection in connections:
+            connection.flush()
 
     def next_call(self) -> int:
         """A number for a call, over all connections."""
