@@ -18,7 +18,7 @@ from msgspec import Raw, Struct
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from scraper_supervisor.core.records import Entry
+    from scraper_supervisor.core.records import Entry, NewItem
     from scraper_supervisor.core.settings import TargetSettings
 
 WINDOW: Final = 4096  # items held in all lanes together, about
@@ -150,22 +150,22 @@ class Lanes:
         """All open items: pending, waiting and in hands."""
         return self._fresh_open + self.retries_open
 
-    def added(self, item: Item) -> None:
-        """A new item is in the ledger."""
-        lane = self._lane(item.target)
+    def added(self, number: int, offer: NewItem, order: float) -> None:
+        """A new item is in the ledger, under this number and in this place."""
+        lane = self._lane(offer.target)
         lane.open += 1
         self._fresh_open += 1
-        place = (-item.priority, item.order)
+        place = (-offer.priority, order)
         behind = lane.cursor is not None and place > lane.cursor
         full = len(lane.ready) >= self._limit()
         if (full or lane.stored > 1) and (behind or lane.cursor is None):
             self._hungry[lane.target] = None  # it is fetched in its turn: others come first, or memory is full
             return
         lane.loaded += 1
-        self._held.add(item.id)
+        self._held.add(number)
         if lane.cursor is None or behind:
             lane.cursor = place
-        self._insert(lane, item)
+        self._insert(lane, Item(number, offer.key, offer.target, offer.data, offer.priority, order))
         if full and not lane.fetching:  # what is being fetched lies behind the cursor as it was asked
             self._shed(lane)
 

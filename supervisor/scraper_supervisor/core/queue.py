@@ -14,7 +14,7 @@ from scraper_supervisor.core.claims import Effect, Hands
 from scraper_supervisor.core.conclusions import CANCELLED, Conclusions
 from scraper_supervisor.core.events import Refuse, Reply
 from scraper_supervisor.core.handout import HandOut
-from scraper_supervisor.core.lanes import Item, Lanes
+from scraper_supervisor.core.lanes import Lanes
 from scraper_supervisor.core.records import (
     Added,
     AddItems,
@@ -401,5 +401,4 @@ class Queue:
 
     def _insert(self, offers: tuple[NewItem, ...], added: Added) -> None:
         for index, number, order in added.added:
-            offer = offers[index]
-            self.lanes.added(Item(number, offer.key, offer.target, offer.data, offer.priority, order))
+            self.lanes.added(number, offers[index], order)

@@ -15,7 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Raw, Struct
 
 from scraper_supervisor.core.events import Disconnected, Replied, Said
 from scraper_supervisor.daemon import procfs
@@ -225,7 +225,7 @@ class WorkerConnection(Connection):
 
 def _bad_params(kind: type[Any], request: Request, bad: BadParams) -> RpcError:
     """What is wrong with a request's params; of a hello, an unknown protocol counts first."""
-    if kind is Hello:
+    if kind is Hello and isinstance(request.params, Raw):
         with contextlib.suppress(msgspec.DecodeError):
             version = msgspec.json.decode(request.params, type=_Version).protocol
             if version != protocol.PROTOCOL:

@@ -36,7 +36,7 @@ from scraper_supervisor.core.records import (
     WorkerTotals,
 )
 from scraper_supervisor.core.wall import timestamp
-from scraper_supervisor.store.conclude import conclude
+from scraper_supervisor.store.items import conclude, offer
 from scraper_supervisor.store.tally import Tally
 
 if TYPE_CHECKING:
@@ -73,10 +73,6 @@ _LANE: Final = f"{_ENTRY} AND target IS ? AND not_before IS NULL AND (rank, ord)
 _LANE_FROM_START: Final = f"{_ENTRY} AND target IS ? AND not_before IS NULL ORDER BY rank, ord LIMIT ?"
 _LANE_PLACE: Final = f"{_ENTRY} AND target IS ? AND not_before IS NULL AND rank = ? AND ord = ?"
 _WAITING: Final = f"{_ENTRY} AND not_before IS NOT NULL ORDER BY not_before LIMIT ?"
-_ADD: Final = (
-    "INSERT INTO items (run_id, key, target, data, rank, ord) VALUES (?, ?, ?, CAST(? AS TEXT), ?, ?)"
-    " ON CONFLICT (run_id, key) DO NOTHING"
-)
 
 
 class Batch:
@@ -177,19 +173,7 @@ class Batch:
 
     def _add(self, tally: Tally, items: Sequence[NewItem]) -> Added:
         self.weight += len(items)
-        added, known, run_id, cursor = [], 0, tally.run_id, self._cursor
-        for index, item in enumerate(items):
-            order = float(tally.next_order())
-            data = bytes(item.data)
-            cursor.execute(
-                _ADD, (run_id, item.key, item.target, None if data == _NULL else data, -item.priority, order)
-            )
-            if cursor.rowcount:
-                added.append((index, _id(cursor.lastrowid), order))
-                tally.count("open", item.target, False, 1)
-            else:
-                known += 1
-        return Added(tuple(added), known)
+        return offer(self._cursor, tally, items)
 
     def _conclude(self, ops: list[Conclude]) -> list[Concluded]:
         """End claims, all of different items; those of one run together."""
@@ -344,9 +328,3 @@ class Batch:
     def _one(self, query: str, values: tuple[object, ...] = ()) -> tuple[Any, ...] | None:
         row: tuple[Any, ...] | None = self._cursor.execute(query, values).fetchone()
         return row
-
-
-def _id(rowid: int | None) -> int:
-    if rowid is None:  # cannot be: it is asked after an insert alone
-        raise RuntimeError("SQLite told no row id")
-    return rowid

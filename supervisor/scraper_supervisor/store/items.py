@@ -1,4 +1,4 @@
-"""How the ends of many claims are written at once: three statements, however many there are.
+"""How many items are written at once, offered or ended, in a few statements, however many there are.
 
 Each statement that Python runs lets go of the interpreter and must win it back from the event loop. With one statement
 an item, the ledger's thread would spend its time waiting for that.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import msgspec
@@ -25,6 +26,7 @@ NOTHING_ADDED: Final = Added((), 0)
 
 _MOST: Final = 256  # rows in one statement
 _RESULT: Final = ("run_id", "seq", "item_id", "result", "sha256", "attempts", "finished_at")
+_NEW: Final = ("run_id", "key", "target", "data", "rank", "ord")
 _ITEM: Final = (
     "id", "state", "target", "ord", "not_before", "attempts", "infrastructure", "blocked", "alone", "last_claim",
     "last_outcome", "last_answer", "last_failure", "worker", "seq",
@@ -35,7 +37,36 @@ _STATES: Final = {"done": "done", "failed": "failed", "retry": "open", "open": "
 _T = TypeVar("_T")
 _Row: TypeAlias = tuple[object, ...]
 _Known: TypeAlias = tuple[int, str, str | None, int, int | None]  # id, state, target, timed, seq
+_decode_new = msgspec.json.Decoder(list[tuple[int, int]]).decode  # id, order
 _decode = msgspec.json.Decoder(list[_Known]).decode
+
+
+def offer(cursor: sqlite3.Cursor, tally: Tally, items: Sequence[NewItem]) -> Added:
+    """Add items to a run but for those whose keys it knows.
+
+    Args:
+        cursor: The transaction's.
+        tally: The run's.
+        items: What was offered.
+
+    Raises:
+        sqlite3.Error: SQLite refused; the transaction is to be rolled back.
+    """
+    run_id, added = tally.run_id, []
+    rows: list[_Row] = []
+    first = tally.next_order(len(items))
+    for order, item in enumerate(items, first):
+        data = str(item.data, "utf-8")
+        row = (run_id, item.key, item.target, None if data == "null" else data, -item.priority, float(order))
+        rows.append(row)
+    for chunk in _chunks(rows):
+        cursor.execute(_insert_items(len(chunk)), _flat(chunk))
+        keys = (row[1] for row in chunk)
+        (found,) = cursor.execute(_select_new(len(chunk)), (run_id, chunk[0][-1], *keys)).fetchone()
+        for item_id, order in sorted(_decode_new(found), key=itemgetter(1)):
+            added.append((order - first, item_id, float(order)))
+            tally.count("open", items[order - first].target, False, 1)
+    return Added(tuple(added), len(items) - len(added))
 
 
 def conclude(
@@ -142,6 +173,20 @@ def _select_items(rows: int) -> str:
     return (
         "SELECT json_group_array(json_array(id, state, target, not_before IS NOT NULL, seq)) FROM items"
         f" WHERE +run_id = ? AND id IN ({', '.join('?' * rows)})"
+    )
+
+
+@lru_cache
+def _insert_items(rows: int) -> str:
+    values = _values(len(_NEW), rows)
+    return f"INSERT INTO items ({', '.join(_NEW)}) VALUES {values} ON CONFLICT (run_id, key) DO NOTHING"
+
+
+@lru_cache
+def _select_new(rows: int) -> str:
+    return (
+        "SELECT json_group_array(json_array(id, CAST(ord AS INTEGER))) FROM items"
+        f" WHERE run_id = ? AND +ord >= ? AND key IN ({', '.join('?' * rows)})"
     )
 
 
