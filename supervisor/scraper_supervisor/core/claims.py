@@ -107,11 +107,13 @@ class Hands:
 
     def busy(self, worker: str) -> bool:
         """Whether one of this worker's hands is open."""
-        return any(self._hands[claim].closing is None for claim in self._of.get(worker, ()))
+        claims = self._of.get(worker)
+        return claims is not None and any(self._hands[claim].closing is None for claim in claims)
 
     def alone(self, worker: str) -> bool:
         """Whether this worker holds an item that it must hold alone."""
-        return any(self._hands[claim].item.alone for claim in self._of.get(worker, ()))
+        claims = self._of.get(worker)
+        return claims is not None and any(self._hands[claim].item.alone for claim in claims)
 
     def find(self, caller: Caller, key: str, claim: int | None) -> Hand | None:
         """The caller's own claim of that key: by its number, else by the key alone."""

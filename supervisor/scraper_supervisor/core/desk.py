@@ -84,6 +84,11 @@ class Desk:
         group = self._state.groups[worker.group]
         caller = Caller(worker.name, worker.life.incarnation, event.conn, -1 if event.call is None else event.call)
         match event.message:
+            case ItemNext(wait=wait):
+                if event.call is not None:  # as a notification it could never be told what it was given
+                    self._next(worker, group, caller, wait, now)
+            case ItemDone() as done:
+                self._effects(group.queue.conclude_done(caller, done), now)
             case Heartbeat(pages=pages):
                 worker.beats = True
                 for browser, count in pages.items():
@@ -92,11 +97,6 @@ class Desk:
             case ItemsOffer() as offer:
                 self._effects(group.queue.offer(caller, offer), now)
                 worker.more = offer.more
-            case ItemNext(wait=wait):
-                if event.call is not None:  # as a notification it could never be told what it was given
-                    self._next(worker, group, caller, wait, now)
-            case ItemDone() as done:
-                self._effects(group.queue.conclude_done(caller, done), now)
             case ItemFailed() as failed:
                 self._effects(group.queue.conclude_failed(caller, failed), now)
             case ItemRelease() as release:

@@ -43,7 +43,9 @@ from scraper_supervisor.core.lifecycle import Lifecycle
 from scraper_supervisor.core.operators import Operators
 from scraper_supervisor.core.outcomes import Outcomes
 from scraper_supervisor.core.records import (
+    AddItems,
     Answer,
+    Conclude,
     Intents,
     LoadIntents,
     LoadRun,
@@ -51,6 +53,7 @@ from scraper_supervisor.core.records import (
     Op,
     OpenRun,
     Probe,
+    QueueOp,
     RunImage,
     SaveState,
     SetIntent,
@@ -231,6 +234,8 @@ class Fleet:
 
     def _persisted(self, op: Op, answer: Answer, now: float) -> None:
         match op:
+            case Conclude() | AddItems():  # the most by far
+                self._items_answered(op, answer, now)
             case Probe():
                 self._healed(now)
             case LoadIntents():
@@ -252,10 +257,13 @@ class Fleet:
             case SetIntent():
                 pass
             case _:
-                group = self.state.groups.get(op.group)
-                if group is not None:
-                    self._effects(group.queue.persisted(op, answer, now), now)
-                self.operators.persisted(op, answer)
+                self._items_answered(op, answer, now)
+
+    def _items_answered(self, op: QueueOp, answer: Answer, now: float) -> None:
+        group = self.state.groups.get(op.group)
+        if group is not None:
+            self._effects(group.queue.persisted(op, answer, now), now)
+        self.operators.persisted(op, answer)
 
     def _state_answered(self, op: SaveState | LoadState, answer: Answer, now: float) -> None:
         if isinstance(op, SaveState) and isinstance(answer, StateSaved):

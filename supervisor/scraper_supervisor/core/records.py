@@ -272,22 +272,8 @@ class Probe(Struct, frozen=True, tag=True):
     ticket: int
 
 
-LedgerOp: TypeAlias = (
-    OpenRun
-    | LoadRun
-    | SetRunState
-    | AddItems
-    | Conclude
-    | FetchLanes
-    | FetchWaiting
-    | FindConclusion
-    | ReserveClaims
-    | SetIntent
-    | LoadIntents
-    | Requeue
-    | Cancel
-    | Probe
-)
+QueueOp: TypeAlias = AddItems | Conclude | FetchLanes | FetchWaiting | FindConclusion | ReserveClaims | Requeue | Cancel
+LedgerOp: TypeAlias = QueueOp | OpenRun | LoadRun | SetRunState | SetIntent | LoadIntents | Probe
 
 # ---- operations on the checkpoint files -----------------------------------------------------------------------------
 

@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 EX_DATA: Final = 65  # the ledger does not open
 REPEATED_SIGNAL: Final = 0.5  # seconds within which a second SIGTERM or SIGINT is the same one
 LINE_ROOM: Final = 1024 * 1024  # bytes that a line may be longer than the state in it
-ARM_EVERY: Final = 0.005  # seconds between two looks for the next deadline, which may come late by that much
+ARM_EVERY: Final = 0.01  # seconds between two looks for the next deadline, which may come late by that much
 NOTIFY_WITHIN: Final = 30.0  # seconds that the notify command has
 LEVELS: Final = logging.getLevelNamesMapping()
 NOTIFIED: Final = frozenset({"abort_executed", "worker_failed", "storage_degraded"})

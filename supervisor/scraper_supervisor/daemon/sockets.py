@@ -204,17 +204,18 @@ class WorkerConnection(Connection):
     def answer(self, call: int, result: Any) -> None:
         """Answer an open call; after hello's, what came behind it is taken."""
         super().answer(call, result)
-        self._go_on(call)
+        if call == self._hello:
+            self._go_on()
 
     def refuse(self, call: int, error: RpcError) -> None:
         """Answer an open call with an error; after hello's, what came behind it is taken."""
         super().refuse(call, error)
-        self._go_on(call)
-
-    def _go_on(self, call: int) -> None:
         if call == self._hello:
-            self._hello = None
-            self._hub.soon(self._release_held)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._hello = None
+        self._hub.soon(self._release_held)
 
     def _release_held(self) -> None:
         while self._held and self._hello is None:

@@ -34,7 +34,7 @@ EVENT_QUEUE: Final = 100_000  # events
 ROTATE_AT: Final = 64 * 1024 * 1024  # bytes
 RETRY_EVERY: Final = 1.0  # seconds, while the disk refuses events
 CLOSE_WITHIN: Final = 2.0  # seconds
-GATHER: Final = 0.02  # seconds between two writes, for lines to gather
+GATHER: Final = 0.005  # seconds between two writes, for lines to gather
 _BATCH: Final = 1000  # lines written at once
 
 
@@ -58,21 +58,28 @@ class BatchThread:
         self._lines: deque[bytes] = deque()
         self._changed = threading.Condition()
         self._asleep = False
+        self._prompt = False
         self._closing = False
         self._dropped = 0
         # Not joined at exit: one that hangs in a write to a stopped terminal must not hang the daemon.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def put(self, line: bytes) -> bool:
-        """Queue a line, newline included; False when it was dropped."""
+    def put(self, line: bytes, *, prompt: bool = True) -> bool:
+        """Queue a line, newline included; False when it was dropped.
+
+        Args:
+            line: what to write.
+            prompt: write it now; else within GATHER, which costs less where lines are many.
+        """
         if self._closing or len(self._lines) >= self._capacity:
             with self._changed:
                 self._dropped += 1
             return False
         self._lines.append(line)
-        if self._asleep:  # else it looks again by itself: waking it for each line would cost more than the line
+        if self._asleep or prompt:
             with self._changed:
+                self._prompt = prompt
                 self._changed.notify_all()
         return True
 
@@ -101,7 +108,7 @@ class BatchThread:
             else:
                 self._pause(RETRY_EVERY)
             if len(self._lines) < _BATCH:
-                self._pause(GATHER)
+                self._pause(GATHER, lambda: self._prompt)
 
     def _wait(self) -> bool:
         """Wait for a line; False when none will come."""
@@ -109,12 +116,12 @@ class BatchThread:
             self._asleep = True  # before the look: a line that comes after it finds us asleep
             while not self._lines and not self._closing:
                 self._changed.wait()
-            self._asleep = False
+            self._asleep = self._prompt = False
         return bool(self._lines)
 
-    def _pause(self, seconds: float) -> None:
+    def _pause(self, seconds: float, over: Callable[[], bool] = bool) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._closing, seconds)
+            self._changed.wait_for(lambda: self._closing or over(), seconds)
 
 
 # ---- the log ---------------------------------------------------------------------------------------------------------
@@ -287,7 +294,7 @@ class EventLog:
         """Stamp an event with the time and queue it."""
         coded = Raw(_encode(data))  # by itself: what JSON cannot hold must not cost the rest
         record = _Record(utc_now(), event, severity, component, correlation_id, worker, group, coded)
-        if not self._thread.put(_encode(record) + b"\n"):
+        if not self._thread.put(_encode(record) + b"\n", prompt=severity != "debug"):
             self.lost += 1
 
     def close(self) -> int:
