@@ -276,7 +276,7 @@ class Fleet:
             case SaveState():
                 self.checkpoints.failed(op, event.errno, event.message)
             case LoadState():
-                if not self.introductions.failed(op, event.errno, event.message):
+                if not self.introductions.failed(op, event.errno, event.message, now):
                     self.checkpoints.failed(op, event.errno, event.message)
             case SetRunState() | SetIntent() | LoadIntents() | OpenRun() | LoadRun() | Probe():
                 pass  # the disk's room asks them again
