@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import msgspec
@@ -19,10 +19,12 @@ from scraper_supervisor.console.context import (
     json_option,
     pass_app,
 )
-from scraper_supervisor.core.sealed import Damaged
+from scraper_supervisor.core.sealed import Damaged, TooNew
 from scraper_supervisor.store.checkpoints import FOLDER, Checkpoints, NoSuchGeneration
 from scraper_supervisor.store.faults import StoreError
 from scraper_supervisor.store.queries import LedgerReader
+
+LISTED: Final = ("worker", "generation", "schema", "saved_at", "bytes", "path")
 
 
 @click.group(cls=Commands)
@@ -38,14 +40,17 @@ def list_(app: App, worker: str | None, as_json: bool) -> None:
     """List the checkpoints of all workers, or of WORKER; the newest first."""
     found = Checkpoints(_state(app, worker)).list(worker)
     if as_json:
-        app.emit({"checkpoints": msgspec.to_builtins(found)})
+        app.emit({"checkpoints": [{name: getattr(one, name) for name in LISTED} for one in found]})
         return
     columns = [("WORKER", False), ("GENERATION", True), ("SAVED", False), ("SIZE", True), ("SCHEMA", False)]
     rows = [
-        (one.worker, str(one.generation), one.saved_at or "damaged", views.size(one.bytes), clean(one.schema or ""))
+        (one.worker, str(one.generation), one.saved_at or "not usable", views.size(one.bytes), clean(one.schema or ""))
         for one in found
     ]
     app.print(views.grid(columns, rows) if rows else "no checkpoints")
+    for one in found:
+        if one.problem is not None:
+            app.note(f"{one.path}: {one.problem}")
 
 
 @checkpoint.command()
@@ -62,6 +67,9 @@ def show(app: App, worker: str, generation: int | None, as_json: bool) -> None:
     except Damaged as error:
         which = "its newest checkpoint" if generation is None else f"checkpoint {generation}"
         raise Refused(f"{worker}: {which} is damaged: {error.reason}", DAMAGED) from None
+    except TooNew as error:
+        which = "its newest checkpoint" if generation is None else f"checkpoint {generation}"
+        raise Refused(f"{worker}: {which} cannot be shown: {error.reason}") from None
     header: dict[str, Any] = msgspec.to_builtins(found.header)
     if as_json:
         app.emit({**header, "sha256": found.sha256, "state": found.state})
