@@ -141,6 +141,24 @@ def test_an_unfinished_file_of_a_crash_is_not_taken_for_one(daemon):
     assert not daemon.events("checkpoint_corrupted")
 
 
+def test_verify_beside_a_daemon_whose_files_come_and_go(daemons):
+    told = config(retention=2)
+    told["workers"]["g"]["env"] = {"E2E_ITEMS": "100000"}
+    daemon = daemons(told).start()
+    daemon.wait(lambda: daemon.group("g")["items"]["done"] > 20, "some are done")
+    for _ in range(3):
+        before = daemon.group("g")["items"]["done"]
+        document = json.loads(command(daemon, "checkpoint", "verify", "--json"))
+        assert document["ok"] is True
+        assert {file["kind"] for file in document["files"]} == {"checkpoint", "ledger"}
+        assert daemon.group("g")["items"]["done"] > before
+    (daemon.state / "checkpoints" / WORKER / "checkpoint-000000000001.json").write_bytes(b"foreign")
+    words = [*SUPERVISOR, "checkpoint", "verify", "--json", "--config", daemon.config_path]
+    told = subprocess.run(words, capture_output=True, text=True, check=False)
+    bad = [file for file in json.loads(told.stdout)["files"] if not file["ok"]]
+    assert (told.returncode, [file["generation"] for file in bad]) == (4, [1])
+
+
 # ---- versions --------------------------------------------------------------------------------------------------------
 
 

@@ -324,7 +324,7 @@ class NoSyncOfNewFolders(Recorder):
 
 
 class RenamesFirst(Broken):
-    def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> int:
+    def write(self, path: Path, parts: Iterable[bytes | bytearray | memoryview]) -> int:
         temporary = path.with_name(f".{path.name}.tmp")
         fd = self.create(temporary)
         for part in parts:
@@ -337,7 +337,7 @@ class RenamesFirst(Broken):
 
 
 class WritesInPlace(Broken):
-    def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> int:
+    def write(self, path: Path, parts: Iterable[bytes | bytearray | memoryview]) -> int:
         fd = self.create(path)
         for part in parts:
             self._write_all(fd, part)
@@ -350,7 +350,7 @@ class WritesInPlace(Broken):
 class RemovesFirst(Recorder):
     """Retention makes room before the new state is safe."""
 
-    def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> int:
+    def write(self, path: Path, parts: Iterable[bytes | bytearray | memoryview]) -> int:
         known = sorted(path.parent.glob("checkpoint-*"))
         if len(known) == 3:
             self.unlink(known[0])

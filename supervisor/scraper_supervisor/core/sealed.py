@@ -25,7 +25,7 @@ FORMAT: Final = 1
 FOOTER_BYTES: Final = 78  # of `,"sha256":"<64 hex>"}` and the newline
 GZIP_BITS: Final = 31  # zlib's window bits for gzip; it writes mtime 0, so equal input gives equal bytes
 
-Text: TypeAlias = bytes | memoryview
+Text: TypeAlias = bytes | bytearray | memoryview
 Fields: TypeAlias = dict[str, Raw]
 
 # How the fields of an older format become those of the next one: format → function. Format 1 is the first there was.
@@ -214,21 +214,29 @@ def compress(parts: Iterable[Text]) -> Iterator[bytes]:
     yield packer.flush()
 
 
-def decompress(data: Text) -> bytes:
+def decompress(data: Text) -> bytearray:
     """The sealed line of a gzip file.
 
     Raises:
         Damaged: It is no gzip file, is cut short, or is followed by something.
     """
-    unpacker = zlib.decompressobj(GZIP_BITS)
+    unpacker, line, read = zlib.decompressobj(GZIP_BITS), bytearray(), 0
     try:
-        line = unpacker.decompress(data)
+        for part in slices(data):
+            read += part.nbytes
+            line += unpacker.decompress(part, _SLICE)
+            while unpacker.unconsumed_tail:
+                line += unpacker.decompress(unpacker.unconsumed_tail, _SLICE)
+            if unpacker.eof:
+                break
+        line += unpacker.flush()
     except zlib.error as error:
         raise Damaged(f"it does not unpack: {error}") from error
     if not unpacker.eof:
         raise Damaged(f"the gzip stream is cut short ({len(data)} bytes)")
-    if unpacker.unused_data:
-        raise Damaged(f"{len(unpacker.unused_data)} bytes follow the gzip stream")
+    after = len(unpacker.unused_data) + len(data) - read
+    if after:
+        raise Damaged(f"{after} bytes follow the gzip stream")
     return line
 
 

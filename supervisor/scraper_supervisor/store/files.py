@@ -83,7 +83,7 @@ class Files:
                 raise
         self.sync_folder(folder.parent)
 
-    def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> int:
+    def write(self, path: Path, parts: Iterable[bytes | bytearray | memoryview]) -> int:
         """Write a file so that it is there wholly or not at all, and durably when this returns.
 
         Returns:
