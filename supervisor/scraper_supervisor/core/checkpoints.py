@@ -35,9 +35,10 @@ def why_unusable(worker: str, answer: StateLoaded) -> str | None:
     if answer.found == "newer":
         return f"checkpoint {answer.generation} of {worker} cannot be used: {answer.reason}"
     if answer.found == "damaged":
+        group = worker.rpartition("-")[0]
         return (
-            f"every checkpoint of {worker} is damaged; see corrupt/ beside them, then use "
-            f"'checkpoint restore {worker}' or 'start --fresh'"
+            f"every checkpoint of {worker} is damaged and was moved to corrupt/; put a sound one in their place "
+            f"and use 'checkpoint restore {worker} --generation N', or begin anew with 'start {group} --fresh'"
         )
     return None
 

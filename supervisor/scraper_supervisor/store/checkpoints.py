@@ -337,8 +337,8 @@ class Checkpoints:
     def _memory(self, worker: str, folder: Path) -> _Memory:
         """What is known of a worker; at first use its folder is looked at and put in order."""
         if worker not in self._known:
-            for place in (folder, self._root, self._root.parent):
-                # A predecessor that was killed may have made a name and not synced it: what we build on must stay.
+            # A predecessor that was killed may have made a name and not synced it: what we build on must stay.
+            for place in (folder,) if self._known else (folder, self._root, self._root.parent):
                 with contextlib.suppress(FileNotFoundError):
                     self._files.sync_folder(place)
             names = self._files.names(folder)
