@@ -209,8 +209,8 @@ def test_a_damaged_mark_never_lets_a_worker_start_from_nothing(damage: Damage, f
         (folder / "checkpoint-000000000001.json").write_bytes(b"spoilt")
         assert load(Checkpoints(root, Quick())).found == "damaged"
         mark = folder / "mark.json"
-        shelf = root / "shelf"
-        shelf.mkdir()
+        shelf = root / "on" / "shelf"
+        shelf.mkdir(parents=True)
         shutil.move(mark, shelf / "checkpoint-000000000001.json")
         (root / "one").mkdir()
         (root / "one" / "checkpoint-000000000009.json").write_bytes(b"of another kind")
