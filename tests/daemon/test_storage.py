@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -152,7 +153,7 @@ async def test_a_failed_sync_is_a_fault_and_the_next_attempt_writes_anew(tmp_pat
         failures = 1
 
         def sync(self, fd: int) -> None:
-            if self.failures:
+            if self.failures and stat.S_ISREG(os.fstat(fd).st_mode):
                 self.failures -= 1
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             super().sync(fd)

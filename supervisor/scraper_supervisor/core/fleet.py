@@ -62,6 +62,7 @@ from scraper_supervisor.core.records import (
     StateSaved,
 )
 from scraper_supervisor.core.recycling import Recycling
+from scraper_supervisor.core.restores import Restores
 from scraper_supervisor.core.slo import Slo
 from scraper_supervisor.core.state import ENDED, FleetState, GroupState, Mode
 from scraper_supervisor.core.watchdog import Watchdog
@@ -101,7 +102,10 @@ class Fleet:
         self.desk = Desk(
             self.state, self.lifecycle, self.introductions, self.checkpoints, self.recycling, self._effects
         )
-        self.operators = Operators(self.state, self.groups, self.lifecycle, self.watchdog, self.recycling, self.abort)
+        self.restores = Restores(self.state, self.groups, self.lifecycle, self.checkpoints)
+        self.operators = Operators(
+            self.state, self.groups, self.lifecycle, self.watchdog, self.recycling, self.abort, self.restores
+        )
         self._begun = False  # the ledger has answered at all
         self._save_states_at: float | None = None
 
@@ -268,9 +272,12 @@ class Fleet:
     def _state_answered(self, op: SaveState | LoadState, answer: Answer, now: float) -> None:
         if isinstance(op, SaveState) and isinstance(answer, StateSaved):
             self.checkpoints.saved(op, answer)
+            self.restores.saved(op, answer)
         if not isinstance(op, LoadState) or not isinstance(answer, StateLoaded):
             return
         self.checkpoints.publish_damage(op.worker, answer)
+        if self.restores.loaded(op, answer, now):
+            return
         later = self.introductions.read(op, answer, now)
         if later is None:
             self.checkpoints.loaded(op, answer)
@@ -283,8 +290,11 @@ class Fleet:
         match op:
             case SaveState():
                 self.checkpoints.failed(op, event.errno, event.message)
+                self.restores.failed(op, event.message)
             case LoadState():
-                if not self.introductions.failed(op, event.errno, event.message):
+                if self.restores.failed(op, event.message):
+                    pass
+                elif not self.introductions.failed(op, event.errno, event.message, now):
                     self.checkpoints.failed(op, event.errno, event.message)
             case SetRunState() | SetIntent() | LoadIntents() | OpenRun() | LoadRun() | Probe():
                 pass  # the disk's room asks them again

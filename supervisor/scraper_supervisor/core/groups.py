@@ -128,6 +128,20 @@ class Groups:
         if group.state in ENDED or reset:
             self._staff(group, now)
 
+    def bring_back(self, worker: Worker, now: float) -> bool:
+        """Start a failed worker anew, where its group is at work or failed with it; whether it was started."""
+        group = self._state.groups[worker.group]
+        if group.state not in (GroupState.RUNNING, GroupState.PAUSED, GroupState.FAILED) or not self._may_go_on(group):
+            return False
+        if self._state.intents.get(worker.name) in ("drained", "stopped"):
+            return False
+        if group.state is GroupState.FAILED:
+            group.state = GroupState.PAUSED if group.intent == "paused" else GroupState.RUNNING
+            group.failed_reason = None
+        worker.history = restart.reset(worker.history)
+        self._lifecycle.start(worker, now)
+        return True
+
     # ---- a run ends
 
     def check(self, group: Group, now: float) -> None:
