@@ -394,7 +394,7 @@ _encoder = msgspec.json.Encoder()
 _EMPTY = Raw(b"{}")
 
 
-def decode_line(line: bytes) -> Request | Response | Malformed:
+def decode_line(line: bytes | bytearray) -> Request | Response | Malformed:
     """One line, without or with its newline, to a message. Never raises."""
     try:
         if not line.isascii():
@@ -417,7 +417,7 @@ def decode_line(line: bytes) -> Request | Response | Malformed:
     return Response(envelope.id, result, fault)
 
 
-def _explain(line: bytes, error: Exception) -> RpcError:
+def _explain(line: bytes | bytearray, error: Exception) -> RpcError:
     if isinstance(error, msgspec.ValidationError):
         try:
             value = msgspec.json.decode(line)
@@ -511,31 +511,29 @@ class Framer:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._parts: list[bytes] = []  # of the unfinished line; joined once, however long it grows
-        self._size = 0
+        self._rest = bytearray()  # of the unfinished line; a large one becomes the line itself, without a copy
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes) -> list[bytes | bytearray]:
         """The lines that `data` completes, without newlines, empty ones left out.
 
         Raises:
             LineTooLong: as soon as the unfinished line or a finished one is over the limit.
         """
-        lines: list[bytes] = []
+        lines: list[bytes | bytearray] = []
         start = 0
         while (end := data.find(b"\n", start)) >= 0:
-            if self._size + end - start > self.limit:
+            if len(self._rest) + end - start > self.limit:
                 raise LineTooLong
-            line = data[start:end]
-            if self._parts:
-                line = b"".join((*self._parts, line))
-                self._parts.clear()
-                self._size = 0
+            line: bytes | bytearray = data[start:end]
+            if self._rest:
+                self._rest += line
+                line = self._rest if len(self._rest) > LARGE else bytes(self._rest)
+                self._rest = bytearray()
             if line:
                 lines.append(line)
             start = end + 1
         if start < len(data):
-            self._parts.append(data[start:] if start else data)
-            self._size += len(data) - start
-            if self._size > self.limit:
+            if len(self._rest) + len(data) - start > self.limit:
                 raise LineTooLong
+            self._rest += data[start:] if start else data
         return lines

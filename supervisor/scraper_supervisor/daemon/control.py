@@ -47,7 +47,7 @@ class ControlConnection(Connection):
         """The command is gone."""
         self._hub.lost(self)
 
-    def line_received(self, line: bytes) -> None:
+    def line_received(self, line: bytes | bytearray) -> None:
         """Serve a request."""
         message = protocol.decode_line(line)
         if isinstance(message, Malformed):

@@ -64,7 +64,7 @@ class Connection(asyncio.Protocol):
                 return
             self.line_received(line)
 
-    def line_received(self, line: bytes) -> None:
+    def line_received(self, line: bytes | bytearray) -> None:
         """Take one line."""
         raise NotImplementedError
 
@@ -108,7 +108,7 @@ class WorkerConnection(Connection):
         self._pid = 0
         self.introduced = False
         self._hello: int | None = None  # the call that is being looked into; what follows it waits
-        self._held: deque[bytes] = deque()
+        self._held: deque[bytes | bytearray] = deque()
         self._unsent: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -141,7 +141,7 @@ class WorkerConnection(Connection):
         self.flush()
         super().hang_up()
 
-    def line_received(self, line: bytes) -> None:
+    def line_received(self, line: bytes | bytearray) -> None:
         """Decode a line and hand it on, or answer what is wrong with it."""
         if self._hello is not None:
             self._hold(line)
@@ -156,7 +156,7 @@ class WorkerConnection(Connection):
                 if isinstance(message.id, int):
                     self._hub.feed(Replied(self.number, message.id, message.error))
 
-    def _hold(self, line: bytes) -> None:
+    def _hold(self, line: bytes | bytearray) -> None:
         self._held.append(line)
         if len(self._held) >= MOST_HELD_LINES and self.transport is not None:
             self.transport.pause_reading()
