@@ -77,6 +77,7 @@ if TYPE_CHECKING:
 EX_DATA: Final = 65  # the ledger does not open
 REPEATED_SIGNAL: Final = 0.5  # seconds within which a second SIGTERM or SIGINT is the same one
 LINE_ROOM: Final = 1024 * 1024  # bytes that a line may be longer than the state in it
+ANSWERS_A_TURN: Final = 16
 ARM_EVERY: Final = 0.01  # seconds between two looks for the next deadline, which may come late by that much
 NOTIFY_WITHIN: Final = 30.0  # seconds that the notify command has
 LEVELS: Final = logging.getLevelNamesMapping()
@@ -144,6 +145,7 @@ class App:
         self._arming = False
         self._armed = 0.0  # monotonic seconds
         self._inbox: list[Event] = []
+        self._answers: StoreAnswers = []
         self._ops: list[Op] = []  # what the store is asked in this turn
         self._leaving: Leave | None = None
         self._terminated: float | None = None
@@ -373,6 +375,19 @@ class App:
     # ---- what comes from threads and the host
 
     def _stored(self, answers: StoreAnswers) -> None:
+        if not self._answers:
+            self._loop.call_soon(self._take_answers)
+        self._answers += answers
+
+    def _take_answers(self) -> None:
+        """Take some of the store's answers; between them and the rest the loop looks at its sockets.
+
+        So no batch holds the loop up, and those answered first are back with new calls while others are still being
+        answered: the store and the loop work side by side instead of in turn.
+        """
+        answers, self._answers = self._answers[:ANSWERS_A_TURN], self._answers[ANSWERS_A_TURN:]
+        if self._answers:
+            self._loop.call_soon(self._take_answers)
         for op, answer in answers:
             if not isinstance(answer, StoreFault):
                 self._inbox.append(Persisted(op, answer))
