@@ -100,8 +100,9 @@ def test_checkpoints(project: Path, call: Call) -> None:
 
 
 def test_verify(project: Path, call: Call) -> None:
-    save(project, "matches-0", 2)
+    (project / "state").mkdir()
     Ledger.open(project / "state" / "ledger.db").close()
+    save(project, "matches-0", 2)
     sound = call("checkpoint", "verify", "--json")
     document = json.loads(sound.stdout)
     assert (sound.exit_code, document["ok"], len(document["files"])) == (0, True, 3)

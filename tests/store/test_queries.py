@@ -83,7 +83,7 @@ def test_reading_beside_the_writer_and_without_one(ledger: Ledger, path: Path) -
     with LedgerReader(path) as reader:
         look(reader)
     ledger.close()
-    assert [file.name for file in path.parent.iterdir()] == ["ledger.db"]
+    assert {file.name for file in path.parent.iterdir()} == {"ledger.db", "ledger.db.sha256"}
     with LedgerReader(path) as reader:
         look(reader)
 
