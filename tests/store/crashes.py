@@ -45,15 +45,19 @@ def start(path: Path, seed: int, *more: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, __file__, str(path), str(seed), *more], stdout=subprocess.PIPE)
 
 
-def killed(path: Path, transactions: int, seed: int = 1) -> dict[str, Item]:
-    """Make a ledger whose writer died after so many transactions; tells what it holds."""
+def killed(path: Path, transactions: int, seed: int = 1) -> list[dict[str, Item]]:
+    """Have a ledger written to by a process that dies after so many transactions; tells what it held after each."""
+    acknowledged = Acknowledged()
+    if path.exists():
+        acknowledged.items = contents(path)
+    held = [acknowledged.items]
     process = start(path, seed, "--transactions", str(transactions))
     said, _ = process.communicate()
     assert process.returncode == 9
-    acknowledged = Acknowledged()
     for line in said.splitlines():
         acknowledged.hear(line)
-    return acknowledged.items
+        held.append(acknowledged.items)
+    return held
 
 
 class Acknowledged:
