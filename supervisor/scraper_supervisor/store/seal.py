@@ -35,10 +35,19 @@ def seal(path: Path) -> bool:
     """
     if size_of(log_of(path)):
         return False
-    # Twice, so that damage to the seal itself is not taken for damage to the ledger.
-    line = f"{digest(path)}  {path.name}\n".encode()
-    Files().write(seal_of(path), (line, line))
+    write_seal(path, digest(path))
     return True
+
+
+def write_seal(path: Path, sha256: str) -> None:
+    """Write a file's seal, durably.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    # Twice, so that damage to the seal itself is not taken for damage to the ledger.
+    line = f"{sha256}  {path.name}\n".encode()
+    Files().write(seal_of(path), (line, line))
 
 
 def unseal(path: Path) -> None:
