@@ -11,7 +11,7 @@ import msgspec
 from scraper_supervisor.console import views
 from scraper_supervisor.console.context import (
     DAMAGED,
-    LEDGER_FILE,
+    USAGE,
     App,
     Commands,
     Refused,
@@ -19,10 +19,9 @@ from scraper_supervisor.console.context import (
     json_option,
     pass_app,
 )
+from scraper_supervisor.console.ledger_commands import ledger_files, restore_ledger
 from scraper_supervisor.core.sealed import Damaged
 from scraper_supervisor.store.checkpoints import FOLDER, Checkpoints, NoSuchGeneration
-from scraper_supervisor.store.faults import StoreError
-from scraper_supervisor.store.queries import LedgerReader
 
 
 @click.group(cls=Commands)
@@ -91,10 +90,8 @@ def verify(app: App, worker: str | None, as_json: bool) -> None:
         }
         for one in Checkpoints(state_dir).verify(worker)
     ]
-    ledger = state_dir / LEDGER_FILE
-    if worker is None and (ledger.exists() or ledger.with_name(f"{LEDGER_FILE}-wal").exists()):
-        reason = _ledger_fault(ledger)
-        files.append({"path": str(ledger), "kind": "ledger", "ok": reason is None, "reason": reason})
+    if worker is None:
+        files += ledger_files(state_dir)
     damaged = [file for file in files if not file["ok"]]
     if as_json:
         app.emit({"ok": not damaged, "files": files})
@@ -106,14 +103,15 @@ def verify(app: App, worker: str | None, as_json: bool) -> None:
         raise click.exceptions.Exit(DAMAGED)
 
 
-def _ledger_fault(path: Path) -> str | None:
-    try:
-        with LedgerReader(path) as reader:
-            return reader.verify()
-    except FileNotFoundError:
-        return "it is missing, while its log is still there"
-    except StoreError as error:
-        return str(error).removeprefix(f"{path}: ")
+@checkpoint.command("restore")
+@click.option("--ledger", is_flag=True, help="The ledger, from its newest sound backup.")
+@json_option
+@pass_app
+def restore(app: App, ledger: bool, as_json: bool) -> None:
+    """Bring back the ledger from its newest sound backup, and list what is missing. No daemon may be running."""
+    if not ledger:
+        raise Refused("say what to restore: --ledger", USAGE)
+    restore_ledger(app, as_json)
 
 
 def _state(app: App, worker: str | None) -> Path:

@@ -198,6 +198,18 @@ def uri(path: Path, mode: str) -> str:
     return f"{path.absolute().as_uri()}?mode={mode}"
 
 
+def remains(path: Path) -> str | None:
+    """What a ledger that is gone has left, as a path in its folder; a run must not begin from nothing beside it."""
+    for beside in (wal.log_of(path), seal_of(path)):
+        if beside.exists():
+            return beside.name
+    for pattern in (f"{BACKUPS}/{BACKUP_NAMES}", "checkpoints/*/checkpoint-*"):
+        found = next(path.parent.glob(pattern), None)
+        if found is not None:
+            return str(found.relative_to(path.parent))
+    return None
+
+
 @contextmanager
 def _refusals(path: Path, *, absent: bool = False) -> Iterator[None]:
     try:
@@ -225,9 +237,9 @@ def _look_at_header(path: Path) -> None:
 
 def _create(path: Path, *, create: bool) -> None:
     """Make the file under another name and rename it: an empty ledger is then always a damaged one."""
-    remains = _remains(path)
-    if remains is not None:
-        raise LedgerDamaged(path, f"it is missing, while {remains} is still there")
+    left = remains(path)
+    if left is not None:
+        raise LedgerDamaged(path, f"it is missing, while {left} is still there")
     if not create:
         raise LedgerDamaged(path, "it is missing")
     new = path.with_name(path.name + ".new")
@@ -244,18 +256,6 @@ def _create(path: Path, *, create: bool) -> None:
         os.close(fd)
     new.rename(path)
     Files().sync_folder(path.parent)
-
-
-def _remains(path: Path) -> str | None:
-    """What a ledger that is gone has left: a run must not begin from nothing where there was one."""
-    for beside in (wal.log_of(path), seal_of(path)):
-        if beside.exists():
-            return beside.name
-    for pattern in (f"{BACKUPS}/{BACKUP_NAMES}", "checkpoints/*/checkpoint-*"):
-        found = next(path.parent.glob(pattern), None)
-        if found is not None:
-            return str(found.relative_to(path.parent))
-    return None
 
 
 def _connect(path: Path) -> sqlite3.Connection:
