@@ -63,7 +63,7 @@ from scraper_supervisor.daemon.sockets import WorkerSocket
 from scraper_supervisor.daemon.storage import Storage
 from scraper_supervisor.daemon.telemetry import EventLog, configure_logging, utc_now
 from scraper_supervisor.store.config_file import load
-from scraper_supervisor.store.faults import Locked, StoreError, StoreFault
+from scraper_supervisor.store.faults import LedgerTooNew, Locked, NetworkFileSystem, StoreError, StoreFault
 from scraper_supervisor.store.locks import FolderLock
 from scraper_worker import protocol
 
@@ -159,7 +159,8 @@ class App:
         except StoreError as error:
             self._events.close()
             hint = "; 'scraper-supervisor checkpoint restore --ledger' brings back the newest sound backup"
-            raise CannotStart(f"{error}{hint}", EX_DATA) from None
+            in_place = isinstance(error, LedgerTooNew | NetworkFileSystem)  # nothing is damaged
+            raise CannotStart(f"{error}{'' if in_place else hint}", EX_DATA) from None
         self._backups = Backups(self._state_dir, lambda: self._settings.resources.disk_free)
         self._processes = Processes(self._loop, self._runtime_dir, self._state_dir, self._exited, self._printed)
         interval = self._settings.resources.sample_interval
