@@ -131,6 +131,34 @@ def test_a_missing_log(folder: Path) -> None:
         Ledger.open(folder / "ledger.db")
 
 
+def test_a_log_that_is_folded_back_may_be_missing_but_not_shorter(tmp_path: Path) -> None:
+    """Its beginning alone would hide the newer pages of the file."""
+    path = tmp_path / "ledger.db"
+    program = """
+import os, sys
+from pathlib import Path
+from scraper_supervisor.store.ledger import Ledger
+from scraper_supervisor.core.records import SetIntent
+ledger = Ledger.open(Path(sys.argv[1]))
+for number in range(9):
+    ledger.perform([SetIntent(1, f"name-{number}", "paused")])
+(busy, frames, folded) = ledger._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+os._exit(9 if (busy, frames) == (0, folded) else 1)
+"""
+    assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == 9
+    whole = log(tmp_path)
+    index = path.with_name("ledger.db-shm").read_bytes()
+    for content in (whole, empty(whole), header_alone(whole)):
+        path.with_name("ledger.db-wal").write_bytes(content)
+        path.with_name("ledger.db-shm").write_bytes(index)
+        with LedgerReader(path) as reader:
+            assert reader._db.execute("SELECT count(*) FROM intents").fetchone() == (9,)
+    for content in (cut(whole), cut_the_last_frame(whole)):
+        path.with_name("ledger.db-wal").write_bytes(content)
+        path.with_name("ledger.db-shm").write_bytes(index)
+        assert "lacks what was committed to it" in refused(tmp_path)
+
+
 def test_an_older_log_in_place_of_the_newer(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "older").mkdir()
     killed(tmp_path / "older" / "ledger.db", 5)

@@ -159,25 +159,28 @@ def uncovered(path: Path, page: int, pages: int) -> str | None:
 
 
 def _short(path: Path, before: Mark) -> str | None:
-    if before.last <= before.folded:
+    if not before.last:
         return None
     said = f"its log {log_of(path).name} lacks what was committed to it ({before.last} frames, by {path.name}-shm)"
-    hint = "; if these files are a copy made while they were written, remove the copy's -shm"
+    said += "; if these files are a copy made while they were written, remove the copy's -shm"
+    needed = said if before.last > before.folded else None
     try:
         with reading(log_of(path)) as fd:
             head = _head(fd)
-            if head is None:
-                return said + hint
+            size = os.fstat(fd).st_size
+            if head is None or size < _at(head, 2):
+                return needed
             if head.salts == before.salts:
+                # Also where all of it is folded back: a log's beginning alone would hide what is newer in the file.
                 bad = _bad_at_end(fd, head, before.last)
                 if bad is None:
                     return None
-                whole = os.fstat(fd).st_size >= _at(head, before.last + 1)
-                return f"frame {bad} of its log does not fit its checksum" if whole else said + hint
+                whole = size >= _at(head, before.last + 1)
+                return f"frame {bad} of its log does not fit its checksum" if whole else said
             ahead = (_number(head.salts) - _number(before.salts)) % 2**32
-            return None if ahead <= _RESTARTS else said + hint
+            return None if ahead <= _RESTARTS else said
     except FileNotFoundError:
-        return said + hint
+        return needed
 
 
 def _bad_at_end(fd: int, head: _Head, last: int) -> int | None:
