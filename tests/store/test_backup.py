@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.store.crashes import contents, killed
+from tests.store.ledger_writer import contents, killed
 
 from scraper_supervisor.core.records import Probe, SetIntent
 from scraper_supervisor.store import backup

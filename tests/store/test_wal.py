@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.store.crashes import contents, killed
+from tests.store.ledger_writer import contents, killed
 
 from scraper_supervisor.store import wal
 from scraper_supervisor.store.faults import LedgerDamaged

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.store.crashes import Item, killed, read
+from tests.store.ledger_writer import Item, killed, read
 
 from scraper_supervisor.store.faults import LedgerUnreadable, LedgerUnusable
 from scraper_supervisor.store.ledger import Ledger

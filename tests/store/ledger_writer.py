@@ -1,6 +1,6 @@
 """A process that writes to a ledger and tells what was acknowledged, and what a ledger is held against afterwards.
 
-Run as a script: `crashes.py LEDGER SEED [--transactions N]`. Before each transaction it prints what it is about to do,
+Run as a script: `ledger_writer.py LEDGER SEED [--transactions N]`. Before each transaction it prints what it is about to do,
 after it what was answered; it ends by being killed, or after N transactions without closing the ledger.
 """
 

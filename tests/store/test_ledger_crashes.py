@@ -11,7 +11,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.store.crashes import Acknowledged, start
+from tests.store.ledger_writer import Acknowledged, start
 
 from scraper_supervisor.store.ledger import Ledger
 
