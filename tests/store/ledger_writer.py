@@ -1,7 +1,7 @@
 """A process that writes to a ledger and tells what was acknowledged, and what a ledger is held against afterwards.
 
-Run as a script: `ledger_writer.py LEDGER SEED [--transactions N]`. Before each transaction it prints what it is about to do,
-after it what was answered; it ends by being killed, or after N transactions without closing the ledger.
+Run as a script: `ledger_writer.py LEDGER SEED [--transactions N]`. Before each transaction it prints what it is about
+to do, after it what was answered; it ends by being killed, or after N transactions without closing the ledger.
 """
 
 from __future__ import annotations
@@ -139,6 +139,8 @@ def write(path: Path, seed: int, transactions: int | None) -> None:
         say({"about": about})
         answers = ledger.perform(ops)
         say({"seqs": settle(ids, offered, ended, answers)})
+        if ledger.log_is_long:
+            assert ledger.fold() is None
 
 
 def conclude(run_id: int, item: int, key: str, outcome: Outcome, attempts: int, result: Any, claim: int) -> Conclude:
