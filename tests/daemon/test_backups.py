@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -70,15 +69,4 @@ def test_a_backup_that_fails_is_logged_and_harms_nothing(
     with caplog.at_level(logging.ERROR):
         wait_for(lambda: "the ledger was not backed up: " in caplog.text)
     assert ledger.perform([Probe(1)]) == [None]
-    made.stop()
-
-
-def test_its_thread_alone_gives_way(ledger: Ledger, tmp_path: Path) -> None:
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    made = Backups(tmp_path, lambda: None, soon=(0.0,))
-    wait_for(lambda: backups(tmp_path))
-    (thread,) = (one for one in threading.enumerate() if one.name == "backups")
-    assert thread.native_id is not None
-    assert os.getpriority(os.PRIO_PROCESS, thread.native_id) == 15
-    assert os.getpriority(os.PRIO_PROCESS, 0) == before
     made.stop()

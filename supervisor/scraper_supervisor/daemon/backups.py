@@ -1,10 +1,12 @@
-"""When the ledger is backed up: on a thread of its own that gives way to everybody else."""
+"""When the ledger is backed up: on a thread of its own that pauses between its steps.
+
+Not one of lower priority: beside busy browsers it would be put off while it holds the interpreter, and the loop too.
+"""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import os
 import shutil
 import sqlite3
 import threading
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 SOON: Final = (10.0, 60.0, 300.0)  # seconds to wait for each of the first ones; the first two are for small ledgers
 EVERY: Final = 3600.0  # seconds
 _EARLY: Final = 2
-_NICE: Final = 15  # of the thread
 _log = logging.getLogger(__name__)
 
 
@@ -63,7 +64,6 @@ class Backups:
             self._make()
 
     def _work(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # on Linux: of this thread alone
         for number, wait in enumerate(self._waits):
             if self._stopping.wait(wait):
                 return
