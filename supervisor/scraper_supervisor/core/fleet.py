@@ -213,15 +213,15 @@ class Fleet:
     def _effects(self, effects: list[Effect], now: float) -> None:
         for effect in effects:
             match effect:
-                case Persist():
-                    self.state.out.append(effect)
-                case Reply(call=call) | Refuse(call=call):
-                    if call >= 0:
+                case Reply() | Refuse():
+                    if effect.call >= 0:
                         self.state.out.append(effect)
-                case Claimed():
-                    self.outcomes.claimed(effect, now)
                 case ItemEnded():
                     self.outcomes.ended(effect, now)
+                case Claimed():
+                    self.outcomes.claimed(effect, now)
+                case Persist():
+                    self.state.out.append(effect)
                 case _ as never:
                     assert_never(never)
 
