@@ -25,6 +25,8 @@ Answered: TypeAlias = list[tuple[Op, Answer | StoreFault]]
 
 _BATCH: Final = 2_048  # operations in one transaction: what came later waits some 50 ms at most for it
 _TIDY: Final = 2_000  # items of removed runs that an idle moment removes, some 20 ms
+_TIDY_BUSY: Final = 250  # and so many, some 2 ms, when no moment is idle:
+_TIDY_EVERY: Final = 16  # after so many batches
 _log = logging.getLogger(__name__)
 
 
@@ -98,12 +100,14 @@ class Storage:
     # ---- the ledger's thread -----------------------------------------------------------------------------------------
 
     def _write_ledger(self) -> None:
-        going = True
+        going, batches = True, 0  # since removed rows were last taken out
         while going:
-            if self._ledger.untidy and self._ledger_ops.empty():
-                self._tidy()
+            if self._ledger.untidy and (batches >= _TIDY_EVERY or self._ledger_ops.empty()):
+                self._tidy(_TIDY if self._ledger_ops.empty() else _TIDY_BUSY)
+                batches = 0
                 continue
             ops, going = self._take()
+            batches += 1
             if ops:
                 self._answer(ops, self._perform(ops))
 
@@ -127,8 +131,8 @@ class Storage:
         except Exception as error:  # noqa: BLE001 - the fault is the answer
             return [_fault(error)] * len(ops)
 
-    def _tidy(self) -> None:
-        fault = self._ledger.tidy(_TIDY)
+    def _tidy(self, limit: int) -> None:
+        fault = self._ledger.tidy(limit)
         if fault is not None:
             _log.warning("the rows of removed runs stay for now: %s", fault.message)
 

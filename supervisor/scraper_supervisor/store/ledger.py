@@ -74,7 +74,10 @@ class Ledger:
         return [fault] * len(ops)
 
     def tidy(self, limit: int) -> StoreFault | None:
-        """Remove up to `limit` items of removed runs; `untidy` tells whether some are left. For idle moments."""
+        """Remove up to `limit` items of removed runs; `untidy` tells whether some are left.
+
+        The file does not shrink: what becomes free in it is used again.
+        """
         try:
             self._begin()
             row = self._cursor.execute("SELECT id FROM runs WHERE removed ORDER BY id LIMIT 1").fetchone()
