@@ -36,12 +36,14 @@ from scraper_supervisor.core.events import (
     Withdrawn,
 )
 from scraper_supervisor.core.groups import Groups
+from scraper_supervisor.core.imports import Imports
 from scraper_supervisor.core.introductions import Introductions
 from scraper_supervisor.core.lifecycle import Lifecycle
 from scraper_supervisor.core.operators import Operators
 from scraper_supervisor.core.outcomes import Outcomes
 from scraper_supervisor.core.records import (
     Answer,
+    ImportOp,
     Intents,
     LoadIntents,
     LoadRun,
@@ -94,7 +96,10 @@ class Fleet:
         self.desk = Desk(
             self.state, self.lifecycle, self.introductions, self.checkpoints, self.recycling, self._effects
         )
-        self.operators = Operators(self.state, self.groups, self.lifecycle, self.watchdog, self.recycling, self.abort)
+        self.imports = Imports(self.state, self.groups)
+        self.operators = Operators(
+            self.state, self.groups, self.lifecycle, self.watchdog, self.recycling, self.abort, self.imports
+        )
         self._begun = False  # the ledger has answered at all
         self._save_states_at: float | None = None
 
@@ -217,6 +222,9 @@ class Fleet:
     # ---- the store's answers
 
     def _persisted(self, op: Op, answer: Answer, now: float) -> None:
+        if isinstance(op, ImportOp):
+            self.imports.persisted(op, answer)
+            return
         match op:
             case Probe():
                 self._healed(now)
@@ -229,9 +237,8 @@ class Fleet:
                 if not self.state.settings.groups:
                     self.state.phase = "running"
             case OpenRun() | LoadRun():
-                if isinstance(answer, RunImage) and op.group in self.state.groups:
-                    self.groups.opened(op, answer, now)
-                    self.operators.image_read(op, self.state.groups[op.group])
+                if isinstance(answer, RunImage):
+                    self._image_read(op, answer, now)
             case SetRunState():
                 self.groups.run_state_set(op)
             case SaveState() | LoadState():
@@ -244,9 +251,19 @@ class Fleet:
                     self._effects(group.queue.persisted(op, answer, now), now)
                 self.operators.persisted(op, answer)
 
+    def _image_read(self, op: OpenRun | LoadRun, image: RunImage, now: float) -> None:
+        if isinstance(op, OpenRun) and not self.imports.opened(op, image):
+            return  # it is read again when its states are where the workers will look for them
+        if op.group in self.state.groups:
+            self.groups.opened(op, image, now)
+            self.operators.image_read(op, self.state.groups[op.group])
+        if isinstance(op, OpenRun):
+            self.imports.told(op)
+
     def _state_answered(self, op: SaveState | LoadState, answer: Answer, now: float) -> None:
         if isinstance(op, SaveState) and isinstance(answer, StateSaved):
             self.checkpoints.saved(op, answer)
+            self.imports.saved(op)
         if not isinstance(op, LoadState) or not isinstance(answer, StateLoaded):
             return
         self.checkpoints.publish_damage(op.worker, answer)
@@ -259,9 +276,13 @@ class Fleet:
     def _persist_failed(self, event: PersistFailed, now: float) -> None:
         self.disk.failed(event, now)
         op = event.op
+        if isinstance(op, ImportOp):
+            self.imports.persist_failed(op, event.message)
+            return
         match op:
             case SaveState():
                 self.checkpoints.failed(op, event.errno, event.message)
+                self.imports.save_failed(op)
             case LoadState():
                 if not self.introductions.failed(op, event.errno, event.message):
                     self.checkpoints.failed(op, event.errno, event.message)
@@ -280,6 +301,7 @@ class Fleet:
         for group in self.state.groups.values():
             self._effects(group.queue.settle(), now)
         self.watchdog.stood_still(since, now)
+        self.imports.healed()
 
     # ---- time
 

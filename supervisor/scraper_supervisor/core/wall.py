@@ -9,3 +9,15 @@ from typing import Literal
 def timestamp(seconds: float, timespec: Literal["milliseconds", "microseconds"] = "milliseconds") -> str:
     """Seconds since 1970 as RFC 3339 UTC, such as 2026-05-01T12:00:00.000Z."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
+
+
+def seconds(text: str) -> float:
+    """Seconds since 1970 of an RFC 3339 time.
+
+    Raises:
+        ValueError: it is none, or names no offset from UTC.
+    """
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None:
+        raise ValueError(f"expected a time with its offset from UTC, such as {timestamp(0)}, got {text!r}")
+    return time.timestamp()

@@ -33,6 +33,7 @@ class ControlParams(Struct, frozen=True, forbid_unknown_fields=True):
     failed: bool = False
     parked: bool = False
     wait: bool = True
+    text: str = ""
 
 
 class ControlConnection(Connection):
@@ -125,9 +126,8 @@ class ControlSocket(Listener):
         elif method in self._actions and not params.names:
             self._tasks.create_task(self._act(call, self._actions[method]), name=f"control {method}")
         else:
-            self._feed(
-                Asked(call, method, params.names, params.keys, params.fresh, params.failed, params.parked, params.wait)
-            )
+            flags = (params.fresh, params.failed, params.parked, params.wait)
+            self._feed(Asked(call, method, params.names, params.keys, *flags, params.text))
 
     async def _act(self, call: int, action: Callable[[], Awaitable[tuple[bool, Any]]]) -> None:
         self.answer(call, *await action())

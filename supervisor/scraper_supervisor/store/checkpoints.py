@@ -232,6 +232,30 @@ class Checkpoints:
             else:
                 yield FileCheck(str(path), owner, file.generation, True, None)
 
+    def newest(self, worker: str, fresh_from: int) -> Sealed | None:
+        """The state that LoadState would give, with nothing moved; None if the worker has none of these runs.
+
+        Raises:
+            Damaged: It has files, and none of them is sound.
+            OSError: A file cannot be read.
+        """
+        damage: Damaged | None = None
+        for _, file, _, data in self._walk(worker):
+            try:
+                found = sealed.unseal_file(file, worker, data)
+            except Damaged as error:
+                if (sealed.presumed_run(file, data) or fresh_from) >= fresh_from:
+                    damage = error
+                continue
+            if found.header.run >= fresh_from:
+                return found
+            break
+        if damage is None and self._damaged_until(self._folder(worker)) >= fresh_from:
+            damage = Damaged("its files are damaged and were set aside")
+        if damage is not None:
+            raise damage
+        return None
+
     def show(self, worker: str, generation: int | None = None) -> Sealed:
         """One checkpoint, the newest file unless `generation` is given.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from scraper_supervisor.store.batch import Batch
 from scraper_supervisor.store.faults import StoreFault, disk_fault
+from scraper_supervisor.store.importing import forget, give_up_unfinished
 from scraper_supervisor.store.schema import open_ledger
 
 if TYPE_CHECKING:
@@ -47,7 +48,10 @@ class Ledger:
         Raises:
             NetworkFileSystem, LedgerDamaged, LedgerTooNew, LedgerUnusable: See `open_ledger`.
         """
-        return cls(path, open_ledger(path), clock)
+        db = open_ledger(path)
+        with contextlib.suppress(sqlite3.Error):  # a full disk, say: they are unseen, and can wait
+            give_up_unfinished(db)
+        return cls(path, db, clock)
 
     def close(self) -> None:
         """Close the file; harmless when already done."""
@@ -80,7 +84,7 @@ class Ledger:
         """
         try:
             self._begin()
-            row = self._cursor.execute("SELECT id FROM runs WHERE removed ORDER BY id LIMIT 1").fetchone()
+            row = self._cursor.execute("SELECT id FROM runs WHERE removed = 1 ORDER BY id LIMIT 1").fetchone()
             if row is not None:
                 self._tidy_run(row[0], limit)
             self.untidy = row is not None
@@ -152,6 +156,7 @@ class Ledger:
                 return
         for table in ("lanes", "totals"):
             execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
+        forget(self._cursor, run_id)
         execute("DELETE FROM runs WHERE id = ?", (run_id,))
 
 
