@@ -63,7 +63,7 @@ class Imports:
         self._state = state
         self._groups = groups
         self._sessions: dict[str, _Session] = {}
-        self._asked: dict[int, int] = {}  # ticket → request
+        self._asked: dict[int, int] = {}  # ticket → request; 0 once nobody waits for its answer
         self._installs: dict[str, _Install] = {}  # by group
         self._finished: dict[str, tuple[int, int]] = {}  # group → (request, run) to be told when its states are in
 
@@ -144,13 +144,16 @@ class Imports:
             self._sessions.pop(op.group, None)
         if isinstance(op, ImportFinish):
             self._reopen(op)
-            if answer.problem is None:
-                self._finished[op.group] = (request, answer.run)
-                return
-        elif request == 0 and op.group in self._sessions:  # its command is gone
+        if answer.problem is not None:
+            self._state.answer(request, False, f"{op.group}: {answer.problem}")
+        elif not isinstance(op, ImportFinish):
+            self._state.answer(request, True, {})
+        elif op.group in self._state.groups:
+            self._finished[op.group] = (request, answer.run)
+        else:
+            self._state.answer(request, True, {"run": answer.run, "state": None})
+        if request == 0 and op.group in self._sessions:  # its command is gone
             self._state.persist(ImportDrop(self._state.ticket(), op.group, self._sessions.pop(op.group).run_id))
-        ok = answer.problem is None
-        self._state.answer(request, ok, {} if ok else f"{op.group}: {answer.problem}")
 
     def persist_failed(self, op: ImportOp, message: str) -> None:
         """The disk refused an operation: the import is given up, or its states are installed when the disk works."""

@@ -211,6 +211,7 @@ def scan_items(
         if rows:
             yield rows
         last = stop if whole else rows[-1][0]
+    check_there(db, run)  # without its rows, the table may have come to its end early
 
 
 def check_there(db: sqlite3.Connection, run: RunInfo) -> None:
