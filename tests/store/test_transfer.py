@@ -344,7 +344,7 @@ def test_done_are_the_items_that_were_done_at_the_beginning(
     assert sorted(key for key, item in items.items() if item["state"] == "done") == ["k0000", "k0001", "k0002"]
     assert (items["k2000"]["state"], items["k2000"]["attempts"]) == ("pending", 0)
     assert items["k2001"]["state"] == "failed"
-    assert put(other, taken).problem is None
+    assert put(other, [b"".join(taken)]).problem is None
     assert open_run(other).done == 3
     assert same(taken, export(tmp_path / "b"))
 
@@ -400,7 +400,7 @@ def test_big_results_are_read_a_few_at_a_time(folder: Path, ledger: Ledger, othe
         assert [row.seq for row in reader.results(G)] == list(range(1, 9))
     whole = export(folder)
     assert len(whole) == 11
-    assert put(other, whole).problem is None
+    assert put(other, [b"".join(whole)]).problem is None
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------

@@ -75,8 +75,10 @@ def list_(app: App, group: str, state: ItemState | None, as_json: bool) -> None:
         elif app.out.is_terminal:
             _show_items(app, rows)
         else:
+            out = sys.stdout
             for row in rows:
-                click.echo("\t".join(_cells(row)))
+                out.write("\t".join(_cells(row)) + "\n")
+            out.flush()
 
 
 @items.command()
@@ -137,6 +139,7 @@ def _report(group: str, text: str, untouched: list[str], why: str) -> None:
 @pass_app
 def results(app: App, group: str, run_number: int | None, after: int, follow: bool) -> None:
     """Print the done items of GROUP's run as JSON lines."""
+    out, encode = sys.stdout.buffer, msgspec.json.encode
     with reader(app.load(), group) as ledger:
         if ledger is None:
             return
@@ -149,10 +152,10 @@ def results(app: App, group: str, run_number: int | None, after: int, follow: bo
         while True:
             for row in ledger.results(group, run_number, after):
                 after = row.seq
-                app.emit_line(row)
+                out.write(encode(row) + b"\n")
+            out.flush()
             if not follow:
                 return
-            sys.stdout.flush()
             time.sleep(POLL)
 
 
@@ -202,10 +205,12 @@ def _as_it_is(row: ItemRow, holder: str | None, now: str) -> ItemRow:
 
 def _emit_items(rows: Iterator[ItemRow]) -> None:
     """One document, written as it is read: a run may have a million items."""
-    click.echo('{"items":[', nl=False)
+    out, encode = sys.stdout.buffer, msgspec.json.encode
+    out.write(b'{"items":[\n')
     for index, row in enumerate(rows):
-        click.echo((b"\n" if not index else b",\n") + msgspec.json.encode(row), nl=False)
-    click.echo("\n]}")
+        out.write(b",\n" + encode(row) if index else encode(row))
+    out.write(b"\n]}\n")
+    out.flush()
 
 
 def _show_items(app: App, rows: Iterator[ItemRow]) -> None:
