@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Answered: TypeAlias = list[tuple[Op, Answer | StoreFault]]
 
 _BATCH: Final = 2_048  # operations in one transaction: what came later waits some 50 ms at most for it
-_TIDY: Final = 2_000  # items of removed runs that an idle moment removes, some 20 ms
+_TIDY: Final = 500  # items of removed runs that an idle moment removes, some 4 ms: what arrives then waits for it
 _TIDY_BUSY: Final = 250  # and so many, some 2 ms, when no moment is idle:
 _TIDY_EVERY: Final = 16  # after so many batches
 _log = logging.getLogger(__name__)
