@@ -226,7 +226,7 @@ def test_it_is_the_next_run_and_the_group_may_have_another_name(
 
 
 def test_states_that_are_owed_carry_over_into_a_repeated_run_but_not_into_a_fresh_one(
-    folder: Path, ledger: Ledger, other: Ledger
+    folder: Path, tmp_path: Path, ledger: Ledger, other: Ledger
 ) -> None:
     fill(ledger, open_run(ledger), a="done")
     ask(ledger, SetRunState(0, G, open_run(ledger).run_id, "completed"))
@@ -237,9 +237,12 @@ def test_states_that_are_owed_carry_over_into_a_repeated_run_but_not_into_a_fres
     assert isinstance(ask(other, TakeState(0, G, repeated.run_id, "matches-0")), StateTaken)
     assert open_run(other, "fresh").owed == ()
     put(other, export(folder))
+    with pytest.raises(Unsound, match="matches-0: the state that was imported is not saved as a checkpoint yet"):
+        export(tmp_path / "b")
     image = open_run(other)
     ask(other, DropState(0, G, image.run_id, "matches-0"))
     assert open_run(other).owed == ()
+    assert items_of(export(tmp_path / "b"))["a"]["state"] == "done"
 
 
 # ---- nothing of it is seen before it is whole ------------------------------------------------------------------------

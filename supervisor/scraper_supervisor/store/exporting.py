@@ -12,6 +12,7 @@ from scraper_supervisor.core.portable import FORMAT, KIND, Header, PortableItem,
 from scraper_supervisor.core.records import WorkerTotals
 from scraper_supervisor.core.sealed import Damaged
 from scraper_supervisor.core.wall import timestamp
+from scraper_supervisor.store import importing
 from scraper_supervisor.store.checkpoints import FOLDER, Checkpoints
 from scraper_supervisor.store.faults import StoreError
 from scraper_supervisor.store.files import Files
@@ -33,7 +34,7 @@ _COLUMNS = (
 
 
 class Unsound(StoreError):
-    """What should be exported is damaged; the message names it and the remedy."""
+    """What should be exported is damaged or not there yet; the message names it and the remedy."""
 
 
 class Export:
@@ -92,6 +93,10 @@ class Export:
         yield writer.end()
 
     def _states(self) -> Iterator[WorkerState]:
+        owed = importing.owed(self._db.cursor(), self._run.run_id)
+        if owed:  # its import was cut off just before its end
+            remedy = "the supervisor does so when it starts"
+            raise Unsound(f"{owed[0]}: the state that was imported is not saved as a checkpoint yet; {remedy}")
         names = Files().folders(self._state_dir / FOLDER)
         store = Checkpoints(self._state_dir)
         for name in names:
