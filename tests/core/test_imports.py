@@ -26,6 +26,7 @@ from scraper_supervisor.core.records import (
     Imported,
     ImportFinish,
     ImportLines,
+    LoadState,
     OpenRun,
     Probe,
     SaveState,
@@ -101,9 +102,10 @@ def test_states_become_checkpoints_before_anything_starts():
     play >> Asked(5, "start", ("g",)) << writes(SetIntent)  # it is started with its run, and not before
     play.held.pop()
     for worker, following in (("g-0", writes(TakeState)), ("g-7", writes(OpenRun))):
-        play >> answered(play, StateTaken(2, "cursor/1", STATE))
+        play >> answered(play, StateTaken(2, "cursor/1", STATE)) << Persist(LoadState(ANY, worker, 2))
         play << Persist(SaveState(ANY, worker, 2, "cursor/1", STATE, 1, 0, 0, 3, True))
-        play >> play.durable() << Persist(DropState(ANY, "g", 9, worker))
+        play >> play.durable()
+        play.silence() >> play.durable() << Persist(DropState(ANY, "g", 9, worker))
         play.silence() >> answered(play, None) << following
     play.silence() >> answered(play, image(play)) << Spawn("g-0", 2, ANY) << Answered(4, True, ANY)
     assert play.store.states["g-0"] == [(1, 2, "cursor/1", STATE)]
@@ -142,14 +144,16 @@ def test_a_disk_that_refuses_a_state_is_asked_again_when_it_works(refused):
     finishing(play) >> answered(play, Imported(9, 2)) << writes(OpenRun)
     play >> answered(play, image(play, "g-0")) << writes(TakeState)
     if refused is not TakeState:
-        play >> answered(play, StateTaken(2, "cursor/1", STATE)) << writes(SaveState)
+        play >> answered(play, StateTaken(2, "cursor/1", STATE)) << writes(LoadState) << writes(SaveState)
+        play >> play.durable()
     if refused is DropState:
         play >> play.durable() << writes(DropState)
     play >> play.lost()
     play.silence().deadline() >> Due() << writes(Probe)
     play >> answered(play, None) << writes(OpenRun)
     play >> answered(play, image(play, "g-0")) << writes(TakeState)
-    play >> answered(play, StateTaken(2, "cursor/1", STATE)) << writes(SaveState)
+    play >> answered(play, StateTaken(2, "cursor/1", STATE)) << writes(LoadState) << writes(SaveState)
+    play >> play.durable()
     play >> play.durable() << writes(DropState)
     play >> answered(play, None) << writes(OpenRun)
     play >> answered(play, image(play)) << Answered(4, True, {"run": 2, "state": "stopped"})

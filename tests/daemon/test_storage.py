@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import errno
 import os
+import stat
 import subprocess
 import sys
 import threading
 from itertools import pairwise
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -20,6 +20,7 @@ from scraper_supervisor.core.records import (
     Answer,
     Conclude,
     Concluded,
+    LedgerOp,
     LoadRun,
     LoadState,
     NewItem,
@@ -53,7 +54,7 @@ class Bench:
     def __init__(self, state_dir: Path, files: Files | None = None) -> None:
         self.batches: list[list[tuple[Op, Answer | StoreFault]]] = []
         self.arrived = asyncio.Event()
-        self.storage = Storage(state_dir, self.deliver, asyncio.get_running_loop(), files)
+        self.storage = storage.Storage(state_dir, self.deliver, asyncio.get_running_loop(), files)
 
     def deliver(self, answered: list[tuple[Op, Answer | StoreFault]]) -> None:
         self.batches.append(answered)
@@ -156,7 +157,7 @@ async def test_a_failed_sync_is_a_fault_and_the_next_attempt_writes_anew(tmp_pat
         failures = 1
 
         def sync(self, fd: int) -> None:
-            if self.failures:
+            if self.failures and stat.S_ISREG(os.fstat(fd).st_mode):
                 self.failures -= 1
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             super().sync(fd)
@@ -175,7 +176,7 @@ async def test_whatever_goes_wrong_is_an_answer(tmp_path: Path, monkeypatch: pyt
     fault = await bench.ask(state(1, b"1", worker="../elsewhere"), StoreFault)
     assert fault.errno == errno.EIO
     assert "not a worker's name" in fault.message
-    monkeypatch.setattr(bench.storage._ledger, "perform", lambda _: [][0])
+    monkeypatch.setattr(bench.storage._ledger, "perform", lambda *_: [][0])
     assert (await bench.ask(Probe(2), StoreFault)).message == "IndexError: list index out of range"
     monkeypatch.undo()
     await bench.ask(OpenRun(3, G, "continue", 5), RunImage)
@@ -196,19 +197,28 @@ async def test_removed_runs_go_in_idle_moments(bench: Bench, tmp_path: Path) -> 
 async def test_removed_runs_go_in_small_steps_when_no_moment_is_idle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class NeverIdle(SimpleQueue[Any]):
-        def empty(self) -> bool:
-            return False
+    class NeverIdle(Storage):
+        def _arrived(self, patience: float | None = 0.0) -> list[LedgerOp]:
+            return super()._arrived(patience) or [Probe(0)]
+
+        def _more(self, _: int) -> list[LedgerOp]:
+            return []
 
     steps: list[tuple[int, int]] = []  # batches before it, its limit
-    tidy = Ledger.tidy
+    tidy, perform, batches = Ledger.tidy, Ledger.perform, 0
 
-    def counted(ledger: Ledger, limit: int) -> StoreFault | None:
-        steps.append((len(bench.batches), limit))
+    def counted(ledger: Ledger, ops: list[LedgerOp], *more: Any) -> Any:
+        nonlocal batches
+        batches += 1
+        return perform(ledger, ops, *more)
+
+    def noted(ledger: Ledger, limit: int) -> StoreFault | None:
+        steps.append((batches, limit))
         return tidy(ledger, limit)
 
-    monkeypatch.setattr(storage, "SimpleQueue", NeverIdle)
-    monkeypatch.setattr(Ledger, "tidy", counted)
+    monkeypatch.setattr(storage, "Storage", NeverIdle)
+    monkeypatch.setattr(Ledger, "perform", counted)
+    monkeypatch.setattr(Ledger, "tidy", noted)
     bench = Bench(tmp_path)
     for ticket in range(2):
         run = await bench.ask(OpenRun(ticket, G, "fresh", 1), RunImage)
@@ -218,8 +228,8 @@ async def test_removed_runs_go_in_small_steps_when_no_moment_is_idle(
             await bench.ask(Probe(9), type(None))
     bench.storage.close()
     assert len(steps) > 3
-    assert all(limit < 1000 for _, limit in steps)
-    assert all(after - before > 10 for (before, _), (after, _) in pairwise(steps))
+    assert {limit for _, limit in steps} == {storage._TIDY_BUSY}
+    assert all(after - before == storage._TIDY_EVERY for (before, _), (after, _) in pairwise(steps))
     with LedgerReader(tmp_path / "ledger.db") as reader:
         assert reader._db.execute("SELECT count(*), count(DISTINCT run_id) FROM items").fetchone() == (600, 1)
 

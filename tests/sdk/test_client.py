@@ -256,6 +256,20 @@ async def test_without_a_supervisor_the_worker_ends(tmp_path):
     assert caught.group_contains(SupervisorLost, match="no supervisor at")
 
 
+@pytest.mark.slow
+async def test_a_supervisor_that_waits_for_its_disk_is_not_lost(fake):
+    """However long it takes: the state that it cannot read now is not to be forgotten."""
+    client = Client(fake.path, "g-0", "t", lost_after=1.2)
+    async with asyncio.TaskGroup() as tasks:
+        opening = tasks.create_task(client.open(Listener(), tasks))
+        for _ in range(5):  # the pauses between them add up to 1.5 s
+            peer = await fake.accept()
+            peer.refuse(await peer.expect("hello"), -32001, "storage unavailable", {"errno": 5, "retry_after": 1.0})
+        await (await fake.accept()).welcome()
+        await opening
+        await client.close()
+
+
 async def test_a_line_too_long_fails_its_call_alone(fake):
     async with connected(fake) as (client, peer, _, tasks, _):
         saving = tasks.create_task(catch(client.save(CheckpointSave("s/1", Raw(b'{"x":"' + b"y" * 5000 + b'"}')))))

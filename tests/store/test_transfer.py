@@ -27,6 +27,7 @@ from scraper_supervisor.core.records import (
     Imported,
     ImportFinish,
     ImportLines,
+    LoadState,
     NewItem,
     OpenRun,
     RunImage,
@@ -434,9 +435,10 @@ def test_of_damaged_states_the_newest_sound_one_is_exported_and_without_any_it_i
     with pytest.raises(Unsound, match=r"matches-0: none of its checkpoints is sound .*checkpoint restore matches-0"):
         export(folder)
     assert three.exists()  # nothing is moved
+    assert Checkpoints(folder).perform(LoadState(0, "matches-0", 1)).found == "damaged"  # which moves them
+    with pytest.raises(Unsound, match="its files are damaged and were set aside"):
+        export(folder)
     open_run(ledger, "fresh")
-    for path in (one, two, three):
-        path.unlink()
     save(folder, "matches-0", 1, 9)  # an earlier run's, which does not count any more
     assert b'"worker"' not in b"".join(export(folder))
 

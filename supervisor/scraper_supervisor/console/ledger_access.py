@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from scraper_supervisor.console.context import FAILED, LEDGER_FILE, NO_DAEMON, App, Refused, clean
 from scraper_supervisor.console.control import Client, NoDaemon
@@ -14,12 +14,14 @@ from scraper_supervisor.store.faults import Locked
 from scraper_supervisor.store.queries import LedgerReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from scraper_supervisor.store.config_file import Loaded
 
 PATIENCE: Final = 10.0  # seconds for a daemon that is starting to listen, or for another command to be done
 _LOOK: Final = 0.05  # seconds between two looks
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -68,11 +70,20 @@ def queue(app: App, group: str, command: str) -> Iterator[Client | OfflineQueue]
         LedgerUnusable: the ledger does not open.
         OSError: the state folder can't be used.
     """
-    with _changer(app, group, command) as changer:
+    with daemon_or(app, lambda: OfflineQueue(app.load(), group, command)) as changer:
         yield changer
 
 
-def _changer(app: App, group: str, command: str) -> Client | OfflineQueue:
+def daemon_or(app: App, alone: Callable[[], T]) -> Client | T:
+    """A connection to the daemon, or what `alone` gives while none runs.
+
+    Args:
+        app: the command's surroundings.
+        alone: takes the state folder's lock; tried again while it raises Locked.
+
+    Raises:
+        Refused: somebody uses the state folder, and neither listens nor is done after a while.
+    """
     deadline = time.monotonic() + PATIENCE
     told = False
     while True:
@@ -81,7 +92,7 @@ def _changer(app: App, group: str, command: str) -> Client | OfflineQueue:
         except NoDaemon as error:
             nobody = error
         try:
-            return OfflineQueue(app.load(), group, command)
+            return alone()
         except Locked as error:
             busy = error
         if time.monotonic() >= deadline:

@@ -24,6 +24,7 @@ from scraper_supervisor.core.records import (
     ImportFinish,
     ImportLines,
     LedgerOp,
+    LoadState,
     NewItem,
     OpenRun,
     Requeue,
@@ -42,6 +43,22 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from scraper_supervisor.store.config_file import Loaded
+
+
+def locked(state_dir: Path, command: str) -> FolderLock:
+    """The state folder, made if there is none, and for us alone.
+
+    Args:
+        state_dir: the folder.
+        command: what is being done, for those who find it locked.
+
+    Raises:
+        Locked: another process uses it.
+        OSError: it can't be used.
+    """
+    os.umask(0o077)  # the folder and what is in it is for its owner alone
+    state_dir.mkdir(parents=True, exist_ok=True)
+    return FolderLock(state_dir, command=command)
 
 
 class OfflineQueue:
@@ -65,9 +82,7 @@ class OfflineQueue:
             known = ", ".join(loaded.settings.groups) or "none"
             raise Refused(f"no group is named {clean(group)!r}; known are: {known}")
         state_dir = Path(loaded.folders.state_dir)
-        os.umask(0o077)  # the folder and what is in it is for its owner alone
-        state_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = FolderLock(state_dir, command=command)
+        self._lock = locked(state_dir, command)
         try:
             self._ledger = Ledger.open(state_dir / LEDGER_FILE)
         except BaseException:
@@ -167,6 +182,7 @@ class OfflineQueue:
             taken = self._perform(TakeState(0, self._group, run.run_id, worker))
             if isinstance(taken, StateTaken):
                 try:
+                    store.perform(LoadState(0, worker, run.fresh_from))  # what was there before is not this run's
                     store.perform(SaveState(0, worker, taken.run, taken.schema, taken.state, *counts, keep, gzip))
                 except OSError as error:
                     later = "the run is imported, and the daemon tries again when it starts"
@@ -180,6 +196,8 @@ class OfflineQueue:
 
     def _perform(self, op: LedgerOp) -> Answer:
         (answer,) = self._ledger.perform([op])
+        if self._ledger.log_is_long:
+            self._ledger.fold()  # what it says is for a daemon to tell: the log only grows
         if isinstance(answer, StoreFault):
             raise Refused(f"{self._group}: the ledger does not take it: {answer.message}")
         return answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from errno import EINVAL
 from typing import TYPE_CHECKING, Final
 
-from scraper_supervisor.core.records import LoadIntents, LoadRun, Op, OpenRun, Probe, SetIntent, SetRunState
+from scraper_supervisor.core.records import LoadIntents, LoadRun, LoadState, Op, OpenRun, Probe, SetIntent, SetRunState
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.events import PersistFailed
@@ -29,6 +29,8 @@ class Disk:
         """An operation left no trace. Those of our own that nobody else repeats are kept to be asked again."""
         storage, op = self._state.storage, event.op
         if event.errno == EINVAL:  # the operation made no sense, the disk is well: asking again would not end
+            return
+        if isinstance(op, LoadState):  # one worker's file is unreadable, which is that worker's matter alone
             return
         if storage.fault is None:
             storage.incident, storage.since = self._state.incident_id(), now

@@ -112,6 +112,7 @@ class Asked(Struct, frozen=True):
     failed: bool = False
     parked: bool = False
     wait: bool = True
+    generation: int | None = None
     text: str = ""
 
 

@@ -1,6 +1,7 @@
-"""The one door of the core: `handle(event, now)` gives commands, `next_deadline()` is the one timer.
+"""The one door of the core: `step(events, now)` gives commands, `next_deadline()` is the one timer.
 
-The fleet routes; the rooms decide. What a room has to say to another passes through here.
+The fleet routes; the rooms decide. What a room has to say to another passes through here. Events that are known
+together are taken together: what any of them may have made possible is looked for once, after the last.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from scraper_supervisor.core.events import (
     Event,
     Exited,
     Leave,
+    Persist,
     Persisted,
     PersistFailed,
     Reconfigured,
@@ -42,8 +44,14 @@ from scraper_supervisor.core.lifecycle import Lifecycle
 from scraper_supervisor.core.operators import Operators
 from scraper_supervisor.core.outcomes import Outcomes
 from scraper_supervisor.core.records import (
+    AddItems,
     Answer,
-    ImportOp,
+    Conclude,
+    DropState,
+    ImportBegin,
+    ImportDrop,
+    ImportFinish,
+    ImportLines,
     Intents,
     LoadIntents,
     LoadRun,
@@ -51,20 +59,25 @@ from scraper_supervisor.core.records import (
     Op,
     OpenRun,
     Probe,
+    QueueOp,
     RunImage,
     SaveState,
     SetIntent,
     SetRunState,
     StateLoaded,
     StateSaved,
+    TakeState,
 )
 from scraper_supervisor.core.recycling import Recycling
+from scraper_supervisor.core.restores import Restores
 from scraper_supervisor.core.slo import Slo
 from scraper_supervisor.core.state import ENDED, FleetState, GroupState, Mode
 from scraper_supervisor.core.watchdog import Watchdog
 from scraper_supervisor.core.worker import Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from scraper_supervisor.core.settings import Settings
 
 
@@ -96,9 +109,17 @@ class Fleet:
         self.desk = Desk(
             self.state, self.lifecycle, self.introductions, self.checkpoints, self.recycling, self._effects
         )
+        self.restores = Restores(self.state, self.groups, self.lifecycle, self.checkpoints)
         self.imports = Imports(self.state, self.groups)
         self.operators = Operators(
-            self.state, self.groups, self.lifecycle, self.watchdog, self.recycling, self.abort, self.imports
+            self.state,
+            self.groups,
+            self.lifecycle,
+            self.watchdog,
+            self.recycling,
+            self.abort,
+            self.restores,
+            self.imports,
         )
         self._begun = False  # the ledger has answered at all
         self._save_states_at: float | None = None
@@ -111,7 +132,12 @@ class Fleet:
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event; what is to be done about it."""
-        self._route(event, now)
+        return self.step((event,), now)
+
+    def step(self, events: Iterable[Event], now: float) -> list[Command]:
+        """Take events in their order; what is to be done about them."""
+        for event in events:
+            self._route(event, now)
         return self._finish(now)
 
     def next_deadline(self) -> float | None:
@@ -185,7 +211,9 @@ class Fleet:
         self._decide(self.abort.evaluate(now), now)
         for group in list(self.state.groups.values()):
             open_ = group.state not in ENDED and self.state.disk_works()
-            self._effects(group.queue.pump(now, self._may_start, open_=open_), now)
+            effects = group.queue.pump(now, self._may_start, open_=open_)
+            if effects:
+                self._effects(effects, now)
             self.groups.check(group, now)
             self.groups.roll(group, now)
         self.desk.answer_goodbyes()
@@ -200,6 +228,8 @@ class Fleet:
     def _effects(self, effects: list[Effect], now: float) -> None:
         for effect in effects:
             match effect:
+                case Persist():
+                    self.state.out.append(effect)
                 case Reply(call=call) | Refuse(call=call):
                     if call >= 0:
                         self.state.out.append(effect)
@@ -207,8 +237,8 @@ class Fleet:
                     self.outcomes.claimed(effect, now)
                 case ItemEnded():
                     self.outcomes.ended(effect, now)
-                case _:
-                    self.state.out.append(effect)
+                case _ as never:
+                    assert_never(never)
 
     def _may_start(self, name: str) -> bool:
         """Whether this worker may be handed a further item now."""
@@ -222,10 +252,9 @@ class Fleet:
     # ---- the store's answers
 
     def _persisted(self, op: Op, answer: Answer, now: float) -> None:
-        if isinstance(op, ImportOp):
-            self.imports.persisted(op, answer)
-            return
         match op:
+            case Conclude() | AddItems():  # the most by far
+                self._items_answered(op, answer, now)
             case Probe():
                 self._healed(now)
             case LoadIntents():
@@ -245,11 +274,16 @@ class Fleet:
                 self._state_answered(op, answer, now)
             case SetIntent():
                 pass
+            case ImportBegin() | ImportLines() | ImportFinish() | ImportDrop() | TakeState() | DropState():
+                self.imports.persisted(op, answer)
             case _:
-                group = self.state.groups.get(op.group)
-                if group is not None:
-                    self._effects(group.queue.persisted(op, answer, now), now)
-                self.operators.persisted(op, answer)
+                self._items_answered(op, answer, now)
+
+    def _items_answered(self, op: QueueOp, answer: Answer, now: float) -> None:
+        group = self.state.groups.get(op.group)
+        if group is not None:
+            self._effects(group.queue.persisted(op, answer, now), now)
+        self.operators.persisted(op, answer)
 
     def _image_read(self, op: OpenRun | LoadRun, image: RunImage, now: float) -> None:
         if isinstance(op, OpenRun) and not self.imports.opened(op, image):
@@ -263,10 +297,13 @@ class Fleet:
     def _state_answered(self, op: SaveState | LoadState, answer: Answer, now: float) -> None:
         if isinstance(op, SaveState) and isinstance(answer, StateSaved):
             self.checkpoints.saved(op, answer)
+            self.restores.saved(op, answer)
             self.imports.saved(op)
         if not isinstance(op, LoadState) or not isinstance(answer, StateLoaded):
             return
         self.checkpoints.publish_damage(op.worker, answer)
+        if self.restores.loaded(op, answer, now):
+            return
         later = self.introductions.read(op, answer, now)
         if later is None:
             self.checkpoints.loaded(op, answer)
@@ -276,16 +313,18 @@ class Fleet:
     def _persist_failed(self, event: PersistFailed, now: float) -> None:
         self.disk.failed(event, now)
         op = event.op
-        if isinstance(op, ImportOp):
-            self.imports.persist_failed(op, event.message)
-            return
         match op:
             case SaveState():
                 self.checkpoints.failed(op, event.errno, event.message)
+                self.restores.failed(op, event.message)
                 self.imports.save_failed(op)
             case LoadState():
-                if not self.introductions.failed(op, event.errno, event.message):
+                if self.restores.failed(op, event.message):
+                    pass
+                elif not self.introductions.failed(op, event.errno, event.message, now):
                     self.checkpoints.failed(op, event.errno, event.message)
+            case ImportBegin() | ImportLines() | ImportFinish() | ImportDrop() | TakeState() | DropState():
+                self.imports.persist_failed(op, event.message)
             case SetRunState() | SetIntent() | LoadIntents() | OpenRun() | LoadRun() | Probe():
                 pass  # the disk's room asks them again
             case _:

@@ -128,17 +128,34 @@ class Groups:
         if group.state in ENDED or reset:
             self._staff(group, now)
 
+    def bring_back(self, worker: Worker, now: float) -> bool:
+        """Start a failed worker anew, where its group is at work or failed with it; whether it was started."""
+        group = self._state.groups[worker.group]
+        if group.state not in (GroupState.RUNNING, GroupState.PAUSED, GroupState.FAILED) or not self._may_go_on(group):
+            return False
+        if self._state.intents.get(worker.name) in ("drained", "stopped"):
+            return False
+        if group.state is GroupState.FAILED:
+            group.state = GroupState.PAUSED if group.intent == "paused" else GroupState.RUNNING
+            group.failed_reason = None
+        worker.history = restart.reset(worker.history)
+        self._lifecycle.start(worker, now)
+        return True
+
     # ---- a run ends
 
     def check(self, group: Group, now: float) -> None:
         """Whether the run is complete, or nobody is left who could work on it."""
         if group.state is GroupState.COMPLETED and group.queue.lanes.open_items and self._may_go_on(group):
             self.revive(group, now)  # items were added or requeued
-        if group.state is GroupState.OPENING:
-            return
         if group.state in ENDED:
-            self._check_ended(group, now)
-            return
+            self._check_over(group, now)
+        elif group.state is not GroupState.OPENING and not (
+            group.queue.unfinished and any(self._state.workers[name].life.up for name in group.workers)
+        ):
+            self._check_ended(group, now)  # which is rare, while this is looked at after each event
+
+    def _check_ended(self, group: Group, now: float) -> None:
         team = self._state.team(group)
         if group.state is GroupState.DRAINING:
             if not any(worker.life.up for worker in team):
@@ -165,7 +182,7 @@ class Groups:
                     if worker.life.phase is Phase.COMPLETED:
                         self._lifecycle.again(worker, "it ended well, but items are left", now)
 
-    def _check_ended(self, group: Group, now: float) -> None:
+    def _check_over(self, group: Group, now: float) -> None:
         """Who asked while an offer that brought nothing new was on its way is told; a repeat may be due later."""
         if not group.queue.unfinished:
             self._end_waiting(group, now)
@@ -311,8 +328,10 @@ class Groups:
         """Drop removed groups that nobody works for any more."""
         for name in list(names):
             group = self._state.groups[name]
+            if not group.leaving:
+                continue
             writing = group.queue.writing and self._state.clocks_run()
-            if group.leaving and not writing and not any(worker.life.up for worker in self._state.team(group)):
+            if not writing and not any(worker.life.up for worker in self._state.team(group)):
                 for worker in group.workers:
                     self._state.workers.pop(worker, None)
                     self._slo.forget(worker, now)

@@ -20,6 +20,7 @@ from scraper_supervisor.core.records import (
     ImportFinish,
     ImportLines,
     ImportOp,
+    LoadState,
     OpenRun,
     RunImage,
     SaveState,
@@ -224,6 +225,9 @@ class Imports:
         group = self._state.groups.get(name)
         if isinstance(op, TakeState) and isinstance(answer, StateTaken):
             install.ticket = self._state.ticket()
+            # First the folder is asked for a state of this run: what is there before is from then on known as older,
+            # so that damage to the state which comes now is never taken for damage to an older one.
+            self._state.persist(LoadState(self._state.ticket(), op.worker, install.image.fresh_from))
             self._state.persist(self._save(install, op.worker, answer))
             return
         install.owed.pop(0)

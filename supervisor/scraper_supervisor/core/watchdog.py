@@ -89,14 +89,12 @@ class Watchdog:
     def next_deadline(self, worker: Worker) -> float | None:
         """The earliest time at which `due` has something to do for this worker."""
         life = worker.life
-        times = [] if life.deadline is None else [life.deadline]
-        if life.alive and not life.killed:
-            group = self._state.groups[worker.group]
-            times += [until for _, until in self._cancelled(worker, group)]
-            times += [
-                time for time in (self._silent_at(worker, group), self._stuck_at(worker, group)) if time is not None
-            ]
-        return min(times, default=None)
+        if not life.alive or life.killed:
+            return life.deadline
+        group = self._state.groups[worker.group]
+        times = [life.deadline, self._silent_at(worker, group), self._stuck_at(worker, group)]
+        times += [until for _, until in self._cancelled(worker, group)]
+        return min((time for time in times if time is not None), default=None)
 
     def _life_due(self, worker: Worker, group: Group, now: float) -> None:
         life = worker.life
@@ -134,7 +132,7 @@ class Watchdog:
 
     def _cancelled(self, worker: Worker, group: Group) -> list[tuple[str, float]]:
         """(key, when patience ends) of the cancelled items that the worker still holds."""
-        if not self._state.clocks_run():
+        if not worker.cancelling or not self._state.clocks_run():
             return []
         cancelling = worker.cancelling.items()
         return [(key, until) for claim, (key, until, _) in cancelling if group.queue.open_claim(claim)]

@@ -10,7 +10,7 @@ from msgspec import UNSET, Raw
 
 from scraper_supervisor.core.portable import FORMAT, KIND, Header, PortableItem, Result, WorkerState, Writer
 from scraper_supervisor.core.records import WorkerTotals
-from scraper_supervisor.core.sealed import Damaged
+from scraper_supervisor.core.sealed import Damaged, TooNew
 from scraper_supervisor.core.wall import timestamp
 from scraper_supervisor.store import importing
 from scraper_supervisor.store.checkpoints import FOLDER, Checkpoints
@@ -107,6 +107,8 @@ class Export:
             except Damaged as error:
                 remedy = f"restore one first: checkpoint restore {name} --generation N"
                 raise Unsound(f"{name}: none of its checkpoints is sound ({error.reason}); {remedy}") from None
+            except TooNew as error:
+                raise Unsound(f"{name}: its newest checkpoint cannot be read: {error.reason}") from None
             if found is not None:
                 header = found.header
                 yield WorkerState(name, header.run, header.generation, header.schema, header.saved_at, found.state)

@@ -46,7 +46,8 @@ def disk_fault(error: BaseException) -> StoreFault | None:
     if isinstance(error, StoreError):
         return StoreFault(errno.EIO, str(error))
     if isinstance(error, OSError):
-        return StoreFault(error.errno or errno.EIO, error.strerror or str(error))
+        where = f"{error.filename}: " if error.filename else ""
+        return StoreFault(error.errno or errno.EIO, f"{where}{error.strerror or error}")
     code = error.sqlite_errorcode if isinstance(error, sqlite3.Error) and hasattr(error, "sqlite_errorcode") else 0
     number = errno.ENOSPC if code == sqlite3.SQLITE_IOERR_SHMSIZE else _ERRNO.get(code & 0xFF)
     return None if number is None else StoreFault(number, f"the ledger: {error}")

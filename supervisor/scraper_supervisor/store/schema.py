@@ -17,7 +17,6 @@ VERSION: Final = 1  # PRAGMA user_version
 
 _BUSY: Final = 5.0  # seconds to wait for another process's transaction (a backup, an operator's sqlite3)
 _CACHE: Final = 16_384  # KiB
-_WAL_PAGES: Final = 4_000  # copied back into the file when the log has grown to this many
 _WAL_LIMIT: Final = 64 * 1024 * 1024  # bytes that the log keeps on disk after it was larger
 
 # items.state is open, parked, done or failed; who holds an open item is the daemon's knowledge. `rank` is the priority
@@ -182,7 +181,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             raise LedgerUnusable(path, f"its journal mode is {mode}, expected wal")
         db.executescript(
             "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY;"
-            f"PRAGMA cache_size = -{_CACHE}; PRAGMA wal_autocheckpoint = {_WAL_PAGES};"
+            f"PRAGMA cache_size = -{_CACHE}; PRAGMA wal_autocheckpoint = 0;"  # see Ledger.fold
             f"PRAGMA journal_size_limit = {_WAL_LIMIT};"
         )
     except BaseException:
