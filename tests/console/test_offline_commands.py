@@ -80,6 +80,8 @@ def test_following_survives_rotation_and_halves_of_lines(tmp_path: Path) -> None
 
 
 def save(project: Path, worker: str, count: int) -> None:
+    (project / "state").mkdir(exist_ok=True)
+    Ledger.open(project / "state" / "ledger.db").close()  # checkpoints without a ledger are what damage leaves
     store = Checkpoints(project / "state")
     for number in range(count):
         store.perform(SaveState(0, worker, 1, "cursor/1", Raw(b'{"page":%d}' % number), 0, number, 0, 10, False))
@@ -105,8 +107,9 @@ def test_checkpoints(project: Path, call: Call) -> None:
 
 
 def test_verify(project: Path, call: Call) -> None:
-    save(project, "matches-0", 2)
+    (project / "state").mkdir()
     Ledger.open(project / "state" / "ledger.db").close()
+    save(project, "matches-0", 2)
     sound = call("checkpoint", "verify", "--json")
     document = json.loads(sound.stdout)
     assert (sound.exit_code, document["ok"], len(document["files"])) == (0, True, 3)

@@ -143,7 +143,7 @@ def test_a_state_that_the_disk_does_not_take_is_told_and_waits_for_the_daemon(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Files, "sync", full)
+    monkeypatch.setattr(Files, "write", full)
     result = call("items", "import", "matches", "run.jsonl")
     monkeypatch.undo()
     assert result.exit_code == 1

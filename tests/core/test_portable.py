@@ -181,6 +181,7 @@ def put(at, path, value):
         (put(4, "item.priority", 2**64), "line 5: expected a line of an export: "),
         (put(4, "item.order", 1e300), "line 5: expected a line of an export: "),
         (put(4, "item.worker", "g-x"), "line 5: item.worker: expected a worker's name"),
+        (put(3, "item.worker", None), "line 4: item.worker: expected one for state done"),
         (put(3, "item.result.sha256", "0" * 64), "line 4: item.result.sha256: expected '000"),
         (put(3, "item.result.result", {"n": 2}), "line 4: item.result.sha256: expected "),
         (put(3, "item.result.seq", 0), "line 4: expected a line of an export: Expected `int` >= 1"),

@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 G = "matches"
-NOW = 1_777_636_800.0  # 2026-05-01T12:00:00Z
+NOW = 1_777_636_800.0
+TIME = "2026-05-01T12:00:00.000Z"  # the same
 FAILURE = Raw(b'{"kind":"transient","signature":"timeout"}')
 
 
@@ -258,8 +259,8 @@ def pending(key: str) -> PortableItem:
 
 
 def done(key: str, seq: int) -> PortableItem:
-    result = Result(seq, Raw(b"1"), "2026-05-01T12:00:00.000Z", hashlib.sha256(b"1").hexdigest())
-    return PortableItem(key, None, Raw(b"null"), 0, 1.0, "done", 1, result=result)
+    result = Result(seq, Raw(b"1"), TIME, hashlib.sha256(b"1").hexdigest())
+    return PortableItem(key, None, Raw(b"null"), 0, 1.0, "done", 1, worker="g-0", result=result)
 
 
 @pytest.mark.parametrize("ending", ["drop", "begin", "crash", "twice"])
@@ -267,7 +268,7 @@ def test_an_import_that_is_not_finished_leaves_nothing(folder: Path, ledger: Led
     run = open_run(ledger)
     fill(ledger, run, a=None)
     begun = ask(ledger, ImportBegin(0, G))
-    state = WorkerState("matches-0", 1, 1, "cursor/1", "2026-05-01T12:00:00.000Z", Raw(b"{}"))
+    state = WorkerState("matches-0", 1, 1, "cursor/1", TIME, Raw(b"{}"))
     ask(ledger, ImportLines(0, G, begun.run_id, line(Writer(), state, *map(pending, "abcdefgh"))))
     while ledger.untidy:
         assert ledger.tidy(1) is None  # what is being imported is no removed run
@@ -304,7 +305,10 @@ def test_an_import_that_is_not_finished_leaves_nothing(folder: Path, ledger: Led
         ([pending("a"), pending("a")], "item 'a' comes twice"),
         ([done("a", 1), done("b", 1)], "seq 1, of item 'b', comes twice"),
         ([done("a", 2)], "expected seqs 1 to 1 of 1 done items, the last is 2"),
-        ([WorkerTotals("g-0", 1, 1), WorkerTotals("g-00", 1, 1)], "matches-0 comes twice"),
+        (
+            [WorkerState("g-0", 1, 1, "c/1", TIME, Raw(b"{}")), WorkerState("g-00", 1, 1, "c/1", TIME, Raw(b"{}"))],
+            "matches-0 comes twice",
+        ),
         ([b"{}"], "expected a header"),
     ],
 )
@@ -441,6 +445,17 @@ def test_of_damaged_states_the_newest_sound_one_is_exported_and_without_any_it_i
     open_run(ledger, "fresh")
     save(folder, "matches-0", 1, 9)  # an earlier run's, which does not count any more
     assert b'"worker"' not in b"".join(export(folder))
+
+
+def test_the_counts_that_a_file_tells_of_done_items_are_not_believed(tmp_path: Path, other: Ledger) -> None:
+    writer = Writer()
+    header = Header(1, "scraper-supervisor-run", "g", 1, "completed", TIME, TIME, TIME)
+    answer = put(other, [writer.line(one) for one in (header, WorkerTotals("g-0", 99, 3), done("a", 1))])
+    assert answer.problem is None
+    image = open_run(other)
+    assert (image.workers, image.state, image.finished_at) == ((WorkerTotals("matches-0", 1, 3),), "completed", TIME)
+    with LedgerReader(tmp_path / "b" / "ledger.db") as reader:
+        assert reader.verify() is None
 
 
 def test_a_header_may_be_all_there_is(folder: Path, ledger: Ledger, other: Ledger) -> None:

@@ -519,6 +519,8 @@ class Framer:
         Raises:
             LineTooLong: as soon as the unfinished line or a finished one is over the limit.
         """
+        if not self._rest and data.find(b"\n") == len(data) - 1 <= self.limit:  # the common case: one whole line
+            return [data[:-1]] if len(data) > 1 else []
         lines: list[bytes | bytearray] = []
         start = 0
         while (end := data.find(b"\n", start)) >= 0:

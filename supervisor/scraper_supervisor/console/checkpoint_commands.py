@@ -11,7 +11,6 @@ import msgspec
 from scraper_supervisor.console import views
 from scraper_supervisor.console.context import (
     DAMAGED,
-    LEDGER_FILE,
     App,
     Commands,
     Refused,
@@ -21,11 +20,10 @@ from scraper_supervisor.console.context import (
 )
 from scraper_supervisor.console.control import Client
 from scraper_supervisor.console.ledger_access import daemon_or
+from scraper_supervisor.console.ledger_commands import ledger_files, restore_ledger
 from scraper_supervisor.console.restore import restore_offline
 from scraper_supervisor.core.sealed import Damaged, TooNew
 from scraper_supervisor.store.checkpoints import FOLDER, Checkpoints, NoSuchGeneration
-from scraper_supervisor.store.faults import StoreError
-from scraper_supervisor.store.queries import LedgerReader
 
 LISTED: Final = ("worker", "generation", "schema", "saved_at", "bytes", "path")
 
@@ -102,10 +100,8 @@ def verify(app: App, worker: str | None, as_json: bool) -> None:
         }
         for one in Checkpoints(state_dir).verify(worker)
     ]
-    ledger = state_dir / LEDGER_FILE
-    if worker is None and (ledger.exists() or ledger.with_name(f"{LEDGER_FILE}-wal").exists()):
-        reason = _ledger_fault(ledger)
-        files.append({"path": str(ledger), "kind": "ledger", "ok": reason is None, "reason": reason})
+    if worker is None:
+        files += ledger_files(state_dir)
     damaged = [file for file in files if not file["ok"]]
     if as_json:
         app.emit({"ok": not damaged, "files": files})
@@ -120,15 +116,22 @@ def verify(app: App, worker: str | None, as_json: bool) -> None:
 @checkpoint.command()
 @click.argument("worker", required=False)
 @click.option("--generation", type=click.IntRange(min=1), help="Which one.")
+@click.option("--ledger", is_flag=True, help="The ledger, from its newest sound backup; while no daemon runs.")
 @json_option
 @pass_app
-def restore(app: App, worker: str | None, generation: int | None, as_json: bool) -> None:
+def restore(app: App, worker: str | None, generation: int | None, ledger: bool, as_json: bool) -> None:
     """Write an older state of WORKER as a new newest one, and restart the worker from it.
 
-    Returns when the worker is back. Without a daemon, the worker finds the state when it is next started.
+    Returns when the worker is back. Without a daemon, the worker finds the state when it is next started. With --ledger
+    and no WORKER, a damaged ledger is brought back from its newest sound backup, and what that lacks is listed.
     """
+    if ledger:
+        if worker is not None or generation is not None:
+            raise click.UsageError("--ledger is given alone: neither WORKER nor --generation goes with it")
+        restore_ledger(app, as_json)
+        return
     if worker is None or generation is None:
-        raise click.UsageError("expected WORKER and --generation N; 'checkpoint list' shows what there is")
+        raise click.UsageError("expected WORKER and --generation N, or --ledger; 'checkpoint list' shows what there is")
     _restore_state(app, worker, generation, as_json=as_json)
 
 
@@ -143,16 +146,6 @@ def _restore_state(app: App, worker: str, generation: int, *, as_json: bool) -> 
     click.echo(clean(f"{worker}: checkpoint {generation} is restored as {answer['generation']}"))
     if answer["state"] is not None:
         app.out.print(f"{worker}: ", views.state(answer["state"]), sep="")
-
-
-def _ledger_fault(path: Path) -> str | None:
-    try:
-        with LedgerReader(path) as reader:
-            return reader.verify()
-    except FileNotFoundError:
-        return "it is missing, while its log is still there"
-    except StoreError as error:
-        return str(error).removeprefix(f"{path}: ")
 
 
 def _state(app: App, worker: str | None) -> Path:

@@ -203,6 +203,8 @@ def _check_item(item: PortableItem) -> None:
         _check_time(item.not_before, "item.not_before")
     if item.worker is not None:
         _check_worker(item.worker, "item.worker")
+    elif item.state == "done":
+        raise NotPortable("item.worker: expected one for state done")
     result = item.result
     if result is not None:
         _check_time(result.finished_at, "item.result.finished_at")

@@ -55,6 +55,7 @@ from scraper_supervisor.core.events import (
 from scraper_supervisor.core.fleet import Fleet
 from scraper_supervisor.core.parse import InvalidSettings, Problem
 from scraper_supervisor.core.snapshot import Daemon, snapshot
+from scraper_supervisor.daemon.backups import Backups
 from scraper_supervisor.daemon.control import ControlSocket
 from scraper_supervisor.daemon.host import Notifier, Signals, environment_for_workers
 from scraper_supervisor.daemon.processes import Exit, Processes, SpawnError, SpawnSpec
@@ -63,7 +64,7 @@ from scraper_supervisor.daemon.sockets import WorkerSocket
 from scraper_supervisor.daemon.storage import Storage
 from scraper_supervisor.daemon.telemetry import EventLog, configure_logging, utc_now
 from scraper_supervisor.store.config_file import load
-from scraper_supervisor.store.faults import Locked, StoreError, StoreFault
+from scraper_supervisor.store.faults import LedgerTooNew, Locked, NetworkFileSystem, StoreError, StoreFault
 from scraper_supervisor.store.locks import FolderLock
 from scraper_worker import protocol
 
@@ -169,7 +170,9 @@ class App:
         except StoreError as error:
             self._events.close()
             hint = "; 'scraper-supervisor checkpoint restore --ledger' brings back the newest sound backup"
-            raise CannotStart(f"{error}{hint}", EX_DATA) from None
+            in_place = isinstance(error, LedgerTooNew | NetworkFileSystem)  # nothing is damaged
+            raise CannotStart(f"{error}{'' if in_place else hint}", EX_DATA) from None
+        self._backups = Backups(self._state_dir, lambda: self._settings.resources.disk_free)
         self._processes = Processes(self._loop, self._runtime_dir, self._state_dir, self._exited, self._printed)
         interval = self._settings.resources.sample_interval
         self._sampler = Sampler(self._loop, self._sampled, self._state_dir, interval)
@@ -223,7 +226,8 @@ class App:
             await self._workers.close()
             await self._control.close()
         self._sampler.stop()
-        await self._loop.run_in_executor(None, self._storage.close)
+        for step in (self._backups.stop, self._storage.close, self._backups.make_last):
+            await self._loop.run_in_executor(None, step)
         self._processes.stop_all()
         code = self._leaving.code if self._leaving is not None else 1
         reason = self._leaving.reason if self._leaving is not None else "failed"

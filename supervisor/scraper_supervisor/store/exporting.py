@@ -16,7 +16,7 @@ from scraper_supervisor.store import importing
 from scraper_supervisor.store.checkpoints import FOLDER, Checkpoints
 from scraper_supervisor.store.faults import StoreError
 from scraper_supervisor.store.files import Files
-from scraper_supervisor.store.queries import RunInfo, check_there, scan_items
+from scraper_supervisor.store.queries import RunInfo, check_there, readable, scan_items
 from scraper_supervisor.store.schema import FILE_NAME, open_reader
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class Export:
     def __init__(self, state_dir: Path, run: RunInfo) -> None:
         self._state_dir = state_dir
         self._run = run
-        self._db = open_reader(state_dir / FILE_NAME)
+        self._path = state_dir / FILE_NAME
+        self._db = open_reader(self._path)
 
     def __enter__(self) -> Self:
         return self
@@ -75,6 +76,7 @@ class Export:
 
         Raises:
             RunGone: The run is removed meanwhile.
+            LedgerUnreadable: SQLite can't read it.
             Unsound: A result or the states of a worker are damaged.
             OSError: A checkpoint file cannot be read.
         """
@@ -84,16 +86,18 @@ class Export:
         )
         for state in self._states():
             yield writer.line(state)
-        done, last, totals = self._snapshot()
+        with readable(self._path):
+            done, last, totals = self._snapshot()
         for total in totals:
             yield writer.line(total)
-        for rows in scan_items(self._db, run, _COLUMNS, upto=last):
+        for rows in scan_items(self._path, self._db, run, _COLUMNS, upto=last):
             for row in rows:
                 yield writer.line(self._item(row, done))
         yield writer.end()
 
     def _states(self) -> Iterator[WorkerState]:
-        owed = importing.owed(self._db.cursor(), self._run.run_id)
+        with readable(self._path):
+            owed = importing.owed(self._db.cursor(), self._run.run_id)
         if owed:  # its import was cut off just before its end
             remedy = "the supervisor does so when it starts"
             raise Unsound(f"{owed[0]}: the state that was imported is not saved as a checkpoint yet; {remedy}")

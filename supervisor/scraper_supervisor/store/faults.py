@@ -78,6 +78,15 @@ class LedgerTooNew(LedgerUnusable):
         super().__init__(path, reason)
 
 
+class LedgerUnreadable(StoreError):
+    """What was asked for cannot be read from an open ledger; the rest of it may be sound."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}; 'scraper-supervisor checkpoint verify' tells what else is damaged")
+        self.path = path
+        self.reason = reason
+
+
 class NetworkFileSystem(StoreError):
     """The folder is on a network file system, where neither locks nor syncs can be relied on."""
 

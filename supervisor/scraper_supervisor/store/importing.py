@@ -1,8 +1,9 @@
 """Runs that are imported: filled in steps while nobody sees them, then made the newest of their group at once.
 
 Until it is finished, such a run has `removed` = 2 and a number below 1, so that whatever looks for a group's runs
-passes it by; an older version of this program removes it like any other removed run. The workers' states wait in a
-table of their own until they are checkpoints: a crash in between loses none.
+passes it by; an older version of this program removes it like any other removed run. Its times are those of the import,
+since a group's runs follow each other in time. The workers' states wait in a table of their own until they are
+checkpoints: a crash in between loses none.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ _RESULT: Final = (
     "INSERT INTO results (run_id, seq, item_id, result, sha256, attempts, finished_at)"
     " VALUES (?, ?, ?, CAST(? AS TEXT), ?, ?, ?)"
 )
+_TOTALS: Final = (
+    "INSERT INTO totals (run_id, worker, done, failed) VALUES (?, ?, ?, ?) ON CONFLICT (run_id, worker)"
+    " DO UPDATE SET done = done + excluded.done, failed = failed + excluded.failed"
+)
 _STATES: Final = {"pending": "open", "waiting": "open"}  # in the ledger, of those that are called otherwise there
 _NULL: Final = b"null"
 # The runs whose states a run goes on from: its own, and those of its group before it that are not fresh since.
@@ -73,7 +78,7 @@ def perform(cursor: sqlite3.Cursor, op: ImportOp, now: float) -> Imported | Stat
         case ImportBegin():
             return _begin(cursor, op, now)
         case ImportLines():
-            return _put(cursor, op)
+            return _put(cursor, op, now)
         case ImportFinish():
             return _finish(cursor, op)
         case ImportDrop():
@@ -128,21 +133,22 @@ def _begin(cursor: sqlite3.Cursor, op: ImportBegin, now: float) -> Imported:
     return Imported(cursor.lastrowid or 0)
 
 
-def _put(cursor: sqlite3.Cursor, op: ImportLines) -> Imported:
+def _put(cursor: sqlite3.Cursor, op: ImportLines, now: float) -> Imported:
     if (unknown := _unknown(cursor, op.group, op.run_id)) is not None:
         return unknown
     try:
         lines = filter(None, op.lines.split(b"\n"))  # and not by splitlines: JSON may hold a carriage return
-        _put_records(cursor, op.run_id, op.group, map(portable.parse, lines))
+        _put_records(cursor, op.run_id, op.group, map(portable.parse, lines), now)
     except NotPortable as error:
         return _give_up(cursor, op.run_id, str(error))
     return Imported(op.run_id)
 
 
-def _put_records(cursor: sqlite3.Cursor, run_id: int, group: str, records: Iterable[Record]) -> None:
+def _put_records(cursor: sqlite3.Cursor, run_id: int, group: str, records: Iterable[Record], now: float) -> None:
     execute = cursor.execute
     counts: Counter[str] = Counter()
     lanes: Counter[str | None] = Counter()
+    done: Counter[str] = Counter()  # by worker
     next_order = 1
     for record in records:
         match record:
@@ -151,6 +157,8 @@ def _put_records(cursor: sqlite3.Cursor, run_id: int, group: str, records: Itera
                 if record.state == "pending":
                     lanes[record.target] += 1
                 counts[record.state] += 1
+                if record.state == "done" and record.worker is not None:
+                    done[portable.renamed(record.worker, group)] += 1
                 if record.order >= next_order:
                     next_order = int(record.order) + 1
             case WorkerState():
@@ -159,13 +167,10 @@ def _put_records(cursor: sqlite3.Cursor, run_id: int, group: str, records: Itera
                 _insert(cursor, "INSERT INTO imported_states VALUES (?, ?, ?, CAST(? AS TEXT))", state, worker)
             case WorkerTotals():
                 worker = portable.renamed(record.worker, group)
-                values = (run_id, worker, record.done, record.failed)
-                _insert(cursor, "INSERT INTO totals (run_id, worker, done, failed) VALUES (?, ?, ?, ?)", values, worker)
+                execute(_TOTALS, (run_id, worker, 0, record.failed))  # the done ones are counted, not told
             case Header():
-                execute(
-                    "UPDATE runs SET state = ?, started_at = ?, finished_at = ? WHERE id = ?",
-                    (record.state, record.started_at, record.finished_at, run_id),
-                )
+                finished = None if record.finished_at is None else timestamp(now)
+                execute("UPDATE runs SET state = ?, finished_at = ? WHERE id = ?", (record.state, finished, run_id))
             case _:
                 pass  # the end was checked by who read the file
     execute(
@@ -173,6 +178,8 @@ def _put_records(cursor: sqlite3.Cursor, run_id: int, group: str, records: Itera
         " next_order = max(next_order, ?) WHERE id = ?",
         (counts["done"], counts["failed"], counts["parked"], counts["waiting"], next_order, run_id),
     )
+    for worker, number in done.items():
+        execute(_TOTALS, (run_id, worker, number, 0))
     for target, by in lanes.items():
         execute("UPDATE lanes SET open = open + ? WHERE run_id = ? AND target IS ?", (by, run_id, target))
         if not cursor.rowcount:

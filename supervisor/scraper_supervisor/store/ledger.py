@@ -12,6 +12,7 @@ from scraper_supervisor.store.batch import Batch
 from scraper_supervisor.store.faults import StoreFault, disk_fault
 from scraper_supervisor.store.importing import forget, give_up_unfinished
 from scraper_supervisor.store.schema import open_ledger
+from scraper_supervisor.store.seal import seal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,6 +54,7 @@ class Ledger:
         self._clock = clock
         self._last = 0.0  # seconds, as _tick told them last
         self._broken = False
+        self._closed = False
         self.commit_seconds = 0.0  # that the last commit took
         self._unfolded_commits = self._unfolded_ops = 0
         self.untidy = True  # perhaps there are rows of removed runs left; see `tidy`
@@ -70,8 +72,12 @@ class Ledger:
         return cls(path, db, clock)
 
     def close(self) -> None:
-        """Close the file; harmless when already done."""
+        """Close the file and seal it; harmless when already done."""
         self._db.close()
+        if not self._closed:
+            self._closed = True
+            with contextlib.suppress(OSError):  # without a seal it opens all the same, and less is known of its bytes
+                seal(self._path)
 
     def perform(self, ops: list[LedgerOp], more: Callable[[int], Sequence[LedgerOp]] = _nothing) -> list[Answered]:
         """Carry out operations in one durable transaction, and answer in their order.
@@ -163,7 +169,7 @@ class Ledger:
         if self._broken:
             with contextlib.suppress(sqlite3.Error):  # a connection that cannot even roll back
                 self._db.close()
-            self._db = open_ledger(self._path)
+            self._db = open_ledger(self._path, create=False)
             self._cursor = self._db.cursor()
             self._broken = False
         self._cursor.execute("BEGIN IMMEDIATE")

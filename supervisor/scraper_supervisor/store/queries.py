@@ -11,7 +11,9 @@ from msgspec import Raw, Struct
 
 from scraper_supervisor.core.records import ItemState, RunState
 from scraper_supervisor.core.wall import timestamp
+from scraper_supervisor.store.faults import LedgerUnreadable
 from scraper_supervisor.store.schema import open_reader
+from scraper_supervisor.store.verify import find_damage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,9 +93,12 @@ class LedgerReader:
     Raises:
         FileNotFoundError: There is none.
         LedgerDamaged, LedgerTooNew, LedgerUnusable: It does not open.
+
+    Every method raises LedgerUnreadable where the file cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._db = open_reader(path)
 
     def close(self) -> None:
@@ -111,18 +116,18 @@ class LedgerReader:
     def groups(self) -> list[str]:
         """The names of the groups that have a run."""
         query = "SELECT name FROM groups WHERE id IN (SELECT group_id FROM runs) ORDER BY name"
-        return [name for (name,) in self._db.execute(query)]
+        return [name for (name,) in self._rows(query)]
 
     def runs(self, group: str) -> list[RunInfo]:
         """A group's runs, the newest first."""
-        rows = self._db.execute(
+        rows = self._rows(
             "SELECT runs.id, name, run, state, fresh_from,"
             " (SELECT coalesce(sum(open), 0) FROM lanes WHERE run_id = runs.id),"
             " waiting, parked, done, failed, started_at, finished_at"
             " FROM runs JOIN groups ON groups.id = group_id WHERE name = ? AND NOT removed ORDER BY run DESC",
             (group,),
         )
-        return [RunInfo(*row) for row in rows.fetchall()]
+        return [RunInfo(*row) for row in rows]
 
     def items(self, group: str, run: int | None = None, state: ItemState | None = None) -> Iterator[ItemRow]:
         """The items of a run, the latest unless `run` is given, in the order in which they were added.
@@ -132,7 +137,7 @@ class LedgerReader:
         """
         info = self._run(group, run)
         columns = "id, key, state, attempts, target, not_before, worker, CAST(last_failure AS BLOB)"
-        for rows in scan_items(self._db, info, columns, where="" if state is None else _STATES[state]):
+        for rows in scan_items(self._path, self._db, info, columns, where="" if state is None else _STATES[state]):
             for row in rows:
                 yield _item(*row[1:])
 
@@ -141,41 +146,41 @@ class LedgerReader:
 
         Raises:
             LookupError: There is no such group or run, or it is removed meanwhile (RunGone).
+            LedgerUnreadable: A result is not what was stored; those before it were told.
         """
         info = self._run(group, run)
         query = (
-            "SELECT results.seq, key, CAST(result AS BLOB), results.attempts, finished_at"
+            "SELECT results.seq, key, CAST(result AS BLOB), sha256, results.attempts, finished_at"
             " FROM results JOIN items ON items.id = item_id"
             f" WHERE results.run_id = ? AND results.seq > ? ORDER BY results.seq LIMIT {_ROWS}"
         )
-        while rows := self._checked(info, query, after):
+        while rows := self._some(info, query, after):
             after = rows[-1][0]
-            for seq, key, result, attempts, finished_at in rows:
+            for seq, key, result, sha256, attempts, finished_at in rows:
+                if hashlib.sha256(result).hexdigest() != sha256:
+                    raise LedgerUnreadable(self._path, f"the checksum of result {seq} ({key!r}) does not fit")
                 yield ResultRow(seq, key, Raw(result), attempts, finished_at)
 
     def verify(self) -> str | None:
         """Read the whole file and every result; tells what is wrong, None if nothing is."""
         try:
-            (found,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
-            if found != "ok":
-                return f"SQLite finds: {found}"
-            query = (
-                "SELECT run_id, seq, CAST(result AS BLOB), sha256 FROM results WHERE (run_id, seq) > (?, ?)"
-                f" ORDER BY run_id, seq LIMIT {_ROWS}"
-            )
-            last = (0, 0)
-            while rows := _some(self._db, query, last)[0]:
-                last = rows[-1][:2]
-                for run_id, seq, result, sha256 in rows:
-                    if hashlib.sha256(result).hexdigest() != sha256:
-                        return f"the checksum of result {seq} of run id {run_id} does not fit"
-        except sqlite3.DatabaseError as error:
-            return f"SQLite finds: {error}"
-        return None
+            return find_damage(self._path, self._db)
+        except OSError as error:
+            return f"it can't be read: {error.strerror or error}"
 
-    def _checked(self, run: RunInfo, query: str, after: int) -> list[tuple[Any, ...]]:
-        rows, _ = _some(self._db, query, (run.run_id, after))
-        check_there(self._db, run)
+    def _rows(self, query: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a query.
+
+        Raises:
+            LedgerUnreadable: SQLite can't read them.
+        """
+        with readable(self._path):
+            return self._db.execute(query, values).fetchall()
+
+    def _some(self, run: RunInfo, query: str, after: int) -> list[tuple[Any, ...]]:
+        with readable(self._path):
+            rows, _ = _some(self._db, query, (run.run_id, after))
+            check_there(self._db, run)
         return rows
 
     def _run(self, group: str, run: int | None) -> RunInfo:
@@ -186,12 +191,13 @@ class LedgerReader:
 
 
 def scan_items(
-    db: sqlite3.Connection, run: RunInfo, columns: str, *, where: str = "", upto: int | None = None
+    path: Path, db: sqlite3.Connection, run: RunInfo, columns: str, *, where: str = "", upto: int | None = None
 ) -> Iterator[list[tuple[Any, ...]]]:
     """The items of a run in the order of their ids, in steps of bounded rows, bytes and time.
 
     Args:
-        db: A connection to the ledger.
+        path: The ledger.
+        db: A connection to it.
         run: Which run.
         columns: What to select, from `items` (and `results`, if the columns name it in a sub-select); `id` first.
         where: More conditions, each with its AND.
@@ -199,19 +205,33 @@ def scan_items(
 
     Raises:
         RunGone: The run is removed meanwhile.
+        LedgerUnreadable: SQLite can't read them.
     """
     # By id alone, whatever else is indexed: in another index' order, each step would sort the rows that are left.
     query = f"SELECT {columns} FROM items WHERE +run_id = ? AND id > ? AND id <= ?{where} ORDER BY id LIMIT {_ROWS}"
-    (first,) = db.execute("SELECT min(id) FROM items WHERE run_id = ?", (run.run_id,)).fetchone()
+    with readable(path):
+        (first,) = db.execute("SELECT min(id) FROM items WHERE run_id = ?", (run.run_id,)).fetchone()
     last = (first or 1) - 1
-    while last < (end := _last_id(db) if upto is None else upto):
-        stop = min(last + _IDS, end)
-        rows, whole = _some(db, query, (run.run_id, last, stop))
-        check_there(db, run)
+    while True:
+        with readable(path):
+            end = _last_id(db) if upto is None else upto
+            stop = min(last + _IDS, end)
+            rows, whole = _some(db, query, (run.run_id, last, stop))
+            check_there(db, run)
         if rows:
             yield rows
         last = stop if whole else rows[-1][0]
-    check_there(db, run)  # without its rows, the table may have come to its end early
+        if last >= end:
+            return
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What SQLite can't read of this ledger is LedgerUnreadable."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise LedgerUnreadable(path, str(error)) from error
 
 
 def check_there(db: sqlite3.Connection, run: RunInfo) -> None:
