@@ -11,6 +11,7 @@ import pytest
 from click import ClickException
 from msgspec import Raw
 
+from scraper_supervisor.console import ledger_access
 from scraper_supervisor.console.watch_commands import decode_event, follow_lines, since_time
 from scraper_supervisor.core.records import AddItems, LoadState, NewItem, OpenRun, SaveState
 from scraper_supervisor.store.checkpoints import Checkpoints
@@ -201,7 +202,10 @@ def test_what_cannot_be_restored(project: Path, call: Call) -> None:
     assert call("checkpoint", "restore", "matches-0", "--generation", "2").exit_code == 65
 
 
-def test_a_daemon_that_does_not_answer_is_not_passed_over(project: Path, call: Call) -> None:
+def test_a_daemon_that_does_not_answer_is_not_passed_over(
+    project: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_access, "PATIENCE", 0.0)
     save(project, "matches-0", 1)
     with FolderLock(project / "state"):
         busy = call("checkpoint", "restore", "matches-0", "--generation", "1")

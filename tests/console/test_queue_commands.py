@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 from msgspec import Raw
 
+from scraper_supervisor.console import ledger_access, queue_commands
 from scraper_supervisor.core.records import Conclude, FetchLanes, OpenRun, SetRunState
 from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.locks import FolderLock
@@ -110,12 +112,44 @@ def test_what_is_no_key_is_refused(call: Call) -> None:
     assert call("items", "requeue", "matches").exit_code == 2
 
 
-def test_a_folder_in_use_by_one_that_does_not_answer(project: Path, call: Call) -> None:
+@pytest.mark.parametrize(
+    ("holder", "code", "why"),
+    [(None, 3, "is using it, but does not answer"), ("items import", 1, "(items import) is using it; try again")],
+)
+def test_a_folder_in_use_that_does_not_become_free(
+    project: Path, call: Call, monkeypatch: pytest.MonkeyPatch, holder: str | None, code: int, why: str
+) -> None:
     call("items", "add", "matches", "a")
-    with FolderLock(project / "state"):
+    monkeypatch.setattr(ledger_access, "PATIENCE", 0.0)
+    with FolderLock(project / "state", command=holder):
         result = call("items", "add", "matches", "b")
-    assert result.exit_code == 3
-    assert "does not answer" in result.stderr
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert f"process {os.getpid()} " in result.stderr
+    assert why in result.stderr
+    assert list(rows(call)) == ["a"]
+
+
+def test_a_daemon_that_is_starting_is_waited_for(
+    project: Path, call: Call, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listening = project / "state" / "run" / "control.sock"
+    aside = listening.rename(listening.with_name("aside"))
+    monkeypatch.setattr(ledger_access.time, "sleep", lambda _: aside.rename(listening))
+    daemon.answers["items.add"] = {"added": 1, "known": 0}
+    with FolderLock(project / "state"):  # as a daemon does before it listens
+        result = call("items", "add", "matches", "b")
+    assert (result.exit_code, result.stdout) == (0, "matches: 1 added, 0 known already\n")
+    assert result.stderr.endswith(f"process {os.getpid()} is using it; waiting for it\n")
+
+
+def test_another_command_is_waited_for(project: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    call("items", "add", "matches", "a")
+    other = FolderLock(project / "state", command="items requeue")
+    monkeypatch.setattr(ledger_access.time, "sleep", lambda _: other.close())
+    result = call("items", "add", "matches", "b")
+    assert (result.exit_code, result.stdout) == (0, "matches: 1 added, 0 known already\n")
+    assert "(items requeue) is using it; waiting for it" in result.stderr
+    assert list(rows(call)) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +176,28 @@ def test_results(project: Path, call: Call) -> None:
     assert [json.loads(line)["key"] for line in after.splitlines()] == ["b"]
     absent = call("results", "matches", "--run", "7")
     assert (absent.exit_code, "it has: 1" in absent.stderr) == (1, True)
+
+
+def test_following_the_results_of_a_run_ends_when_the_run_is_removed(
+    project: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call("items", "add", "matches", "a")
+    conclude(project, a="done")
+    polls: list[float] = []
+
+    def meanwhile(seconds: float) -> None:
+        polls.append(seconds)
+        ledger = Ledger.open(project / "state" / "ledger.db")
+        ledger.perform([OpenRun(0, "matches", "fresh", 2)])
+        while ledger.untidy:
+            ledger.tidy(100)
+        ledger.close()
+
+    monkeypatch.setattr(queue_commands.time, "sleep", meanwhile)
+    result = call("results", "matches", "--follow")
+    assert [json.loads(line)["key"] for line in result.stdout.splitlines()] == ["a"]
+    assert (result.exit_code, result.stderr) == (1, "error: the ledger has no run 1 of group 'matches'\n")
+    assert len(polls) == 2
 
 
 def test_beside_a_daemon(project: Path, call: Call, daemon: FakeDaemon) -> None:

@@ -429,6 +429,35 @@ def test_items_added_to_a_completed_group_start_its_workers_in_the_same_run():
     assert again.gives(again.up(), "y")
 
 
+@pytest.mark.parametrize("outcome", ["known", "lost"])
+def test_who_asks_while_an_offer_that_brings_nothing_is_on_its_way_is_told_that_all_is_complete(outcome):
+    play = Play("x")
+    a = play.up()
+    x = play.gives(a)
+    play >> a(ItemDone("x", x.claim)) << a.gets(DoneAnswer(1, False))
+    play >> a(ItemNext()) << a.gets(End("complete"))
+    assert group_state(play) == "completed"
+    play.hold()
+    play >> Asked(1, "items.add", ("g",), ("x",)) << writes(AddItems)
+    play >> a(ItemNext())
+    play.silence() >> (play.durable() if outcome == "known" else play.lost())
+    play << Answered(1, outcome == "known", ANY) << a.gets(End("complete"))
+    assert group_state(play) == "completed"
+
+
+def test_who_asks_while_an_offer_to_a_completed_run_is_on_its_way_gets_what_is_new():
+    play = Play("x")
+    a = play.up()
+    x = play.gives(a)
+    play >> a(ItemDone("x", x.claim)) << a.gets(DoneAnswer(1, False))
+    play >> a(ItemNext()) << a.gets(End("complete"))
+    play.hold()
+    play >> Asked(1, "items.add", ("g",), ("x", "y")) << writes(AddItems)
+    play >> a(ItemNext())
+    play.silence() >> play.durable() << Answered(1, True, ANY)
+    play.flow() << writes(SetRunState) << a.gets(Granted("y", ANY, None, ANY, 1))
+
+
 def test_requeued_items_start_a_completed_group_too():
     play = Play("x")
     a = play.up()

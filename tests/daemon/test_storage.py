@@ -8,7 +8,8 @@ import stat
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, TypeVar
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 from msgspec import Raw
@@ -19,6 +20,7 @@ from scraper_supervisor.core.records import (
     Answer,
     Conclude,
     Concluded,
+    LedgerOp,
     LoadRun,
     LoadState,
     NewItem,
@@ -30,10 +32,12 @@ from scraper_supervisor.core.records import (
     StateLoaded,
     StateSaved,
 )
+from scraper_supervisor.daemon import storage
 from scraper_supervisor.daemon.storage import Storage
 from scraper_supervisor.store.checkpoints import Checkpoints
 from scraper_supervisor.store.faults import LedgerDamaged, StoreFault
 from scraper_supervisor.store.files import Files
+from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.queries import LedgerReader
 
 if TYPE_CHECKING:
@@ -50,7 +54,7 @@ class Bench:
     def __init__(self, state_dir: Path, files: Files | None = None) -> None:
         self.batches: list[list[tuple[Op, Answer | StoreFault]]] = []
         self.arrived = asyncio.Event()
-        self.storage = Storage(state_dir, self.deliver, asyncio.get_running_loop(), files)
+        self.storage = storage.Storage(state_dir, self.deliver, asyncio.get_running_loop(), files)
 
     def deliver(self, answered: list[tuple[Op, Answer | StoreFault]]) -> None:
         self.batches.append(answered)
@@ -190,6 +194,54 @@ async def test_removed_runs_go_in_idle_moments(bench: Bench, tmp_path: Path) -> 
         assert reader._db.execute("SELECT count(*), count(DISTINCT run_id) FROM items").fetchone() == (50, 1)
 
 
+async def test_removed_runs_go_in_small_steps_when_no_moment_is_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NeverIdle(Storage):
+        def _arrived(self, patience: float | None = 0.0) -> list[LedgerOp]:
+            return super()._arrived(patience) or [Probe(0)]
+
+        def _more(self, _: int) -> list[LedgerOp]:
+            return []
+
+    steps: list[tuple[int, int]] = []  # batches before it, its limit
+    tidy, perform, batches = Ledger.tidy, Ledger.perform, 0
+
+    def counted(ledger: Ledger, ops: list[LedgerOp], *more: Any) -> Any:
+        nonlocal batches
+        batches += 1
+        return perform(ledger, ops, *more)
+
+    def noted(ledger: Ledger, limit: int) -> StoreFault | None:
+        steps.append((batches, limit))
+        return tidy(ledger, limit)
+
+    monkeypatch.setattr(storage, "Storage", NeverIdle)
+    monkeypatch.setattr(Ledger, "perform", counted)
+    monkeypatch.setattr(Ledger, "tidy", noted)
+    bench = Bench(tmp_path)
+    for ticket in range(2):
+        run = await bench.ask(OpenRun(ticket, G, "fresh", 1), RunImage)
+        await bench.ask(AddItems(ticket, G, run.run_id, items(*(f"k{n}" for n in range(600)))), Added)
+    async with asyncio.timeout(20):
+        while bench.storage._ledger.untidy:
+            await bench.ask(Probe(9), type(None))
+    bench.storage.close()
+    assert len(steps) > 3
+    assert {limit for _, limit in steps} == {storage._TIDY_BUSY}
+    assert all(after - before == storage._TIDY_EVERY for (before, _), (after, _) in pairwise(steps))
+    with LedgerReader(tmp_path / "ledger.db") as reader:
+        assert reader._db.execute("SELECT count(*), count(DISTINCT run_id) FROM items").fetchone() == (600, 1)
+
+
+async def test_runs_beyond_a_lowered_keep_runs_go_when_a_run_is_continued(bench: Bench, tmp_path: Path) -> None:
+    for ticket in range(4):
+        await bench.ask(OpenRun(ticket, G, "fresh", 5), RunImage)
+    assert (await bench.ask(OpenRun(5, G, "continue", 2), RunImage)).run == 4  # as a daemon does at its start
+    with LedgerReader(tmp_path / "ledger.db") as reader:
+        assert [info.run for info in reader.runs(G)] == [4, 3]
+
+
 async def test_a_ledger_that_does_not_open_starts_no_thread(tmp_path: Path) -> None:
     (tmp_path / "ledger.db").write_bytes(b"")
     with pytest.raises(LedgerDamaged, match="it is empty"):
@@ -204,6 +256,7 @@ import asyncio, sys
 from pathlib import Path
 from msgspec import Raw
 from scraper_supervisor.core.records import *
+from scraper_supervisor.daemon import storage
 from scraper_supervisor.daemon.storage import Storage
 
 async def main():

@@ -36,6 +36,16 @@ def test_a_second_process_is_refused_naming_the_first(tmp_path: Path) -> None:
         assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
 
 
+def test_a_command_says_which_it_is(tmp_path: Path) -> None:
+    with FolderLock(tmp_path, command="items import"):
+        with pytest.raises(Locked, match=rf"process {os.getpid()} \(items import\) is using it") as refused:
+            FolderLock(tmp_path)
+        assert refused.value.command == "items import"
+    with FolderLock(tmp_path), pytest.raises(Locked) as refused:
+        FolderLock(tmp_path)
+    assert refused.value.command is None
+
+
 def test_the_lock_is_free_again_and_its_file_private(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path)
     with pytest.raises(Locked):

@@ -2,13 +2,24 @@ from __future__ import annotations
 
 import shutil
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 from msgspec import Raw
 
-from scraper_supervisor.core.records import Added, AddItems, Conclude, NewItem, OpenRun, Outcome, RunImage
+from scraper_supervisor.core.records import (
+    Added,
+    AddItems,
+    Conclude,
+    Entries,
+    FetchLanes,
+    NewItem,
+    OpenRun,
+    Outcome,
+    RunImage,
+)
+from scraper_supervisor.store import queries
 from scraper_supervisor.store.faults import LedgerDamaged, LedgerUnreadable, StoreFault
 from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.queries import LedgerReader
@@ -97,6 +108,61 @@ def test_more_rows_than_one_step_reads(ledger: Ledger, path: Path) -> None:
     with LedgerReader(path) as reader:
         assert [row.key for row in reader.items(G)] == [f"k{n}" for n in range(2500)]
         assert [row.seq for row in reader.results(G, after=3)] == list(range(4, 2501))
+
+
+@pytest.mark.parametrize(("rows", "size", "ids"), [(5, 10**6, 7), (10**3, 1, 50), (3, 200, 1000), (1, 1, 1)])
+def test_steps_of_any_size_read_the_same(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, size: int, ids: int
+) -> None:
+    # Two groups whose items have their ids in turns, and a gap where a third was.
+    (mine,) = ledger.perform([OpenRun(1, G, "continue", 5)])
+    (theirs,) = ledger.perform([OpenRun(1, "others", "continue", 5)])
+    assert isinstance(mine, RunImage)
+    assert isinstance(theirs, RunImage)
+    keys = [f"k{n}" for n in range(40)]
+    for key in keys:
+        ledger.perform([AddItems(1, G, mine.run_id, (item(key),)), AddItems(1, "others", theirs.run_id, (item(key),))])
+    ledger._db.execute("UPDATE items SET id = id + 500 WHERE id > 30")
+    (found,) = ledger.perform([FetchLanes(1, G, mine.run_id, (("a.test", None),), 100)])
+    assert isinstance(found, Entries)
+    outcomes: list[Outcome] = ["done", "failed", "retry", "open"]
+    for number, entry in enumerate(found.items):
+        more = {"delay": 60.0 if number % 4 == 2 else None, "failure": Raw(b'{"message":"%s"}' % (b"x" * 90))}
+        ledger.perform([ending(entry.id, outcomes[number % 4], **more)])  # type: ignore[arg-type]  # as named there
+    monkeypatch.setattr(queries, "_ROWS", rows)
+    monkeypatch.setattr(queries, "_BYTES", size)
+    monkeypatch.setattr(queries, "_IDS", ids)
+    with LedgerReader(path) as reader:
+        assert [row.key for row in reader.items(G)] == keys
+        assert [row.key for row in reader.items("others")] == keys
+        for number, state in enumerate(("done", "failed", "waiting")):
+            assert [row.key for row in reader.items(G, state=state)] == keys[number::4]  # type: ignore[arg-type]
+        assert [row.key for row in reader.results(G)] == keys[::4]
+        assert [row.seq for row in reader.results(G, after=4)] == [5, 6, 7, 8, 9, 10]
+        assert reader.verify() is None
+
+
+def test_no_reading_sorts_a_run(path: Path, ledger: Ledger) -> None:
+    # With an index' order, each step of a million items would sort what is left of them.
+    plans: list[str] = []
+    add(ledger, item("a"))
+    with LedgerReader(path) as reader:
+        connection = reader._db
+
+        class Explaining:
+            def execute(self, query: str, values: Any = ()) -> Any:
+                plans.extend(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}", values))
+                return connection.execute(query, values)
+
+            def close(self) -> None:
+                connection.close()
+
+        reader._db = Explaining()  # type: ignore[assignment]  # as much of a connection as is used
+        for state in (None, "pending", "waiting", "parked", "done", "failed"):
+            list(reader.items(G, state=state))  # type: ignore[arg-type]
+        list(reader.results(G))
+    assert len(plans) > 10
+    assert not [plan for plan in plans if "B-TREE" in plan]
 
 
 def test_a_damaged_result_is_never_told_as_a_sound_one(ledger: Ledger, path: Path, tmp_path: Path) -> None:

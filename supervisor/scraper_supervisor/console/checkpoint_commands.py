@@ -18,7 +18,8 @@ from scraper_supervisor.console.context import (
     json_option,
     pass_app,
 )
-from scraper_supervisor.console.control import NoDaemon
+from scraper_supervisor.console.control import Client
+from scraper_supervisor.console.ledger_access import daemon_or
 from scraper_supervisor.console.ledger_commands import ledger_files, restore_ledger
 from scraper_supervisor.console.restore import restore_offline
 from scraper_supervisor.core.sealed import Damaged, TooNew
@@ -135,12 +136,9 @@ def restore(app: App, worker: str | None, generation: int | None, ledger: bool, 
 
 
 def _restore_state(app: App, worker: str, generation: int, *, as_json: bool) -> None:
-    try:
-        client = app.connect()
-    except NoDaemon as nobody:
-        answer = restore_offline(app.load(), worker, generation, nobody)
-    else:
-        with client:
+    answer = daemon_or(app, lambda: restore_offline(app.load(), worker, generation))
+    if isinstance(answer, Client):
+        with answer as client:
             answer = client.call("checkpoint.restore", timeout=None, names=[worker], generation=generation)
     if as_json:
         app.emit(answer)

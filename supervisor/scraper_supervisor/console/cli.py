@@ -17,6 +17,7 @@ from scraper_supervisor.console.control_commands import CONTROL, abort
 from scraper_supervisor.console.demo import demo
 from scraper_supervisor.console.queue_commands import items, results
 from scraper_supervisor.console.run import run
+from scraper_supervisor.console.transfer_commands import export, import_
 from scraper_supervisor.console.watch_commands import events, status, top
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def _tell(app: App, outcome: config_commands.Outcome, *, as_json: bool) -> None:
         raise click.exceptions.Exit(outcome.code)
 
 
+items.add_command(export)
+items.add_command(import_)
 for command in (run, demo, status, top, events, *CONTROL, items, results, checkpoint, abort):
     cli.add_command(command)
 

@@ -31,8 +31,10 @@ def restore_ledger(app: App, as_json: bool) -> None:
     if not state_dir.is_dir():
         raise Refused(f"{state_dir}: there is no state folder yet")
     try:
-        lock = FolderLock(state_dir)
+        lock = FolderLock(state_dir, command="checkpoint restore --ledger")
     except Locked as error:
+        if error.command is not None:
+            raise Refused(f"{error}; try again when it is done") from None
         raise Refused(f"{error}; 'scraper-supervisor stop' first: no daemon may be running meanwhile") from None
     with lock:
         done = restore(state_dir)

@@ -8,45 +8,57 @@ from typing import TYPE_CHECKING, Any, Self
 
 from msgspec import Raw
 
-from scraper_supervisor.console.context import LEDGER_FILE, NO_DAEMON, Refused, clean
+from scraper_supervisor.console.context import LEDGER_FILE, Refused, clean
 from scraper_supervisor.core.calls import target_of
+from scraper_supervisor.core.portable import Joiner
 from scraper_supervisor.core.records import (
     Added,
     AddItems,
     Answer,
     Cancel,
     Changed,
+    DropState,
+    ImportBegin,
+    ImportDrop,
+    Imported,
+    ImportFinish,
+    ImportLines,
     LedgerOp,
+    LoadState,
     NewItem,
     OpenRun,
     Requeue,
     RunImage,
+    SaveState,
     SetRunState,
+    StateTaken,
+    TakeState,
 )
-from scraper_supervisor.store.faults import Locked, StoreFault
+from scraper_supervisor.store.checkpoints import Checkpoints
+from scraper_supervisor.store.faults import StoreFault
 from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.locks import FolderLock
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from scraper_supervisor.console.control import NoDaemon
     from scraper_supervisor.store.config_file import Loaded
 
 
-def locked(state_dir: Path, nobody: NoDaemon) -> FolderLock:
+def locked(state_dir: Path, command: str) -> FolderLock:
     """The state folder, made if there is none, and for us alone.
 
+    Args:
+        state_dir: the folder.
+        command: what is being done, for those who find it locked.
+
     Raises:
-        Refused: a daemon holds it though it does not answer.
+        Locked: another process uses it.
         OSError: it can't be used.
     """
     os.umask(0o077)  # the folder and what is in it is for its owner alone
     state_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        return FolderLock(state_dir)
-    except Locked as error:
-        raise Refused(f"{error}, but does not answer: {nobody}", NO_DAEMON) from None
+    return FolderLock(state_dir, command=command)
 
 
 class OfflineQueue:
@@ -55,21 +67,22 @@ class OfflineQueue:
     Args:
         loaded: the configuration.
         group: the group's name.
-        nobody: why the daemon was not asked.
+        command: what is being done, for those who find the folder locked.
 
     Raises:
-        Refused: the group is not configured, or a daemon holds the folder though it does not answer.
+        Refused: the group is not configured.
+        Locked: another process uses the state folder.
         LedgerUnusable: the ledger does not open.
         OSError: the state folder can't be used.
     """
 
-    def __init__(self, loaded: Loaded, group: str, nobody: NoDaemon) -> None:
+    def __init__(self, loaded: Loaded, group: str, command: str) -> None:
         settings = loaded.settings.groups.get(group)
         if settings is None:
             known = ", ".join(loaded.settings.groups) or "none"
             raise Refused(f"no group is named {clean(group)!r}; known are: {known}")
         state_dir = Path(loaded.folders.state_dir)
-        self._lock = locked(state_dir, nobody)
+        self._lock = locked(state_dir, command)
         try:
             self._ledger = Ledger.open(state_dir / LEDGER_FILE)
         except BaseException:
@@ -77,7 +90,11 @@ class OfflineQueue:
             raise
         self._group = group
         self._keep_runs = settings.keep_runs
+        self._checkpoint = loaded.settings.checkpoint
+        self._state_dir = state_dir
         self._image: RunImage | None = None
+        self._import = 0  # the run that is being imported
+        self._lines = Joiner()
 
     def __enter__(self) -> Self:
         return self
@@ -96,6 +113,8 @@ class OfflineQueue:
         """
         if method == "claims":
             return []
+        if method.startswith("items.import."):
+            return self._import_step(method, params.get("text", ""))
         run = self._run()
         keys: list[str] = params["keys"]
         op: LedgerOp
@@ -128,6 +147,48 @@ class OfflineQueue:
             self._image = answer
         return self._image
 
+    def _import_step(self, method: str, text: str) -> dict[str, Any]:
+        match method:
+            case "items.import.begin":
+                self._import = self._imported(ImportBegin(0, self._group)).run_id
+            case "items.import.lines":
+                lines = self._lines.take(text)
+                if lines:
+                    self._imported(ImportLines(0, self._group, self._import, lines))
+            case "items.import.finish":
+                run = self._imported(ImportFinish(0, self._group, self._import)).run
+                self._install_states()
+                return {"run": run, "state": None}
+            case _:
+                self._imported(ImportDrop(0, self._group, self._import))
+        return {}
+
+    def _imported(self, op: LedgerOp) -> Imported:
+        answer = self._perform(op)
+        if not isinstance(answer, Imported):
+            raise TypeError(f"not an answer to {type(op).__name__}: {answer!r}")
+        if answer.problem is not None:
+            raise Refused(f"{self._group}: {answer.problem}")
+        return answer
+
+    def _install_states(self) -> None:
+        """Make the imported states checkpoints; what the disk does not take now, the daemon does at its start."""
+        self._image = None
+        run = self._run()
+        store = Checkpoints(self._state_dir)
+        counts = (sum(lane.open for lane in run.lanes) + run.waiting, run.done, run.failed)
+        keep, gzip = self._checkpoint.retention, self._checkpoint.compression == "gzip"
+        for worker in run.owed:
+            taken = self._perform(TakeState(0, self._group, run.run_id, worker))
+            if isinstance(taken, StateTaken):
+                try:
+                    store.perform(LoadState(0, worker, run.fresh_from))  # what was there before is not this run's
+                    store.perform(SaveState(0, worker, taken.run, taken.schema, taken.state, *counts, keep, gzip))
+                except OSError as error:
+                    later = "the run is imported, and the daemon tries again when it starts"
+                    raise Refused(f"{worker}: its state can't be saved: {error.strerror or error}; {later}") from None
+            self._perform(DropState(0, self._group, run.run_id, worker))
+
     def _reopen(self, run: RunImage, has_work: bool) -> None:
         """A completed run that got work again goes on when the daemon starts."""
         if has_work and run.state != "running":
@@ -135,6 +196,8 @@ class OfflineQueue:
 
     def _perform(self, op: LedgerOp) -> Answer:
         (answer,) = self._ledger.perform([op])
+        if self._ledger.log_is_long:
+            self._ledger.fold()  # what it says is for a daemon to tell: the log only grows
         if isinstance(answer, StoreFault):
             raise Refused(f"{self._group}: the ledger does not take it: {answer.message}")
         return answer

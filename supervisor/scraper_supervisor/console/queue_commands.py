@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import contextmanager
 from itertools import chain, islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 import click
@@ -14,7 +12,6 @@ import msgspec
 
 from scraper_supervisor.console import views
 from scraper_supervisor.console.context import (
-    LEDGER_FILE,
     USAGE,
     App,
     Command,
@@ -24,17 +21,19 @@ from scraper_supervisor.console.context import (
     json_option,
     pass_app,
 )
-from scraper_supervisor.console.control import Client, NoDaemon
-from scraper_supervisor.console.offline import OfflineQueue
+from scraper_supervisor.console.control import NoDaemon
+from scraper_supervisor.console.ledger_access import queue as changing
+from scraper_supervisor.console.ledger_access import reader
 from scraper_supervisor.core.records import ItemState
 from scraper_supervisor.core.wall import timestamp
-from scraper_supervisor.store.queries import ItemRow, LedgerReader
 from scraper_worker.protocol import BadParams, check_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from scraper_supervisor.store.config_file import Loaded
+    from scraper_supervisor.console.control import Client
+    from scraper_supervisor.console.offline import OfflineQueue
+    from scraper_supervisor.store.queries import ItemRow, LedgerReader
 
 CHUNK: Final = 1000  # keys in one request: with the longest keys it is still below what a line may hold
 SHOWN: Final = 1000  # items that a terminal is shown
@@ -43,7 +42,7 @@ POLL: Final = 0.5  # seconds between two looks of `results --follow`
 
 @click.group(cls=Commands)
 def items() -> None:
-    """The queue of a group: add, list, requeue and cancel items."""
+    """The queue of a group: add, list, requeue and cancel items; export a run, and import one."""
 
 
 @items.command()
@@ -52,7 +51,7 @@ def items() -> None:
 @pass_app
 def add(app: App, group: str, keys: tuple[str, ...]) -> None:
     """Add items to GROUP's run: each KEY, or without any one a line from stdin. Known keys are not added again."""
-    with _queue(app, group) as queue:
+    with changing(app, group, "items add") as queue:
         added = known = 0
         for chunk in _chunks(_checked(keys or _lines(app))):
             answer = queue.call("items.add", names=[group], keys=chunk)
@@ -69,15 +68,17 @@ def list_(app: App, group: str, state: ItemState | None, as_json: bool) -> None:
     """List the items of GROUP's run, in the order in which they were added."""
     loaded = app.load()
     claims = _claims(app, group)  # first: what ends meanwhile is then told as ended, not as neither
-    with _reader(loaded, group) as reader:
-        rows = _rows(reader, group, state, claims) if reader is not None else iter(())
+    with reader(loaded, group) as ledger:
+        rows = _rows(ledger, group, state, claims) if ledger is not None else iter(())
         if as_json:
             _emit_items(rows)
         elif app.out.is_terminal:
             _show_items(app, rows)
         else:
+            out = sys.stdout
             for row in rows:
-                click.echo("\t".join(_cells(row)))
+                out.write("\t".join(_cells(row)) + "\n")
+            out.flush()
 
 
 @items.command()
@@ -90,7 +91,7 @@ def requeue(app: App, group: str, keys: tuple[str, ...], failed: bool, parked: b
     """Make failed or parked items of GROUP pending again, with no attempts charged."""
     if not (keys or failed or parked):
         raise Refused("nothing to requeue: name KEYs, or give --failed or --parked", USAGE)
-    with _queue(app, group) as queue:
+    with changing(app, group, "items requeue") as queue:
         changed, untouched = 0, []
         if failed or parked:
             changed += queue.call("items.requeue", names=[group], keys=[], failed=failed, parked=parked)["changed"]
@@ -107,7 +108,7 @@ def requeue(app: App, group: str, keys: tuple[str, ...], failed: bool, parked: b
 @pass_app
 def cancel(app: App, group: str, keys: tuple[str, ...]) -> None:
     """Fail items of GROUP for good; one in flight is ended by its worker."""
-    with _queue(app, group) as queue:
+    with changing(app, group, "items cancel") as queue:
         changed, untouched, ordered = 0, [], 0
         for chunk in _chunks(_checked(keys)):
             in_flight = _held(queue, group) & set(chunk)
@@ -138,47 +139,27 @@ def _report(group: str, text: str, untouched: list[str], why: str) -> None:
 @pass_app
 def results(app: App, group: str, run_number: int | None, after: int, follow: bool) -> None:
     """Print the done items of GROUP's run as JSON lines."""
-    with _reader(app.load(), group) as reader:
-        if reader is None:
+    out, encode = sys.stdout.buffer, msgspec.json.encode
+    with reader(app.load(), group) as ledger:
+        if ledger is None:
             return
-        runs = [info.run for info in reader.runs(group)]
+        runs = [info.run for info in ledger.runs(group)]
         if run_number is None:
             run_number = runs[0]  # named from here on: --follow stays with its run
         elif run_number not in runs:
             known = ", ".join(str(run) for run in sorted(runs))
             raise Refused(f"{group}: the ledger has no run {run_number}; it has: {known}")
         while True:
-            for row in reader.results(group, run_number, after):
+            for row in ledger.results(group, run_number, after):
                 after = row.seq
-                app.emit_line(row)
+                out.write(encode(row) + b"\n")
+            out.flush()
             if not follow:
                 return
-            sys.stdout.flush()
             time.sleep(POLL)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _reader(loaded: Loaded, group: str) -> Iterator[LedgerReader | None]:
-    """The ledger, which has a run of that group; None if the group is configured and has none yet."""
-    path = Path(loaded.folders.state_dir) / LEDGER_FILE
-    try:
-        reader = LedgerReader(path)
-    except FileNotFoundError:
-        if group in loaded.settings.groups:
-            yield None
-            return
-        raise Refused(f"{path}: there is no ledger yet") from None
-    with reader:
-        if reader.runs(group):
-            yield reader
-        elif group in loaded.settings.groups:
-            yield None
-        else:
-            known = ", ".join(sorted({*reader.groups(), *loaded.settings.groups})) or "none"
-            raise Refused(f"no group is named {clean(group)!r}; known are: {known}")
 
 
 def _claims(app: App, group: str) -> dict[str, str]:
@@ -198,13 +179,13 @@ def _in_flight(claims: list[list[Any]], group: str) -> dict[str, str]:
     return {key: worker for key, worker, _ in claims if worker.rpartition("-")[0] == group}
 
 
-def _rows(reader: LedgerReader, group: str, state: ItemState | None, claims: dict[str, str]) -> Iterator[ItemRow]:
+def _rows(ledger: LedgerReader, group: str, state: ItemState | None, claims: dict[str, str]) -> Iterator[ItemRow]:
     now = timestamp(time.time())
     found: Iterable[ItemRow]
     if state in ("pending", "waiting", "in_flight"):  # the ledger does not know which of these an open item is now
-        found = chain(reader.items(group, state="pending"), reader.items(group, state="waiting"))
+        found = chain(ledger.items(group, state="pending"), ledger.items(group, state="waiting"))
     else:
-        found = reader.items(group, state=state)
+        found = ledger.items(group, state=state)
     for row in found:
         shown = _as_it_is(row, claims.get(row.key), now)
         if state in (None, shown.state):
@@ -224,10 +205,12 @@ def _as_it_is(row: ItemRow, holder: str | None, now: str) -> ItemRow:
 
 def _emit_items(rows: Iterator[ItemRow]) -> None:
     """One document, written as it is read: a run may have a million items."""
-    click.echo('{"items":[', nl=False)
+    out, encode = sys.stdout.buffer, msgspec.json.encode
+    out.write(b'{"items":[\n')
     for index, row in enumerate(rows):
-        click.echo((b"\n" if not index else b",\n") + msgspec.json.encode(row), nl=False)
-    click.echo("\n]}")
+        out.write(b",\n" + encode(row) if index else encode(row))
+    out.write(b"\n]}\n")
+    out.flush()
 
 
 def _show_items(app: App, rows: Iterator[ItemRow]) -> None:
@@ -248,19 +231,6 @@ def _cells(row: ItemRow) -> tuple[str, ...]:
 
 
 # ---- changing --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _queue(app: App, group: str) -> Iterator[Client | OfflineQueue]:
-    """Who changes the queue: the daemon, or with none running ourselves."""
-    try:
-        client = app.connect()
-    except NoDaemon as nobody:
-        with OfflineQueue(app.load(), group, nobody) as queue:
-            yield queue
-    else:
-        with client:
-            yield client
 
 
 def _lines(app: App) -> Iterator[str]:

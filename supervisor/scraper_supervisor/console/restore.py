@@ -14,25 +14,24 @@ from scraper_supervisor.store.checkpoints import FOLDER, Checkpoints
 from scraper_supervisor.store.queries import LedgerReader
 
 if TYPE_CHECKING:
-    from scraper_supervisor.console.control import NoDaemon
     from scraper_supervisor.store.config_file import Loaded
     from scraper_supervisor.store.queries import RunInfo
 
 
-def restore_offline(loaded: Loaded, worker: str, generation: int, nobody: NoDaemon) -> dict[str, Any]:
+def restore_offline(loaded: Loaded, worker: str, generation: int) -> dict[str, Any]:
     """Write an older state of a worker as its new newest one, of the newest run that its group has.
 
     Args:
         loaded: the configuration.
         worker: its name.
         generation: which state.
-        nobody: why the daemon was not asked.
 
     Returns:
         What the daemon would answer.
 
     Raises:
-        Refused: there is no such worker or state, or a daemon holds the folder though it does not answer.
+        Refused: there is no such worker or state.
+        Locked: another process uses the state folder.
         LedgerUnusable: the ledger, which knows the run, does not open.
         OSError: the disk does not take it; nothing was changed.
     """
@@ -41,7 +40,7 @@ def restore_offline(loaded: Loaded, worker: str, generation: int, nobody: NoDaem
     known = sorted(path.name for path in (state_dir / FOLDER).glob("*") if path.is_dir())
     if worker not in known:
         raise Refused(f"no worker named {worker!r} has checkpoints; those that have: {', '.join(known) or 'none'}")
-    with contextlib.closing(locked(state_dir, nobody)):
+    with contextlib.closing(locked(state_dir, "checkpoint restore")):
         run = _newest_run(state_dir / LEDGER_FILE, group)
         store = Checkpoints(state_dir)
         found = store.perform(LoadState(0, worker, 1 if run is None else run.fresh_from, generation))

@@ -113,6 +113,7 @@ class Asked(Struct, frozen=True):
     parked: bool = False
     wait: bool = True
     generation: int | None = None
+    text: str = ""
 
 
 class Withdrawn(Struct, frozen=True):

@@ -38,6 +38,7 @@ from scraper_supervisor.core.events import (
     Withdrawn,
 )
 from scraper_supervisor.core.groups import Groups
+from scraper_supervisor.core.imports import Imports
 from scraper_supervisor.core.introductions import Introductions
 from scraper_supervisor.core.lifecycle import Lifecycle
 from scraper_supervisor.core.operators import Operators
@@ -46,6 +47,11 @@ from scraper_supervisor.core.records import (
     AddItems,
     Answer,
     Conclude,
+    DropState,
+    ImportBegin,
+    ImportDrop,
+    ImportFinish,
+    ImportLines,
     Intents,
     LoadIntents,
     LoadRun,
@@ -60,6 +66,7 @@ from scraper_supervisor.core.records import (
     SetRunState,
     StateLoaded,
     StateSaved,
+    TakeState,
 )
 from scraper_supervisor.core.recycling import Recycling
 from scraper_supervisor.core.restores import Restores
@@ -103,8 +110,16 @@ class Fleet:
             self.state, self.lifecycle, self.introductions, self.checkpoints, self.recycling, self._effects
         )
         self.restores = Restores(self.state, self.groups, self.lifecycle, self.checkpoints)
+        self.imports = Imports(self.state, self.groups)
         self.operators = Operators(
-            self.state, self.groups, self.lifecycle, self.watchdog, self.recycling, self.abort, self.restores
+            self.state,
+            self.groups,
+            self.lifecycle,
+            self.watchdog,
+            self.recycling,
+            self.abort,
+            self.restores,
+            self.imports,
         )
         self._begun = False  # the ledger has answered at all
         self._save_states_at: float | None = None
@@ -251,15 +266,16 @@ class Fleet:
                 if not self.state.settings.groups:
                     self.state.phase = "running"
             case OpenRun() | LoadRun():
-                if isinstance(answer, RunImage) and op.group in self.state.groups:
-                    self.groups.opened(op, answer, now)
-                    self.operators.image_read(op, self.state.groups[op.group])
+                if isinstance(answer, RunImage):
+                    self._image_read(op, answer, now)
             case SetRunState():
                 self.groups.run_state_set(op)
             case SaveState() | LoadState():
                 self._state_answered(op, answer, now)
             case SetIntent():
                 pass
+            case ImportBegin() | ImportLines() | ImportFinish() | ImportDrop() | TakeState() | DropState():
+                self.imports.persisted(op, answer)
             case _:
                 self._items_answered(op, answer, now)
 
@@ -269,10 +285,20 @@ class Fleet:
             self._effects(group.queue.persisted(op, answer, now), now)
         self.operators.persisted(op, answer)
 
+    def _image_read(self, op: OpenRun | LoadRun, image: RunImage, now: float) -> None:
+        if isinstance(op, OpenRun) and not self.imports.opened(op, image):
+            return  # it is read again when its states are where the workers will look for them
+        if op.group in self.state.groups:
+            self.groups.opened(op, image, now)
+            self.operators.image_read(op, self.state.groups[op.group])
+        if isinstance(op, OpenRun):
+            self.imports.told(op)
+
     def _state_answered(self, op: SaveState | LoadState, answer: Answer, now: float) -> None:
         if isinstance(op, SaveState) and isinstance(answer, StateSaved):
             self.checkpoints.saved(op, answer)
             self.restores.saved(op, answer)
+            self.imports.saved(op)
         if not isinstance(op, LoadState) or not isinstance(answer, StateLoaded):
             return
         self.checkpoints.publish_damage(op.worker, answer)
@@ -291,11 +317,14 @@ class Fleet:
             case SaveState():
                 self.checkpoints.failed(op, event.errno, event.message)
                 self.restores.failed(op, event.message)
+                self.imports.save_failed(op)
             case LoadState():
                 if self.restores.failed(op, event.message):
                     pass
                 elif not self.introductions.failed(op, event.errno, event.message, now):
                     self.checkpoints.failed(op, event.errno, event.message)
+            case ImportBegin() | ImportLines() | ImportFinish() | ImportDrop() | TakeState() | DropState():
+                self.imports.persist_failed(op, event.message)
             case SetRunState() | SetIntent() | LoadIntents() | OpenRun() | LoadRun() | Probe():
                 pass  # the disk's room asks them again
             case _:
@@ -311,6 +340,7 @@ class Fleet:
         for group in self.state.groups.values():
             self._effects(group.queue.settle(), now)
         self.watchdog.stood_still(since, now)
+        self.imports.healed()
 
     # ---- time
 

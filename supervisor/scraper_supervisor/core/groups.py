@@ -148,10 +148,11 @@ class Groups:
         """Whether the run is complete, or nobody is left who could work on it."""
         if group.state is GroupState.COMPLETED and group.queue.lanes.open_items and self._may_go_on(group):
             self.revive(group, now)  # items were added or requeued
-        if group.state in ENDED or group.state is GroupState.OPENING:
-            if group.repeat_at is None and self._may_repeat(group):
-                group.repeat_at = now + group.settings.repeat_delay
-        elif not (group.queue.unfinished and any(self._state.workers[name].life.up for name in group.workers)):
+        if group.state in ENDED:
+            self._check_over(group, now)
+        elif group.state is not GroupState.OPENING and not (
+            group.queue.unfinished and any(self._state.workers[name].life.up for name in group.workers)
+        ):
             self._check_ended(group, now)  # which is rare, while this is looked at after each event
 
     def _check_ended(self, group: Group, now: float) -> None:
@@ -181,6 +182,13 @@ class Groups:
                     if worker.life.phase is Phase.COMPLETED:
                         self._lifecycle.again(worker, "it ended well, but items are left", now)
 
+    def _check_over(self, group: Group, now: float) -> None:
+        """Who asked while an offer that brought nothing new was on its way is told; a repeat may be due later."""
+        if not group.queue.unfinished:
+            self._end_waiting(group, now)
+        if group.repeat_at is None and self._may_repeat(group):
+            group.repeat_at = now + group.settings.repeat_delay
+
     def _is_complete(self, group: Group, team: list[Worker]) -> bool:
         queue = group.queue
         if queue.image is None or queue.unfinished or queue.frozen or group.settings.on_complete == "wait":
@@ -205,11 +213,13 @@ class Groups:
     def _complete(self, group: Group, now: float) -> None:
         """Every item has ended: the workers are told, and the ledger."""
         group.completing = True
-        queue = group.queue
-        for worker in self._state.team(group):
-            self._effects(queue.end_waiting(worker.name, "complete"), now)
+        self._end_waiting(group, now)
         self._state.persist(LoadRun(self._state.ticket(), group.name))
-        self._set_run_state(group, "aborted" if queue.parked else "completed")
+        self._set_run_state(group, "aborted" if group.queue.parked else "completed")
+
+    def _end_waiting(self, group: Group, now: float) -> None:
+        for worker in self._state.team(group):
+            self._effects(group.queue.end_waiting(worker.name, "complete"), now)
 
     def run_state_set(self, op: SetRunState) -> None:
         """The ledger knows that the run is completed, aborted or running again."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import Raw, Struct
 
+from scraper_supervisor.core import imports
 from scraper_supervisor.core.calls import target_of
 from scraper_supervisor.core.records import (
     Added,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.abort import AbortWindow
     from scraper_supervisor.core.events import Asked
     from scraper_supervisor.core.groups import Groups
+    from scraper_supervisor.core.imports import Imports
     from scraper_supervisor.core.lifecycle import Lifecycle
     from scraper_supervisor.core.recycling import Recycling
     from scraper_supervisor.core.restores import Restores
@@ -60,6 +62,7 @@ class Operators:
         recycling: Recycling,
         abort: AbortWindow,
         restores: Restores,
+        imports: Imports,
     ) -> None:
         self._state = state
         self._groups = groups
@@ -68,6 +71,7 @@ class Operators:
         self._recycling = recycling
         self._abort = abort
         self._restores = restores
+        self._imports = imports
         self._waiting: list[_Waiting] = []
         self._writing: dict[int, tuple[int, tuple[str, ...]]] = {}  # ticket → request, keys that workers hold
         self._thawing: dict[int, int] = {}  # ticket of the LoadRun → that of the change before it
@@ -77,6 +81,8 @@ class Operators:
         try:
             if event.method in ITEMS:
                 self._items(event, now)
+            elif event.method in imports.METHODS:
+                self._imports.asked(event, self._group(event.names))
             elif event.method == "checkpoint.restore":
                 self._restores.asked(event)
             elif event.method == "abort.clear":
@@ -87,13 +93,14 @@ class Operators:
                 self._state.answer(event.request, True, claims)
             else:
                 self._order(event, now)
-        except (_Refusal, BadParams) as error:
+        except (_Refusal, BadParams, imports.NotNow) as error:
             self._state.answer(event.request, False, str(error))
 
     def withdrawn(self, request: int) -> None:
         """Nobody waits for the answer any more."""
         self._waiting = [one for one in self._waiting if one.request != request]
         self._restores.withdrawn(request)
+        self._imports.withdrawn(request)
 
     # ---- workers and groups
 
@@ -249,13 +256,10 @@ class Operators:
     # ---- items
 
     def _items(self, event: Asked, now: float) -> None:
-        group = self._state.groups.get(event.names[0]) if event.names else None
-        if group is not None and group.queue.image is None:
+        group = self._group(event.names)
+        if group.queue.image is None:
             raise _Refusal(f"the run of {group.name} is still being read from the ledger; try again")
-        if group is None:
-            known = ", ".join(self._state.groups) or "none"
-            raise _Refusal(f"no group is named {event.names[0] if event.names else ''!r}; known are: {known}")
-        run_id = 0 if group.queue.image is None else group.queue.image.run_id
+        run_id = group.queue.image.run_id
         held: tuple[str, ...] = ()
         op: LedgerOp
         if event.method == "items.add":
@@ -276,6 +280,13 @@ class Operators:
             group.queue.frozen.add(op.ticket)  # until the run is read again, none of them may be handed out
         self._writing[op.ticket] = (event.request, held)
         self._state.persist(op)
+
+    def _group(self, names: tuple[str, ...]) -> Group:
+        group = self._state.groups.get(names[0]) if names else None
+        if group is None:
+            known = ", ".join(self._state.groups) or "none"
+            raise _Refusal(f"no group is named {names[0] if names else ''!r}; known are: {known}")
+        return group
 
     def persisted(self, op: LedgerOp, answer: Answer) -> None:
         """The ledger carried out what an operator asked of the items."""

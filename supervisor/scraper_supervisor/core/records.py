@@ -78,6 +78,7 @@ class RunImage(Struct, frozen=True):
     started_at: str
     finished_at: str | None
     workers: tuple[WorkerTotals, ...]
+    owed: tuple[str, ...] = ()  # workers whose imported states are to become checkpoints before any of them starts
 
 
 # ---- operations on the ledger ----------------------------------------------------------------------------------------
@@ -266,14 +267,87 @@ class Changed(Struct, frozen=True):
     untouched: tuple[str, ...]
 
 
+class ImportBegin(Struct, frozen=True, tag=True):
+    """Begin a run that is filled by ImportLines; until ImportFinish nobody sees it. Answer: Imported.
+
+    An import of the group that was begun before and not finished is given up.
+    """
+
+    ticket: int
+    group: str
+
+
+class ImportLines(Struct, frozen=True, tag=True):
+    """Put whole lines of an export (see core.portable) into the run that is being imported. Answer: Imported."""
+
+    ticket: int
+    group: str
+    run_id: int
+    lines: bytes
+
+
+class ImportFinish(Struct, frozen=True, tag=True):
+    """The run that was imported becomes the group's newest. Answer: Imported.
+
+    What was removed of older ones is for the next OpenRun to say. The workers' states are still to be taken.
+    """
+
+    ticket: int
+    group: str
+    run_id: int
+
+
+class ImportDrop(Struct, frozen=True, tag=True):
+    """Give up an import that is not finished; its rows are removed in small steps. Answer: Imported."""
+
+    ticket: int
+    group: str
+    run_id: int
+
+
+class Imported(Struct, frozen=True):
+    """How an import stands. With a `problem` it is given up, and the group is as it was."""
+
+    run_id: int
+    run: int = 0  # its number, once it is finished
+    problem: str | None = None
+
+
+class TakeState(Struct, frozen=True, tag=True):
+    """A state that is owed to a worker of this run, to be saved as a checkpoint. Answer: StateTaken or None."""
+
+    ticket: int
+    group: str
+    run_id: int
+    worker: str
+
+
+class StateTaken(Struct, frozen=True):
+    """A worker's state as it was imported with that run."""
+
+    run: int
+    schema: str
+    state: Raw
+
+
+class DropState(Struct, frozen=True, tag=True):
+    """The state that was owed to a worker is a checkpoint now. Answer: None."""
+
+    ticket: int
+    group: str
+    run_id: int
+    worker: str
+
+
 class Probe(Struct, frozen=True, tag=True):
     """Write and sync something small, to learn whether the disk works again. Answer: None."""
 
     ticket: int
 
 
+ImportOp: TypeAlias = ImportBegin | ImportLines | ImportFinish | ImportDrop | TakeState | DropState
 QueueOp: TypeAlias = AddItems | Conclude | FetchLanes | FetchWaiting | FindConclusion | ReserveClaims | Requeue | Cancel
-LedgerOp: TypeAlias = QueueOp | OpenRun | LoadRun | SetRunState | SetIntent | LoadIntents | Probe
+LedgerOp: TypeAlias = QueueOp | ImportOp | OpenRun | LoadRun | SetRunState | SetIntent | LoadIntents | Probe
 
 # ---- operations on the checkpoint files -----------------------------------------------------------------------------
 
@@ -341,5 +415,16 @@ class StateLoaded(Struct, frozen=True):
 StateOp: TypeAlias = SaveState | LoadState
 Op: TypeAlias = LedgerOp | StateOp
 Answer: TypeAlias = (
-    RunImage | Added | Concluded | Entries | Conclusion | Changed | Intents | StateSaved | StateLoaded | None
+    RunImage
+    | Added
+    | Concluded
+    | Entries
+    | Conclusion
+    | Changed
+    | Intents
+    | Imported
+    | StateTaken
+    | StateSaved
+    | StateLoaded
+    | None
 )

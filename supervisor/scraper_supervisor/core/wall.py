@@ -19,3 +19,15 @@ def timestamp(seconds: float, timespec: Literal["milliseconds", "microseconds"] 
 @lru_cache(maxsize=8)
 def _second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").removesuffix("+00:00")
+
+
+def seconds(text: str) -> float:
+    """Seconds since 1970 of an RFC 3339 time.
+
+    Raises:
+        ValueError: it is none, or names no offset from UTC.
+    """
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None:
+        raise ValueError(f"expected a time with its offset from UTC, such as {timestamp(0)}, got {text!r}")
+    return time.timestamp()

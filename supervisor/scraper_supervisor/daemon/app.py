@@ -116,6 +116,8 @@ def run(loaded: Loaded, *, once: bool = False, fresh: bool = False) -> int:
             folder.mkdir(parents=True, exist_ok=True)
             locks.append(FolderLock(folder))
     except Locked as error:
+        if error.command is not None:
+            raise CannotStart(f"{error}; start when it is done") from None
         raise CannotStart(f"another supervisor is running: {error}") from None
     except OSError as error:
         raise CannotStart(f"{error.filename}: {error.strerror}") from None

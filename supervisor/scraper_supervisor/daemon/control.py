@@ -34,6 +34,7 @@ class ControlParams(Struct, frozen=True, forbid_unknown_fields=True):
     parked: bool = False
     wait: bool = True
     generation: int | None = None
+    text: str = ""
 
 
 class ControlConnection(Connection):
@@ -137,6 +138,7 @@ class ControlSocket(Listener):
                     params.parked,
                     params.wait,
                     params.generation,
+                    params.text,
                 )
             )
 

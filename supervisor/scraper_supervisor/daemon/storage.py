@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 Answered: TypeAlias = list[tuple[Op, Answer | StoreFault]]
 
 _BATCH: Final = 2_048  # operations in one transaction: what came later waits some 50 ms at most for it
-_TIDY: Final = 2_000  # items of removed runs that an idle moment removes, some 20 ms
+_TIDY: Final = 500  # items of removed runs that an idle moment removes, some 4 ms: what arrives then waits for it
+_TIDY_BUSY: Final = 250  # and so many, some 2 ms, when no moment is idle:
+_TIDY_EVERY: Final = 16  # after so many batches
 _log = logging.getLogger(__name__)
 
 
@@ -108,19 +110,25 @@ class Storage:
     # ---- the ledger's thread -----------------------------------------------------------------------------------------
 
     def _write_ledger(self) -> None:
+        batches = 0  # since removed rows were last taken out
         while self._going:
             ops = self._arrived()  # while the last batch was committed
             waiting = len(ops)
             if not ops and self._going:
-                if self._ledger.untidy:
-                    self._tidy()
-                    continue
-                ops = self._arrived(None)
+                if not self._ledger.untidy:
+                    ops = self._arrived(None)
+                else:
+                    self._tidy(_TIDY)
+                    batches = 0
             if ops:
                 self._gathering.begin(waiting, time.perf_counter())
                 answers = self._perform(ops)
                 self._answer(ops, answers)
                 self._gathering.committed(len(ops), self._ledger.commit_seconds)
+                batches += 1
+            if self._ledger.untidy and batches >= _TIDY_EVERY:
+                self._tidy(_TIDY_BUSY)
+                batches = 0
             if self._ledger.log_is_long:
                 self._fold()
 
@@ -156,8 +164,8 @@ class Storage:
                 _log.warning("the ledger's log can't be folded back and grows: %s", fault.message)
             self._fold_fault = fault
 
-    def _tidy(self) -> None:
-        fault = self._ledger.tidy(_TIDY)
+    def _tidy(self, limit: int) -> None:
+        fault = self._ledger.tidy(limit)
         if fault is not None:
             _log.warning("the rows of removed runs stay for now: %s", fault.message)
 

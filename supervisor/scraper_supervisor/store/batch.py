@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, assert_never
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from msgspec import Raw
 
@@ -20,6 +20,8 @@ from scraper_supervisor.core.records import (
     FetchLanes,
     FetchWaiting,
     FindConclusion,
+    ImportLines,
+    ImportOp,
     Intents,
     Lane,
     LedgerOp,
@@ -36,6 +38,7 @@ from scraper_supervisor.core.records import (
     WorkerTotals,
 )
 from scraper_supervisor.core.wall import timestamp
+from scraper_supervisor.store import importing
 from scraper_supervisor.store.items import conclude, offer
 from scraper_supervisor.store.tally import Tally
 
@@ -50,6 +53,7 @@ _Other: TypeAlias = (
     | FetchLanes
     | FetchWaiting
     | FindConclusion
+    | ImportOp
     | LoadIntents
     | LoadRun
     | OpenRun
@@ -142,7 +146,7 @@ class Batch:
             case _:
                 return self._perform_small(op)
 
-    def _perform_small(self, op: SetRunState | ReserveClaims | SetIntent | LoadIntents | Probe) -> Answer:
+    def _perform_small(self, op: SetRunState | ReserveClaims | SetIntent | LoadIntents | Probe | ImportOp) -> Answer:
         execute = self._cursor.execute
         match op:
             case SetRunState():
@@ -166,7 +170,9 @@ class Batch:
             case Probe():
                 execute("INSERT INTO probes (id, count) VALUES (1, 1) ON CONFLICT (id) DO UPDATE SET count = count + 1")
             case _:
-                assert_never(op)
+                self.removed_runs = True  # perhaps: an import that was given up
+                self.weight += op.lines.count(b"\n") if isinstance(op, ImportLines) else 0
+                return importing.perform(self._cursor, op, self._now)
         return None
 
     # ---- items -------------------------------------------------------------------------------------------------------
@@ -281,7 +287,8 @@ class Batch:
         execute("INSERT INTO groups (name) VALUES (?) ON CONFLICT (name) DO NOTHING", (op.group,))
         (group_id,) = self._one("SELECT id FROM groups WHERE name = ?", (op.group,)) or (0,)
         newest = self._one(
-            "SELECT run, state, fresh_from FROM runs WHERE group_id = ? ORDER BY run DESC LIMIT 1", (group_id,)
+            "SELECT run, state, fresh_from FROM runs WHERE group_id = ? AND NOT removed ORDER BY run DESC LIMIT 1",
+            (group_id,),
         )
         run, state, fresh_from = newest or (0, "completed", 1)
         if newest is None or op.mode == "fresh" or (op.mode == "next" and state == "completed"):
@@ -301,7 +308,7 @@ class Batch:
         self.write_tallies()
         row = self._one(
             "SELECT runs.id, run, state, fresh_from, done, failed, parked, waiting, next_claim, started_at, finished_at"
-            " FROM runs JOIN groups ON groups.id = group_id WHERE name = ? ORDER BY run DESC LIMIT 1",
+            " FROM runs JOIN groups ON groups.id = group_id WHERE name = ? AND NOT removed ORDER BY run DESC LIMIT 1",
             (group,),
         )
         if row is None:
@@ -315,6 +322,7 @@ class Batch:
         return RunImage(
             run_id, run, state, fresh_from, done, failed, parked, waiting, tuple(Lane(*lane) for lane in lanes),
             next_claim, started_at, finished_at, tuple(WorkerTotals(*each) for each in totals),
+            importing.owed(self._cursor, run_id),
         )  # fmt: skip
 
     # ---- helpers -----------------------------------------------------------------------------------------------------

@@ -273,6 +273,38 @@ class Checkpoints:
             generation = None if look.file is None else look.file.generation
             yield FileCheck(str(look.path), look.worker, generation, reason is None, reason)
 
+    def newest(self, worker: str, fresh_from: int) -> Sealed | None:
+        """The state that LoadState would give, with nothing moved; None if the worker has none of these runs.
+
+        Raises:
+            Damaged: It has files of these runs, and none of them is sound.
+            TooNew: A later version wrote the newest one.
+            OSError: One cannot be read.
+        """
+        folder = self._folder(worker)
+        mark = read_mark(self._files, folder) or Mark(damaged=bool(self._names_aside(folder)))
+        asked = mark.fresh_from >= fresh_from  # else what is here is of earlier runs, if it tells no run itself
+        damage = Damaged("its files are damaged and were set aside") if asked and mark.damaged else None
+        for file in sealed.newest_first(self._files.names(folder)):
+            earlier = not asked or file.generation <= mark.before
+            try:
+                found = self._unseal(worker, folder, file)
+            except FileNotFoundError:
+                continue  # retention of a running daemon removed it meanwhile
+            except Damaged as error:
+                damage = damage if earlier else error
+                continue
+            except TooNew:
+                if earlier:
+                    break
+                raise
+            if found.header.run < fresh_from:
+                break
+            return found
+        if damage is not None:
+            raise damage
+        return None
+
     def show(self, worker: str, generation: int | None = None) -> Sealed:
         """One checkpoint, the newest file unless `generation` is given.
 

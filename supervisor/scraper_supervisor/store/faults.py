@@ -97,10 +97,15 @@ class NetworkFileSystem(StoreError):
 
 
 class Locked(StoreError):
-    """Another process holds the folder; `pid` is None if it has not said which."""
+    """Another process holds the folder: a supervisor, unless it said which command it is.
 
-    def __init__(self, folder: Path, pid: int | None) -> None:
+    `pid` is None if it has not said it.
+    """
+
+    def __init__(self, folder: Path, pid: int | None, command: str | None = None) -> None:
         holder = "another process" if pid is None else f"process {pid}"
-        super().__init__(f"{folder}: {holder} is using it")
+        what = f" ({command})" if command is not None else ""
+        super().__init__(f"{folder}: {holder}{what} is using it")
         self.folder = folder
         self.pid = pid
+        self.command = command

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 from scraper_supervisor.store.batch import Batch
 from scraper_supervisor.store.faults import StoreFault, disk_fault
+from scraper_supervisor.store.importing import forget, give_up_unfinished
 from scraper_supervisor.store.schema import open_ledger
 from scraper_supervisor.store.seal import seal
 
@@ -25,6 +26,12 @@ _FOLD_COMMITS: Final = 256  # each of them has written some ten pages to the log
 _FOLD_OPS: Final = 4_000
 _CLOCK_STEP: Final = 4e-6  # seconds; a retry's place is a double near -8e9, where neighbours are 1 to 2 µs apart
 _CLOCK_LEAD: Final = 1.0  # seconds; a clock that is set back by more is followed
+
+# By id alone: with the run as a condition too, each step would go through the whole index of the run.
+_FORGET_ITEMS: Final = "DELETE FROM items WHERE id IN (SELECT id FROM items WHERE run_id = ? LIMIT ?)"
+_FORGET_RESULTS: Final = (
+    "DELETE FROM results WHERE run_id = ? AND seq IN (SELECT seq FROM results WHERE run_id = ? ORDER BY seq LIMIT ?)"
+)
 
 
 def _nothing(_: int) -> Sequence[LedgerOp]:
@@ -59,7 +66,10 @@ class Ledger:
         Raises:
             NetworkFileSystem, LedgerDamaged, LedgerTooNew, LedgerUnusable: See `open_ledger`.
         """
-        return cls(path, open_ledger(path), clock)
+        db = open_ledger(path)
+        with contextlib.suppress(sqlite3.Error):  # a full disk, say: they are unseen, and can wait
+            give_up_unfinished(db)
+        return cls(path, db, clock)
 
     def close(self) -> None:
         """Close the file and seal it; harmless when already done."""
@@ -94,14 +104,18 @@ class Ledger:
         return [fault] * len(ops)
 
     def tidy(self, limit: int) -> StoreFault | None:
-        """Remove up to `limit` items of removed runs; `untidy` tells whether some are left. For idle moments."""
+        """Remove up to `limit` items of removed runs; `untidy` tells whether some are left.
+
+        The file does not shrink: what becomes free in it is used again.
+        """
         try:
             self._begin()
-            row = self._cursor.execute("SELECT id FROM runs WHERE removed ORDER BY id LIMIT 1").fetchone()
+            row = self._cursor.execute("SELECT id FROM runs WHERE removed = 1 ORDER BY id LIMIT 1").fetchone()
             if row is not None:
                 self._tidy_run(row[0], limit)
             self.untidy = row is not None
             self._cursor.execute("COMMIT")
+            self._unfolded_ops += limit if self.untidy else 0
         except Exception as error:  # noqa: BLE001 - as in perform
             self._abandon()
             self.untidy = False  # again after the next run that is removed, or the next start
@@ -191,16 +205,15 @@ class Ledger:
 
     def _tidy_run(self, run_id: int, limit: int) -> None:
         execute = self._cursor.execute
-        for table, column in (("results", "seq"), ("items", "id")):
-            execute(
-                f"DELETE FROM {table} WHERE run_id = ? AND {column} IN"
-                f" (SELECT {column} FROM {table} WHERE run_id = ? LIMIT ?)",
-                (run_id, run_id, limit),
-            )
-            if self._cursor.rowcount >= limit:
-                return
+        execute(_FORGET_RESULTS, (run_id, run_id, limit))
+        if self._cursor.rowcount >= limit:
+            return
+        execute(_FORGET_ITEMS, (run_id, limit))
+        if self._cursor.rowcount >= limit:
+            return
         for table in ("lanes", "totals"):
             execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
+        forget(self._cursor, run_id)
         execute("DELETE FROM runs WHERE id = ?", (run_id,))
 
 

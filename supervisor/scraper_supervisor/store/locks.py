@@ -1,10 +1,10 @@
-"""One process to a folder: a lock on the file `lock` in it, which holds the owner's pid."""
+"""One process to a folder: a lock on the file `lock` in it, which holds the owner's pid, and a command's name."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from scraper_supervisor.store.faults import Locked
 
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-_NAME = "lock"
+_NAME: Final = "lock"
+_SIZE: Final = 256  # bytes, more than it ever holds
 
 
 class FolderLock:
@@ -23,14 +24,17 @@ class FolderLock:
     Args:
         folder: An existing folder.
         fd: What `keep_over_exec` told, in a process that has executed itself anew and holds the folder already.
+        command: The name of the command that this process is, for whoever finds the folder locked; None: it is the
+            supervisor.
 
     Raises:
         Locked: Another process (or another FolderLock of this one) holds the folder.
         OSError: The file cannot be opened or written.
     """
 
-    def __init__(self, folder: Path, fd: int | None = None) -> None:
+    def __init__(self, folder: Path, fd: int | None = None, command: str | None = None) -> None:
         self.folder = folder
+        self._command = command
         self._fd = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if fd is None else fd
         try:
             os.set_inheritable(self._fd, False)
@@ -54,9 +58,10 @@ class FolderLock:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Locked(self.folder, _pid(os.pread(self._fd, 32, 0))) from None
+            raise Locked(self.folder, *_told(os.pread(self._fd, _SIZE, 0))) from None
         os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+        lines = (str(os.getpid()), self._command) if self._command is not None else (str(os.getpid()),)
+        os.pwrite(self._fd, "".join(f"{line}\n" for line in lines).encode(), 0)
 
     def __enter__(self) -> Self:
         return self
@@ -67,6 +72,7 @@ class FolderLock:
         self.close()
 
 
-def _pid(content: bytes) -> int | None:
-    text = content.strip()
-    return int(text) if text.isdigit() else None
+def _told(content: bytes) -> tuple[int | None, str | None]:
+    """(pid, command) as the holder wrote it; None for what it has not written."""
+    pid, command, *_ = [*content.decode(errors="replace").split("\n"), ""]
+    return int(pid) if pid.isascii() and pid.isdecimal() else None, command or None

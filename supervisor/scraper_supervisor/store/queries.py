@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sqlite3
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-_CHUNK: Final = 1_000  # rows read at once: a reader that is slow must not keep the writer's log from shrinking
+# What is read at once. While a statement is open the writer's log cannot be begun anew: it is never open for long, and
+# never while somebody else is to take what was read.
+_ROWS: Final = 1_000
+_BYTES: Final = 4 * 1024 * 1024
+_IDS: Final = 20_000  # that are looked at for such rows, some 10 ms
 _STATES: Final = {
     "pending": " AND state = 'open' AND not_before IS NULL",
     "waiting": " AND state = 'open' AND not_before IS NOT NULL",
@@ -28,6 +33,13 @@ _STATES: Final = {
     "done": " AND state = 'done'",
     "failed": " AND state = 'failed'",
 }
+
+
+class RunGone(LookupError):
+    """The run was removed while it was read: newer ones began, and keep_runs says how many stay."""
+
+    def __init__(self, group: str, run: int) -> None:
+        super().__init__(f"{group}: run {run} was removed while it was read; keep_runs says how many runs stay")
 
 
 class RunInfo(Struct, frozen=True):
@@ -121,15 +133,11 @@ class LedgerReader:
         """The items of a run, the latest unless `run` is given, in the order in which they were added.
 
         Raises:
-            LookupError: There is no such group or run.
+            LookupError: There is no such group or run, or it is removed meanwhile (RunGone).
         """
-        run_id, last = self._run_id(group, run), 0
-        query = (
-            "SELECT id, key, state, attempts, target, not_before, worker, CAST(last_failure AS BLOB) FROM items"
-            f" WHERE run_id = ? AND id > ?{'' if state is None else _STATES[state]} ORDER BY id LIMIT {_CHUNK}"
-        )
-        while rows := self._rows(query, (run_id, last)):
-            last = rows[-1][0]
+        info = self._run(group, run)
+        columns = "id, key, state, attempts, target, not_before, worker, CAST(last_failure AS BLOB)"
+        for rows in scan_items(self._path, self._db, info, columns, where="" if state is None else _STATES[state]):
             for row in rows:
                 yield _item(*row[1:])
 
@@ -137,16 +145,16 @@ class LedgerReader:
         """The done items of a run, the latest unless `run` is given, by seq, from the one after `after` on.
 
         Raises:
-            LookupError: There is no such group or run.
+            LookupError: There is no such group or run, or it is removed meanwhile (RunGone).
             LedgerUnreadable: A result is not what was stored; those before it were told.
         """
-        run_id = self._run_id(group, run)
+        info = self._run(group, run)
         query = (
             "SELECT results.seq, key, CAST(result AS BLOB), sha256, results.attempts, finished_at"
             " FROM results JOIN items ON items.id = item_id"
-            f" WHERE results.run_id = ? AND results.seq > ? ORDER BY results.seq LIMIT {_CHUNK}"
+            f" WHERE results.run_id = ? AND results.seq > ? ORDER BY results.seq LIMIT {_ROWS}"
         )
-        while rows := self._rows(query, (run_id, after)):
+        while rows := self._some(info, query, after):
             after = rows[-1][0]
             for seq, key, result, sha256, attempts, finished_at in rows:
                 if hashlib.sha256(result).hexdigest() != sha256:
@@ -166,16 +174,91 @@ class LedgerReader:
         Raises:
             LedgerUnreadable: SQLite can't read them.
         """
-        try:
+        with readable(self._path):
             return self._db.execute(query, values).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise LedgerUnreadable(self._path, str(error)) from error
 
-    def _run_id(self, group: str, run: int | None) -> int:
+    def _some(self, run: RunInfo, query: str, after: int) -> list[tuple[Any, ...]]:
+        with readable(self._path):
+            rows, _ = _some(self._db, query, (run.run_id, after))
+            check_there(self._db, run)
+        return rows
+
+    def _run(self, group: str, run: int | None) -> RunInfo:
         for info in self.runs(group):
             if run in (None, info.run):
-                return info.run_id
+                return info
         raise LookupError(f"the ledger has no run{'' if run is None else f' {run}'} of group {group!r}")
+
+
+def scan_items(
+    path: Path, db: sqlite3.Connection, run: RunInfo, columns: str, *, where: str = "", upto: int | None = None
+) -> Iterator[list[tuple[Any, ...]]]:
+    """The items of a run in the order of their ids, in steps of bounded rows, bytes and time.
+
+    Args:
+        path: The ledger.
+        db: A connection to it.
+        run: Which run.
+        columns: What to select, from `items` (and `results`, if the columns name it in a sub-select); `id` first.
+        where: More conditions, each with its AND.
+        upto: The last id; what is added meanwhile is read too if it is None.
+
+    Raises:
+        RunGone: The run is removed meanwhile.
+        LedgerUnreadable: SQLite can't read them.
+    """
+    # By id alone, whatever else is indexed: in another index' order, each step would sort the rows that are left.
+    query = f"SELECT {columns} FROM items WHERE +run_id = ? AND id > ? AND id <= ?{where} ORDER BY id LIMIT {_ROWS}"
+    with readable(path):
+        (first,) = db.execute("SELECT min(id) FROM items WHERE run_id = ?", (run.run_id,)).fetchone()
+    last = (first or 1) - 1
+    while True:
+        with readable(path):
+            end = _last_id(db) if upto is None else upto
+            stop = min(last + _IDS, end)
+            rows, whole = _some(db, query, (run.run_id, last, stop))
+            check_there(db, run)
+        if rows:
+            yield rows
+        last = stop if whole else rows[-1][0]
+        if last >= end:
+            return
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What SQLite can't read of this ledger is LedgerUnreadable."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise LedgerUnreadable(path, str(error)) from error
+
+
+def check_there(db: sqlite3.Connection, run: RunInfo) -> None:
+    """Make sure that the run was there when its rows were read: they are removed after it is marked as removed.
+
+    Raises:
+        RunGone: It is removed.
+    """
+    if db.execute("SELECT 1 FROM runs WHERE id = ? AND NOT removed", (run.run_id,)).fetchone() is None:
+        raise RunGone(run.group, run.run)
+
+
+def _last_id(db: sqlite3.Connection) -> int:
+    (last,) = db.execute("SELECT max(id) FROM items").fetchone()
+    return last or 0
+
+
+def _some(db: sqlite3.Connection, query: str, values: tuple[object, ...]) -> tuple[list[tuple[Any, ...]], bool]:
+    """The first rows, as many as memory is to hold, and whether these are all; the statement is closed."""
+    rows, size = [], 0
+    with contextlib.closing(db.execute(query, values)) as cursor:
+        for row in cursor:
+            rows.append(row)
+            size += sum([len(value) for value in row if type(value) is bytes])
+            if size > _BYTES:
+                return rows, False
+    return rows, len(rows) < _ROWS
 
 
 def _item(

@@ -136,7 +136,7 @@ class Salvage:
 
     def _note_runs(self, db: sqlite3.Connection) -> dict[int, tuple[str, int]]:
         for name, run, started_at in db.execute(
-            "SELECT name, run, started_at FROM runs JOIN groups ON groups.id = group_id"
+            "SELECT name, run, started_at FROM runs JOIN groups ON groups.id = group_id WHERE run > 0"
         ).fetchall():
             begun = self._runs.setdefault(name, [])
             if (started_at, run) not in begun:

@@ -1,0 +1,253 @@
+"""Imports with the daemon running: who may, what the disk is asked, and that no worker starts before its state."""
+
+from unittest.mock import ANY
+
+import pytest
+from msgspec import Raw
+from msgspec.structs import replace
+from tests.core.playbook import Play, writes
+
+from scraper_supervisor.core.events import (
+    Answered,
+    Asked,
+    Due,
+    HangUp,
+    Persist,
+    Persisted,
+    Reconfigured,
+    Spawn,
+    Terminated,
+    Withdrawn,
+)
+from scraper_supervisor.core.records import (
+    DropState,
+    ImportBegin,
+    ImportDrop,
+    Imported,
+    ImportFinish,
+    ImportLines,
+    LoadState,
+    OpenRun,
+    Probe,
+    SaveState,
+    SetIntent,
+    StateTaken,
+    TakeState,
+)
+from scraper_supervisor.core.settings import CheckpointSettings
+from scraper_worker.protocol import End, Goodbye, ItemDone, ItemNext
+
+STATE = Raw(b'{"page":7}')
+
+
+def group_state(play):
+    return play.fleet.state.groups["g"].state.public
+
+
+def ask(step, request, text=""):
+    return Asked(request, f"items.import.{step}", ("g",), text=text)
+
+
+def answered(play, answer):
+    """The disk's answer to the oldest of what it was asked."""
+    return Persisted(play.held.pop(0), answer)
+
+
+def stopped(*keys, **settings):
+    """A group that an operator stopped, and a disk that does not answer by itself."""
+    play = Play(*keys, **settings)
+    a = play.up()
+    play >> Asked(1, "stop", ("g",))
+    play.ignoring(object)
+    play.dies(a, 0).ignoring(object)
+    assert group_state(play) == "stopped"
+    return play.hold()
+
+
+def begun(play):
+    play >> ask("begin", 2) << Persist(ImportBegin(ANY, "g"))
+    play >> answered(play, Imported(9)) << Answered(2, True, {})
+    return play
+
+
+def image(play, *owed):
+    """The run as the ledger has it once it is imported."""
+    return replace(play.store._image("g"), run=2, run_id=9, fresh_from=2, owed=owed)
+
+
+def finishing(play):
+    play >> ask("finish", 4) << Persist(ImportFinish(ANY, "g", 9))
+    assert group_state(play) == "running"  # which is what a group is told to be whose run is being read
+    return play
+
+
+def test_a_run_is_imported_in_steps_and_the_group_stays_stopped():
+    play = begun(stopped("x"))
+    play >> ask("lines", 3, "one\ntwo\nth") << Persist(ImportLines(ANY, "g", 9, b"one\ntwo\n"))
+    play >> answered(play, Imported(9)) << Answered(3, True, {})
+    play >> ask("lines", 3, "re") << Answered(3, True, {})
+    play >> ask("lines", 3, "e\n") << Persist(ImportLines(ANY, "g", 9, b"three\n"))
+    play >> answered(play, Imported(9)) << Answered(3, True, {})
+    finishing(play)
+    play >> answered(play, Imported(9, 2)) << writes(OpenRun)
+    play >> answered(play, image(play)) << Answered(4, True, {"run": 2, "state": "stopped"})
+    assert group_state(play) == "stopped"
+    play >> Asked(5, "start", ("g",)) << writes(SetIntent) << Spawn("g-0", 2, ANY)
+
+
+def test_states_become_checkpoints_before_anything_starts():
+    play = begun(stopped("x", settings={"checkpoint": CheckpointSettings(compression="gzip", retention=3)}))
+    finishing(play) >> answered(play, Imported(9, 2)) << writes(OpenRun)
+    play >> answered(play, image(play, "g-0", "g-7")) << Persist(TakeState(ANY, "g", 9, "g-0"))
+    play >> Asked(5, "start", ("g",)) << writes(SetIntent)  # it is started with its run, and not before
+    play.held.pop()
+    for worker, following in (("g-0", writes(TakeState)), ("g-7", writes(OpenRun))):
+        play >> answered(play, StateTaken(2, "cursor/1", STATE)) << Persist(LoadState(ANY, worker, 2))
+        play << Persist(SaveState(ANY, worker, 2, "cursor/1", STATE, 1, 0, 0, 3, True))
+        play >> play.durable()
+        play.silence() >> play.durable() << Persist(DropState(ANY, "g", 9, worker))
+        play.silence() >> answered(play, None) << following
+    play.silence() >> answered(play, image(play)) << Spawn("g-0", 2, ANY) << Answered(4, True, ANY)
+    assert play.store.states["g-0"] == [(1, 2, "cursor/1", STATE)]
+
+
+def test_a_supervisor_that_died_in_between_goes_on_with_the_states_at_its_start():
+    store = stopped("x").store
+    play = Play(store=HoldsStates(store))
+    play << Spawn("g-0", 1, ANY)
+    assert store.states["g-0"] == [(1, 1, "cursor/1", STATE)]
+
+
+class HoldsStates:
+    """A disk on which an imported state is still owed."""
+
+    def __init__(self, store):
+        self._store = store
+        self._owed = ("g-0",)
+        store.intents.clear()
+
+    def perform(self, op, now):
+        match op:
+            case TakeState():
+                return StateTaken(1, "cursor/1", STATE)
+            case DropState():
+                assert self._store.states
+                self._owed = ()
+                return None
+        answer = self._store.perform(op, now)
+        return replace(answer, owed=self._owed) if isinstance(op, OpenRun) else answer
+
+
+@pytest.mark.parametrize("refused", [TakeState, SaveState, DropState])
+def test_a_disk_that_refuses_a_state_is_asked_again_when_it_works(refused):
+    play = begun(stopped("x"))
+    finishing(play) >> answered(play, Imported(9, 2)) << writes(OpenRun)
+    play >> answered(play, image(play, "g-0")) << writes(TakeState)
+    if refused is not TakeState:
+        play >> answered(play, StateTaken(2, "cursor/1", STATE)) << writes(LoadState) << writes(SaveState)
+        play >> play.durable()
+    if refused is DropState:
+        play >> play.durable() << writes(DropState)
+    play >> play.lost()
+    play.silence().deadline() >> Due() << writes(Probe)
+    play >> answered(play, None) << writes(OpenRun)
+    play >> answered(play, image(play, "g-0")) << writes(TakeState)
+    play >> answered(play, StateTaken(2, "cursor/1", STATE)) << writes(LoadState) << writes(SaveState)
+    play >> play.durable()
+    play >> play.durable() << writes(DropState)
+    play >> answered(play, None) << writes(OpenRun)
+    play >> answered(play, image(play)) << Answered(4, True, {"run": 2, "state": "stopped"})
+
+
+@pytest.mark.parametrize("step", ["begin", "finish"])
+def test_a_group_that_works_is_to_be_stopped_first(step):
+    play = Play("x")
+    if step == "finish":
+        play = begun(stopped("x"))
+        play.flow() >> Asked(5, "start", ("g",)) << Spawn("g-0", 2, ANY)
+    play.ignoring(Spawn)
+    play >> ask(step, 6) << Answered(6, False, "g is running; stop it first: stop g")
+
+
+def test_what_was_not_begun_can_not_be_gone_on_with():
+    play = stopped("x")
+    for step in ("lines", "finish", "drop"):
+        play >> ask(step, 2, "x\n") << Answered(2, False, ANY)
+    play >> Asked(2, "items.import.begin", ("h",)) << Answered(2, False, "no group is named 'h'; known are: g")
+    play >> Terminated("bye")
+    play.ignoring(object) >> ask("begin", 3) << Answered(3, False, ANY)
+
+
+def test_a_completed_group_is_stopped_by_an_import():
+    play = Play("x")
+    a = play.up()
+    x = play.gives(a)
+    play >> a(ItemDone("x", x.claim)) << a.gets(ANY)
+    play >> a(ItemNext()) << a.gets(End("complete"))
+    play >> a(Goodbye("complete")) << a.gets(ANY)
+    play.dies(a, 0).ignoring(HangUp)
+    assert group_state(play) == "completed"
+    begun(play.hold())
+    play >> ask("finish", 4) << writes(SetIntent) << writes(ImportFinish)
+    play.held.pop(0)
+    play >> answered(play, Imported(9, 2)) << writes(OpenRun)
+    still_open = replace(image(play), state="running", waiting=1)
+    play >> answered(play, still_open) << Answered(4, True, {"run": 2, "state": "stopped"})
+
+
+@pytest.mark.parametrize("how", ["problem", "lost"])
+def test_a_run_that_cannot_be_finished_leaves_the_group_with_the_old_one(how):
+    play = finishing(begun(stopped("x")))
+    play >> (answered(play, Imported(9, 0, "it was given up")) if how == "problem" else play.lost())
+    play << writes(OpenRun) << Answered(4, False, ANY)
+    play >> play.durable()
+    assert (group_state(play), play.fleet.state.groups["g"].queue.image.run) == ("stopped", 1)
+    play >> ask("finish", 5) << Answered(5, False, ANY)
+
+
+@pytest.mark.parametrize("step", ["begin", "lines"])
+def test_an_import_whose_command_is_gone_is_given_up(step):
+    play = stopped("x")
+    if step == "lines":
+        begun(play)
+    play >> ask(step, 3, "x\n") << writes(ImportBegin if step == "begin" else ImportLines)
+    play >> Withdrawn(3)
+    play.silence() >> answered(play, Imported(9)) << Answered(0, True, {}) << Persist(ImportDrop(ANY, "g", 9))
+    play >> answered(play, Imported(9))
+    play.silence() >> ask("lines", 4, "x\n") << Answered(4, False, ANY)
+
+
+def test_an_import_that_is_dropped_is_forgotten():
+    play = begun(stopped("x"))
+    play >> ask("drop", 3) << Persist(ImportDrop(ANY, "g", 9))
+    play >> answered(play, Imported(9)) << Answered(3, True, {})
+    play >> ask("lines", 4, "x\n") << Answered(4, False, ANY)
+
+
+def test_lines_that_are_refused_end_the_import():
+    play = begun(stopped("x"))
+    play >> ask("lines", 3, "x\n") << writes(ImportLines)
+    play >> answered(play, Imported(9, problem="item 'x' comes twice"))
+    play << Answered(3, False, "g: item 'x' comes twice")
+    play >> ask("finish", 4) << Answered(4, False, ANY)
+
+
+def test_a_line_that_is_cut_short_is_not_finished():
+    play = begun(stopped("x"))
+    play >> ask("lines", 3, "half") << Answered(3, True, {})
+    play >> ask("finish", 4) << Answered(4, False, "g: the last line of the import is cut short")
+
+
+def test_start_fresh_while_an_import_is_being_finished_has_the_last_word():
+    play = finishing(begun(stopped("x")))
+    play >> Asked(5, "start", ("g",), fresh=True) << writes(SetIntent) << writes(OpenRun)
+    play >> answered(play, Imported(9, 2))
+    play.silence()
+    play.held.pop(0)
+    play >> play.durable() << Spawn("g-0", 2, ANY) << Answered(4, True, {"run": 2, "state": "running"})
+
+
+def test_a_group_that_is_removed_meanwhile_is_told_of():
+    play = finishing(begun(stopped("x")))
+    play >> Reconfigured(replace(play.settings, groups={}))
+    play.silence() >> answered(play, Imported(9, 2)) << Answered(4, True, {"run": 2, "state": None})
