@@ -14,12 +14,13 @@ import select
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TextIO, TypeVar
 
 import msgspec
 import structlog
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from scraper_supervisor.core.names import Severity
 from scraper_supervisor.core.wall import timestamp
 from scraper_supervisor.store.events_file import EVENTS_FILE, KEPT, rotated
 
@@ -27,15 +28,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
     from pathlib import Path
 
-    from scraper_supervisor.core.names import Severity
 
 LOG_QUEUE: Final = 10_000  # lines
-EVENT_QUEUE: Final = 100_000  # events
+EVENT_QUEUE: Final = 50_000  # events
 ROTATE_AT: Final = 64 * 1024 * 1024  # bytes
 RETRY_EVERY: Final = 1.0  # seconds, while the disk refuses events
 CLOSE_WITHIN: Final = 2.0  # seconds
 GATHER: Final = 0.005  # seconds between two writes, for lines to gather
-_BATCH: Final = 1000  # lines written at once
+_BATCH: Final = 256  # lines written at once: to put them together must not keep the interpreter from the loop
+
+T = TypeVar("T")
 
 
 def utc_now() -> str:
@@ -43,8 +45,8 @@ def utc_now() -> str:
     return timestamp(time.time(), "microseconds")
 
 
-class BatchThread:
-    """A bounded queue of lines and the thread that writes them.
+class BatchThread(Generic[T]):
+    """A bounded queue of lines, or of what becomes lines, and the thread that writes them.
 
     Args:
         name: the thread's.
@@ -52,10 +54,10 @@ class BatchThread:
         write: writes some lines; False keeps them, to be tried again after a while. Called in the thread alone.
     """
 
-    def __init__(self, name: str, capacity: int, write: Callable[[list[bytes]], bool]) -> None:
+    def __init__(self, name: str, capacity: int, write: Callable[[list[T]], bool]) -> None:
         self._capacity = capacity
         self._write = write
-        self._lines: deque[bytes] = deque()
+        self._lines: deque[T] = deque()
         self._changed = threading.Condition()
         self._asleep = False
         self._prompt = False
@@ -65,8 +67,8 @@ class BatchThread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def put(self, line: bytes, *, prompt: bool = True) -> bool:
-        """Queue a line, newline included; False when it was dropped.
+    def put(self, line: T, *, prompt: bool = True) -> bool:
+        """Queue a line; False when it was dropped.
 
         Args:
             line: what to write.
@@ -246,6 +248,26 @@ def _encode(value: Any) -> bytes:
 # ---- the event log ---------------------------------------------------------------------------------------------------
 
 
+class _Pending(Struct, frozen=True):
+    """An event that waits to be written, as it was published; `time` is wall-clock seconds."""
+
+    time: float
+    event: str
+    severity: Severity
+    component: str
+    correlation_id: str
+    data: Any
+    worker: str | None
+    group: str | None
+
+    def line(self) -> bytes:
+        """Its line in the log."""
+        data = Raw(_encode(self.data))  # by itself: what JSON cannot hold must not cost the rest
+        time = timestamp(self.time, "microseconds")
+        head = (time, self.event, self.severity, self.component, self.correlation_id, self.worker, self.group)
+        return _encode(_Record(*head, data)) + b"\n"
+
+
 class _Record(Struct, omit_defaults=True):
     """One line of the event log."""
 
@@ -291,10 +313,12 @@ class EventLog:
         worker: str | None = None,
         group: str | None = None,
     ) -> None:
-        """Stamp an event with the time and queue it."""
-        coded = Raw(_encode(data))  # by itself: what JSON cannot hold must not cost the rest
-        record = _Record(utc_now(), event, severity, component, correlation_id, worker, group, coded)
-        if not self._thread.put(_encode(record) + b"\n", prompt=severity != "debug"):
+        """Stamp an event with the time and queue it; it becomes text in the thread, while the loop may do other things.
+
+        Nothing in `data` may be changed from now on.
+        """
+        pending = _Pending(time.time(), event, severity, component, correlation_id, data, worker, group)
+        if not self._thread.put(pending, prompt=severity != "debug"):
             self.lost += 1
 
     def close(self) -> int:
@@ -304,9 +328,9 @@ class EventLog:
 
     # ---- in the thread ---------------------------------------------------------------------------------------------
 
-    def _write(self, batch: list[bytes]) -> bool:
+    def _write(self, batch: list[_Pending]) -> bool:
         try:
-            self._append(b"".join(batch))
+            self._append(b"".join([event.line() for event in batch]))
         except OSError as error:
             self._drop_handle()
             if not self._failing:
