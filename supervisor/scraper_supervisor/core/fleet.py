@@ -49,6 +49,7 @@ from scraper_supervisor.core.records import (
     Op,
     OpenRun,
     Probe,
+    ProbeFolder,
     RunImage,
     SaveState,
     SetIntent,
@@ -114,7 +115,7 @@ class Fleet:
         state = self.state
         times = [
             self.abort.next_deadline(),
-            state.storage.probe_at,
+            self.disk.next_deadline(),
             self._save_states_at,
             self.recycling.next_deadline(),
         ]
@@ -210,6 +211,8 @@ class Fleet:
         worker = self.state.workers.get(name)
         if worker is None or worker.life.phase is not Phase.RUNNING or worker.goodbye is not None:
             return False
+        if name in self.state.storage.folders:
+            return False
         if worker.recycle is not None or worker.limit is not None or worker.paused:
             return False
         return self.state.groups[worker.group].state is GroupState.RUNNING
@@ -218,8 +221,8 @@ class Fleet:
 
     def _persisted(self, op: Op, answer: Answer, now: float) -> None:
         match op:
-            case Probe():
-                self._healed(now)
+            case Probe() | ProbeFolder():
+                self._healed(op, now)
             case LoadIntents():
                 self._begun = True
                 if isinstance(answer, Intents):
@@ -250,6 +253,8 @@ class Fleet:
         if not isinstance(op, LoadState) or not isinstance(answer, StateLoaded):
             return
         self.checkpoints.publish_damage(op.worker, answer)
+        if self._healed(op, now):  # it was read to learn whether it can be
+            return
         later = self.introductions.read(op, answer, now)
         if later is None:
             self.checkpoints.loaded(op, answer)
@@ -265,7 +270,7 @@ class Fleet:
             case LoadState():
                 if not self.introductions.failed(op, event.errno, event.message):
                     self.checkpoints.failed(op, event.errno, event.message)
-            case SetRunState() | SetIntent() | LoadIntents() | OpenRun() | LoadRun() | Probe():
+            case SetRunState() | SetIntent() | LoadIntents() | OpenRun() | LoadRun() | Probe() | ProbeFolder():
                 pass  # the disk's room asks them again
             case _:
                 group = self.state.groups.get(op.group)
@@ -273,13 +278,21 @@ class Fleet:
                     self._effects(group.queue.persist_failed(op, event.errno, event.message), now)
                 self.operators.persist_failed(op, event.message)
 
-    def _healed(self, now: float) -> None:
-        since = self.disk.healed(now)
-        if since is None:
-            return
-        for group in self.state.groups.values():
-            self._effects(group.queue.settle(), now)
-        self.watchdog.stood_still(since, now)
+    def _healed(self, op: Probe | ProbeFolder | LoadState, now: float) -> bool:
+        """A place of the store took what it is tried with; whether that ends a trouble."""
+        ended = self.disk.healed(op, now)
+        if ended is None:
+            return False
+        name, since = ended
+        if name is None:
+            for group in self.state.groups.values():
+                self._effects(group.queue.settle(), now)
+        ledger, folders = self.state.storage.ledger, self.state.storage.folders
+        until = now if ledger is None else ledger.since  # from then on it is the ledger's trouble that counts
+        for worker in self.state.workers.values():
+            if name in (None, worker.name) and worker.name not in folders and since < until:
+                self.watchdog.stood_still(worker, since, until)
+        return True
 
     # ---- time
 

@@ -267,9 +267,10 @@ class Changed(Struct, frozen=True):
 
 
 class Probe(Struct, frozen=True, tag=True):
-    """Write and sync something small, to learn whether the disk works again. Answer: None."""
+    """Learn whether the ledger can be written again, with `room` bytes to spare on its disk. Answer: None."""
 
     ticket: int
+    room: int = 0
 
 
 LedgerOp: TypeAlias = (
@@ -349,7 +350,15 @@ class StateLoaded(Struct, frozen=True):
     damage: tuple[Damage, ...] = ()
 
 
-StateOp: TypeAlias = SaveState | LoadState
+class ProbeFolder(Struct, frozen=True, tag=True):
+    """Learn whether a worker's folder takes a file of `room` bytes again. Answer: None."""
+
+    ticket: int
+    worker: str
+    room: int
+
+
+StateOp: TypeAlias = SaveState | LoadState | ProbeFolder
 Op: TypeAlias = LedgerOp | StateOp
 Answer: TypeAlias = (
     RunImage | Added | Concluded | Entries | Conclusion | Changed | Intents | StateSaved | StateLoaded | None

@@ -53,7 +53,7 @@ from scraper_supervisor.core.events import (
 )
 from scraper_supervisor.core.fleet import Fleet
 from scraper_supervisor.core.parse import InvalidSettings, Problem
-from scraper_supervisor.core.snapshot import Daemon, snapshot
+from scraper_supervisor.core.snapshot import Daemon, snapshot, supervisor_state
 from scraper_supervisor.daemon.control import ControlSocket
 from scraper_supervisor.daemon.host import Notifier, Signals, environment_for_workers
 from scraper_supervisor.daemon.processes import Exit, Processes, SpawnError, SpawnSpec
@@ -242,7 +242,7 @@ class App:
         if not self._arming:
             self._arming = True
             self._loop.call_soon(self._arm)
-        if not self._ready and self._fleet.state.phase != "starting":
+        if not self._ready and supervisor_state(self._fleet) != "starting":
             self._ready = True
             self._notifier.ready("serving")
             self._notifier.start_watchdog(self._loop)
@@ -319,7 +319,7 @@ class App:
         try:
             spawned = await self._processes.spawn(spec)
         except SpawnError as error:
-            self.feed(SpawnFailed(worker, incarnation, error.message))
+            self.feed(SpawnFailed(worker, incarnation, error.message, error.errno))
         else:
             self.feed(Spawned(worker, incarnation, spawned.pid, spawned.token))
 

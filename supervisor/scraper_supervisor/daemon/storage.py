@@ -8,9 +8,10 @@ import threading
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from scraper_supervisor.core.records import Answer, LedgerOp, LoadState, Op, SaveState, StateOp
+from scraper_supervisor.core.records import Answer, LedgerOp, Op, Probe, StateOp
 from scraper_supervisor.store.checkpoints import Checkpoints
 from scraper_supervisor.store.faults import StoreFault, disk_fault
+from scraper_supervisor.store.files import Files
 from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.schema import FILE_NAME
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from scraper_supervisor.store.files import Files
 
 Answered: TypeAlias = list[tuple[Op, Answer | StoreFault]]
 
@@ -56,7 +56,9 @@ class Storage:
         self._deliver = deliver
         self._loop = loop
         self._ledger = Ledger.open(state_dir / FILE_NAME)
-        self._checkpoints = Checkpoints(state_dir, files)
+        self._state_dir = state_dir
+        self._files = files or Files()
+        self._checkpoints = Checkpoints(state_dir, self._files)
         self._ledger_ops: SimpleQueue[LedgerOp | None] = SimpleQueue()  # None: close
         self._state_ops: SimpleQueue[StateOp | None] = SimpleQueue()
         self._closed = False
@@ -76,7 +78,7 @@ class Storage:
         """
         if self._closed:
             raise RuntimeError("the storage is closed")
-        if isinstance(op, SaveState | LoadState):
+        if isinstance(op, StateOp):
             self._state_ops.put(op)
         else:
             self._ledger_ops.put(op)
@@ -123,6 +125,9 @@ class Storage:
 
     def _perform(self, ops: Sequence[LedgerOp]) -> list[Answer | StoreFault]:
         try:
+            for op in ops:
+                if isinstance(op, Probe):
+                    self._files.probe(self._state_dir, op.room)
             return self._ledger.perform(ops)
         except Exception as error:  # noqa: BLE001 - the fault is the answer
             return [_fault(error)] * len(ops)

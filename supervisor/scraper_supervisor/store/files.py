@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TEMPORARY: Final = ".tmp"  # the ending of a file that is not finished yet
+PROBE_NAME: Final = f".checkpoint-probe{TEMPORARY}"
 
 _FILE_MODE: Final = 0o600  # states hold cookies
 _FOLDER_MODE: Final = 0o700
@@ -81,6 +82,20 @@ class Files:
     def remove(self, path: Path) -> None:
         """Remove a file; that it stays gone after a power loss is not promised."""
         os.unlink(path)
+
+    def probe(self, folder: Path, room: int) -> None:
+        """Learn whether a folder takes a file of so many bytes, durably; nothing of it stays."""
+        path = folder / PROBE_NAME
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE)
+        try:
+            if room:
+                os.posix_fallocate(fd, 0, room)
+            self._write_all(fd, b"probe\n")
+            self.sync(fd)
+            self.sync_folder(folder)
+        finally:
+            os.close(fd)
+            os.unlink(path)
 
     def sync(self, fd: int) -> None:
         """Bring a file or folder to the disk."""
