@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import logging
+import sqlite3
 import threading
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from scraper_supervisor.core.records import Answer, LedgerOp, Op, Probe, StateOp
 from scraper_supervisor.store.checkpoints import Checkpoints
-from scraper_supervisor.store.faults import StoreFault, disk_fault
+from scraper_supervisor.store.faults import StoreError, StoreFault, disk_fault
 from scraper_supervisor.store.files import Files
 from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.schema import FILE_NAME
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 Answered: TypeAlias = list[tuple[Op, Answer | StoreFault]]
 
 _BATCH: Final = 2_048  # operations in one transaction: what came later waits some 50 ms at most for it
+_LOOK_EVERY: Final = 1.0  # seconds
 _TIDY: Final = 2_000  # items of removed runs that an idle moment removes, some 20 ms
 _log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class Storage:
     ) -> None:
         self._deliver = deliver
         self._loop = loop
-        self._ledger = Ledger.open(state_dir / FILE_NAME)
+        self._ledger = Ledger.open(state_dir / FILE_NAME, patient=True)
         self._state_dir = state_dir
         self._files = files or Files()
         self._checkpoints = Checkpoints(state_dir, self._files)
@@ -95,7 +97,10 @@ class Storage:
         self._state_ops.put(None)
         for thread in self._threads:
             thread.join()
-        self._ledger.close()
+        try:
+            self._ledger.close()
+        except (OSError, sqlite3.Error, StoreError) as error:
+            _log.critical("the ledger is not as it was acknowledged: %s", error)
 
     # ---- the ledger's thread -----------------------------------------------------------------------------------------
 
@@ -112,7 +117,7 @@ class Storage:
     def _take(self) -> tuple[list[LedgerOp], bool]:
         """What has arrived, waiting for the first; and whether more may come."""
         ops: list[LedgerOp] = []
-        op = self._ledger_ops.get()
+        op = self._next()
         while op is not None:
             ops.append(op)
             if len(ops) == _BATCH:
@@ -122,6 +127,16 @@ class Storage:
             except Empty:
                 return ops, True
         return ops, False
+
+    def _next(self) -> LedgerOp | None:
+        """The next operation; while there is none, the ledger is looked after, and a fault of it told unasked."""
+        while True:
+            try:
+                return self._ledger_ops.get(timeout=_LOOK_EVERY)
+            except Empty:
+                fault = self._ledger.look()
+                if fault is not None:
+                    self._answer([Probe(0)], [fault])
 
     def _perform(self, ops: Sequence[LedgerOp]) -> list[Answer | StoreFault]:
         try:

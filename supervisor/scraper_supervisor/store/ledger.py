@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sqlite3
 import time
 from typing import TYPE_CHECKING, Final, Self
 
 from scraper_supervisor.store.batch import Batch
-from scraper_supervisor.store.faults import StoreFault, disk_fault
+from scraper_supervisor.store.faults import LedgerMoved, LedgerUnusable, StoreFault, disk_fault
+from scraper_supervisor.store.places import Places
 from scraper_supervisor.store.schema import open_ledger
 
 if TYPE_CHECKING:
@@ -38,20 +40,52 @@ class Ledger:
         self._clock = clock
         self._last = 0.0  # seconds, as _tick told them last
         self._broken = False
+        self._places: Places | None = None  # as the connection's first transaction found them
+        self._moved = False
         self.untidy = True  # perhaps there are rows of removed runs left; see `tidy`
 
     @classmethod
-    def open(cls, path: Path, clock: Callable[[], float] = time.time) -> Self:
+    def open(cls, path: Path, clock: Callable[[], float] = time.time, *, patient: bool = False) -> Self:
         """Open the ledger; it is made, with mode 0600, if there is none.
+
+        Args:
+            path: The file.
+            clock: Wall-clock seconds.
+            patient: A full disk is no error: every operation is refused until there is room to open the ledger.
 
         Raises:
             NetworkFileSystem, LedgerDamaged, LedgerTooNew, LedgerUnusable: See `open_ledger`.
         """
-        return cls(path, open_ledger(path), clock)
+        try:
+            return cls(path, open_ledger(path), clock)
+        except LedgerUnusable as error:
+            if not (patient and (error.errno in (errno.ENOSPC, errno.EDQUOT) or _is_full(path.parent))):
+                raise
+        ledger = cls(path, sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False), clock)
+        ledger._broken = True
+        return ledger
 
     def close(self) -> None:
-        """Close the file; harmless when already done."""
+        """Close the file; harmless when already done.
+
+        Raises:
+            LedgerMoved, OSError, sqlite3.Error: It was not in its place any more, and could not be brought back there.
+        """
+        if self.look() is not None and self._places is not None:
+            self._places.bring_back(self._db)
+        self._places = None
         self._db.close()
+
+    def look(self) -> StoreFault | None:
+        """Whether the open file is in its place still; costs a few microseconds. What is missing comes back later."""
+        if self._places is None or self._broken:
+            return None
+        try:
+            self._places.check()
+        except (LedgerMoved, OSError) as error:
+            self._moved = True
+            return disk_fault(error)
+        return None
 
     def perform(self, ops: Sequence[LedgerOp]) -> list[Answer | StoreFault]:
         """Carry out operations in one durable transaction, and answer in their order.
@@ -103,10 +137,25 @@ class Ledger:
         if self._broken:
             with contextlib.suppress(sqlite3.Error):  # a connection that cannot even roll back
                 self._db.close()
-            self._db = open_ledger(self._path)
-            self._cursor = self._db.cursor()
-            self._broken = False
+            self._reopen()
+        elif self._moved and self._places is not None:
+            self._places.bring_back(self._db)
+            self._broken = True  # it is closed: should it not open now, then the next time
+            self._reopen()
         self._cursor.execute("BEGIN IMMEDIATE")
+        if self._places is None:
+            self._places = Places(self._path)
+        try:
+            self._places.check()
+        except LedgerMoved:
+            self._moved = True  # told once, and brought back at the next try
+            raise
+
+    def _reopen(self) -> None:
+        self._db = open_ledger(self._path)
+        self._cursor = self._db.cursor()
+        self._broken = self._moved = False
+        self._places = None
 
     def _abandon(self) -> None:
         if not self._broken and self._db.in_transaction:  # SQLite itself has ended it after some errors
@@ -150,6 +199,14 @@ class Ledger:
         for table in ("lanes", "totals"):
             execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
         execute("DELETE FROM runs WHERE id = ?", (run_id,))
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether the disk has no block left. SQLite has its own words for that, depending on where it meets it."""
+    try:
+        return os.statvfs(folder).f_bavail == 0
+    except OSError:
+        return False
 
 
 def _explain(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from typing import TYPE_CHECKING, Self
@@ -55,8 +56,14 @@ class FolderLock:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Locked(self.folder, _pid(os.pread(self._fd, 32, 0))) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+        pid = b"%d\n" % os.getpid()
+        try:
+            os.pwrite(self._fd, pid, 0)  # over the last one's, which takes no room
+            os.ftruncate(self._fd, len(pid))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # On a full disk the folder is held all the same; whoever is refused is not told by whom.
 
     def __enter__(self) -> Self:
         return self

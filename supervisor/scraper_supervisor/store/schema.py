@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from errno import EIO
 from typing import TYPE_CHECKING, Final
 
-from scraper_supervisor.store.faults import LedgerDamaged, LedgerTooNew, LedgerUnusable
+from scraper_supervisor.store.faults import LedgerDamaged, LedgerTooNew, LedgerUnusable, disk_fault
 from scraper_supervisor.store.mounts import refuse_network
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def open_ledger(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         raise _refusal(path, error) from error
     except OSError as error:
-        raise LedgerUnusable(path, error.strerror or str(error)) from error
+        raise LedgerUnusable(path, error.strerror or str(error), error.errno or EIO) from error
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
@@ -145,7 +146,10 @@ def open_reader(path: Path) -> sqlite3.Connection:
 
 def _refusal(path: Path, error: sqlite3.DatabaseError) -> LedgerUnusable:
     damaged = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
-    return LedgerDamaged(path, str(error)) if damaged else LedgerUnusable(path, str(error))
+    if damaged:
+        return LedgerDamaged(path, str(error))
+    fault = disk_fault(error)
+    return LedgerUnusable(path, str(error), EIO if fault is None else fault.errno)
 
 
 def _create(path: Path) -> None:
@@ -185,6 +189,9 @@ def _connect(path: Path) -> sqlite3.Connection:
             f"PRAGMA cache_size = -{_CACHE}; PRAGMA wal_autocheckpoint = {_WAL_PAGES};"
             f"PRAGMA journal_size_limit = {_WAL_LIMIT};"
         )
+        # What is in the log may never have reached the disk, though it can be read: a sync that failed before the
+        # process ended would leave it so, and what is appended behind it would be lost with it. Written once more:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     except BaseException:
         db.close()
         raise
