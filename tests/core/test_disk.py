@@ -7,9 +7,9 @@ from msgspec import Raw
 from tests.core.playbook import Play, writes
 
 from scraper_supervisor.core.disk import PROBE_ROOM
-from scraper_supervisor.core.events import Due, Persist, PersistFailed, Spawn, SpawnFailed
+from scraper_supervisor.core.events import Due, Persist, PersistFailed, Sampled, Spawn, SpawnFailed
 from scraper_supervisor.core.records import AddItems, Conclude, LoadState, Probe, ProbeFolder, SaveState
-from scraper_supervisor.core.settings import RestartSettings
+from scraper_supervisor.core.settings import ResourceSettings, RestartSettings
 from scraper_supervisor.core.snapshot import Daemon, snapshot
 from scraper_worker.protocol import (
     STORAGE_UNAVAILABLE,
@@ -247,3 +247,38 @@ def test_an_operation_that_made_no_sense_is_no_fault_of_the_disk():
     play >> PersistFailed(play.held.pop(), 22, "there is no such run") << a.refused(STORAGE_UNAVAILABLE)
     assert told(play) == []
     assert play.fleet.next_deadline() != 1.0
+
+
+def free(play, bytes_free):
+    return Sampled((), 50.0, bytes_free)
+
+
+def test_a_disk_that_fills_up_is_one_incident():
+    play = Play("x", settings={"resources": ResourceSettings(disk_free=1000)})
+    a = play.up()
+    x = play.gives(a)
+    play >> free(play, 999)
+    play.hold() >> a(ItemDone("x", x.claim)) << writes(Conclude)
+    play >> play.lost() << a.refused(STORAGE_UNAVAILABLE)
+    play.at(1.0) >> Due() << writes(Probe)
+    play >> play.durable()
+    assert supervisor(play)["state"] == "degraded"
+    assert told(play) == ["storage_degraded", "storage_degraded"], "it became worse"
+    play >> free(play, 1099)
+    assert told(play) == ["storage_degraded", "storage_degraded"]
+    play >> free(play, 1100)
+    assert told(play) == ["storage_degraded", "storage_degraded", "storage_recovered"]
+    assert len({one.correlation_id for one in play.log if one.event.startswith("storage")}) == 1
+
+
+def test_a_full_disk_is_not_told_once_more_for_being_low():
+    play = Play("x", settings={"resources": ResourceSettings(disk_free=1000)})
+    a = play.up()
+    x = play.gives(a)
+    play.hold() >> a(ItemDone("x", x.claim)) << writes(Conclude)
+    play >> play.lost() << a.refused(STORAGE_UNAVAILABLE)
+    play >> free(play, 0)
+    play.at(1.0) >> Due() << writes(Probe)
+    play >> play.durable()
+    play >> free(play, 10**9)
+    assert told(play) == ["storage_degraded", "storage_recovered"]

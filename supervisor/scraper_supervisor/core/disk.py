@@ -124,19 +124,14 @@ class Disk:
         if free is None:
             return
         if not storage.low and free < limit:
-            storage.low, storage.low_incident, storage.low_since = True, self._state.incident_id(), now
-            reason = f"{free} bytes are free, disk_free is {limit}: no item is handed out"
-            self._state.publish("storage_degraded", "critical", "storage", incident=storage.low_incident, reason=reason)
+            self._begin(now)
+            storage.low = True
+            if storage.ledger is None:  # else worse has been told
+                reason = f"{free} bytes are free, disk_free is {limit}: no item is handed out"
+                self._state.publish("storage_degraded", "critical", "storage", incident=storage.incident, reason=reason)
         elif storage.low and free >= min(limit * DISK_RECOVERED, limit + GIB):
             storage.low = False
-            self._state.publish(
-                "storage_recovered",
-                "info",
-                "storage",
-                incident=storage.low_incident,
-                disk_free=free,
-                seconds=now - storage.low_since,
-            )
+            self._tell_if_over(now)
 
     # ---- inside: troubles
 
@@ -144,16 +139,21 @@ class Disk:
         storage = self._state.storage
         if storage.ledger is not None:
             return
-        if not storage.folders:
-            storage.incident, storage.since = self._state.incident_id(), now
+        self._begin(now)
         storage.ledger = Trouble(reason, now, probe_at, PROBE_ROOM)
         self._state.publish(
             "storage_degraded", "critical", "storage", incident=storage.incident, reason=reason, errno=errno
         )
 
+    def _begin(self, now: float) -> None:
+        """Something goes wrong: an incident begins, unless something was wrong already."""
+        storage = self._state.storage
+        if storage.ledger is None and not storage.folders and not storage.low:
+            storage.incident, storage.since = self._state.incident_id(), now
+
     def _tell_if_over(self, now: float) -> None:
         storage = self._state.storage
-        if storage.ledger is None and not storage.folders:
+        if storage.ledger is None and not storage.folders and not storage.low:
             seconds = now - storage.since
             self._state.publish("storage_recovered", "info", "storage", incident=storage.incident, seconds=seconds)
 

@@ -173,15 +173,16 @@ class Trouble(Struct):
 
 
 class Storage(Struct):
-    """How the disk does: `ledger` holds everybody, a worker's own folder that worker alone."""
+    """How the disk does: `ledger` holds everybody, a worker's own folder that worker alone.
+
+    What goes wrong while something else is wrong belongs to the same incident.
+    """
 
     ledger: Trouble | None = None
     folders: dict[str, Trouble] = {}
     incident: str = ""
     since: float = 0.0  # monotonic seconds, of the incident
     low: bool = False  # below disk_free: nothing is handed out
-    low_since: float = 0.0
-    low_incident: str = ""
 
 
 class FleetState(Struct):
