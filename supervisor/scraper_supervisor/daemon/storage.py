@@ -99,7 +99,7 @@ class Storage:
             thread.join()
         try:
             self._ledger.close()
-        except (OSError, sqlite3.Error, StoreError) as error:
+        except (sqlite3.Error, StoreError) as error:
             _log.critical("the ledger is not as it was acknowledged: %s", error)
 
     # ---- the ledger's thread -----------------------------------------------------------------------------------------

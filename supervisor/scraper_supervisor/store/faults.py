@@ -68,6 +68,10 @@ class LedgerUnusable(StoreError):
         self.errno = number
 
 
+class LedgerUnwritable(LedgerUnusable):
+    """The ledger is sound, and the disk does not take what has to be written before it can be used."""
+
+
 class LedgerMoved(StoreError):
     """A file of the open ledger is not in its place any more: what is committed now would be lost with the process."""
 

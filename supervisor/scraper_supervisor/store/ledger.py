@@ -10,7 +10,14 @@ import time
 from typing import TYPE_CHECKING, Final, Self
 
 from scraper_supervisor.store.batch import Batch
-from scraper_supervisor.store.faults import LedgerMoved, LedgerUnusable, StoreFault, disk_fault
+from scraper_supervisor.store.faults import (
+    LedgerMoved,
+    LedgerUnusable,
+    LedgerUnwritable,
+    StoreError,
+    StoreFault,
+    disk_fault,
+)
 from scraper_supervisor.store.places import Places
 from scraper_supervisor.store.schema import open_ledger
 
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.records import Answer, LedgerOp
 
 _CLOCK_STEP: Final = 4e-6  # seconds; a retry's place is a double near -8e9, where neighbours are 1 to 2 µs apart
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _CLOCK_LEAD: Final = 1.0  # seconds; a clock that is set back by more is followed
 
 
@@ -51,7 +59,7 @@ class Ledger:
         Args:
             path: The file.
             clock: Wall-clock seconds.
-            patient: A full disk is no error: every operation is refused until there is room to open the ledger.
+            patient: A disk that is full, or takes no writes, is no error: every operation is refused until it does.
 
         Raises:
             NetworkFileSystem, LedgerDamaged, LedgerTooNew, LedgerUnusable: See `open_ledger`.
@@ -59,7 +67,8 @@ class Ledger:
         try:
             return cls(path, open_ledger(path), clock)
         except LedgerUnusable as error:
-            if not (patient and (error.errno in (errno.ENOSPC, errno.EDQUOT) or _is_full(path.parent))):
+            waits = isinstance(error, LedgerUnwritable) or error.errno in _FULL or _is_full(path.parent)
+            if not (patient and waits):
                 raise
         ledger = cls(path, sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False), clock)
         ledger._broken = True
@@ -69,22 +78,25 @@ class Ledger:
         """Close the file; harmless when already done.
 
         Raises:
-            LedgerMoved, OSError, sqlite3.Error: It was not in its place any more, and could not be brought back there.
+            StoreError: It was not in its place any more, and could not be brought back there.
         """
-        if self.look() is not None and self._places is not None:
-            self._places.bring_back(self._db)
-        self._places = None
+        fault = self.look()
+        places, self._places = self._places, None
         self._db.close()
+        if fault is not None and places is not None:
+            raise StoreError(fault.message)
 
     def look(self) -> StoreFault | None:
-        """Whether the open file is in its place still; costs a few microseconds. What is missing comes back later."""
-        if self._places is None or self._broken:
+        """Whether the open file is in its place still, and if not, why not; costs a few microseconds.
+
+        What is missing is brought back.
+        """
+        if self._broken:
             return None
         try:
-            self._places.check()
-        except (LedgerMoved, OSError) as error:
-            self._moved = True
-            return disk_fault(error)
+            self._check_places()
+        except (StoreError, OSError, sqlite3.Error) as error:
+            return disk_fault(error) or StoreFault(errno.EIO, _explain(error))
         return None
 
     def perform(self, ops: Sequence[LedgerOp]) -> list[Answer | StoreFault]:
@@ -138,18 +150,29 @@ class Ledger:
             with contextlib.suppress(sqlite3.Error):  # a connection that cannot even roll back
                 self._db.close()
             self._reopen()
-        elif self._moved and self._places is not None:
-            self._places.bring_back(self._db)
-            self._broken = True  # it is closed: should it not open now, then the next time
-            self._reopen()
+        self._check_places()
         self._cursor.execute("BEGIN IMMEDIATE")
         if self._places is None:
             self._places = Places(self._path)
+
+    def _check_places(self) -> None:
+        """Nothing is committed into a file that nobody finds again. What is missing is brought back, and told once."""
+        if self._places is None:
+            return
         try:
-            self._places.check()
+            if not self._moved:
+                self._places.check()
+                return
         except LedgerMoved:
-            self._moved = True  # told once, and brought back at the next try
+            self._moved = True
+            self._bring_back(self._places)
             raise
+        self._bring_back(self._places)
+
+    def _bring_back(self, places: Places) -> None:
+        places.bring_back(self._db)
+        self._broken = True  # it is closed: should it not open now, then the next time
+        self._reopen()
 
     def _reopen(self) -> None:
         self._db = open_ledger(self._path)

@@ -7,7 +7,7 @@ import sqlite3
 from errno import EIO
 from typing import TYPE_CHECKING, Final
 
-from scraper_supervisor.store.faults import LedgerDamaged, LedgerTooNew, LedgerUnusable, disk_fault
+from scraper_supervisor.store.faults import LedgerDamaged, LedgerTooNew, LedgerUnusable, LedgerUnwritable, disk_fault
 from scraper_supervisor.store.mounts import refuse_network
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def open_ledger(path: Path) -> sqlite3.Connection:
         LedgerDamaged: The file is no ledger, or is not whole. It stays in place.
         LedgerTooNew: A later version wrote it. It is left untouched.
         LedgerUnusable: It cannot be opened, by its permissions or the disk.
+        LedgerUnwritable: It is sound, and the disk refuses what has to be written before it can be used.
     """
     refuse_network(path.parent)
     try:
@@ -191,7 +192,11 @@ def _connect(path: Path) -> sqlite3.Connection:
         )
         # What is in the log may never have reached the disk, though it can be read: a sync that failed before the
         # process ended would leave it so, and what is appended behind it would be lost with it. Written once more:
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        try:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.OperationalError as error:
+            fault = disk_fault(error)
+            raise LedgerUnwritable(path, str(error), EIO if fault is None else fault.errno) from error
     except BaseException:
         db.close()
         raise
