@@ -19,6 +19,7 @@ PAUSE = float(os.environ.get("CRASH_PAUSE", "0"))  # seconds that an item takes
 BATCH = int(os.environ.get("CRASH_BATCH", "20"))  # keys that are offered at once
 PAD = int(os.environ.get("CRASH_PAD", "200"))  # bytes of a result; a state has ten times as many
 SAVE_EVERY = 5  # items
+MOST = 60  # keys of our own that may wait
 LOST_AFTER = 20.0  # seconds without a supervisor
 STORAGE, NOT_CLAIMED, REFUSED = -32001, -32007, -32003
 
@@ -134,16 +135,19 @@ def work(supervisor: Supervisor, key: str, claim: int, attempt: int) -> bool:
 
 def main() -> None:
     supervisor = Supervisor()
-    serial = ended = 0
+    offered = ended = empty = 0
     told = None
     while True:
         more = not os.path.exists(os.path.join(FOLDER, "enough"))
-        if (more and serial <= ended) or more is not told:
-            offer(supervisor, serial, more)
-            serial, told = serial + BATCH, more
+        if (more and offered <= ended) or more is not told:
+            offer(supervisor, offered, more)
+            offered, told = offered + BATCH, more
         item = supervisor.call("item.next", **({"wait": 0.05} if more else {}))
         if item.get("end") == "empty":
-            serial = ended
+            empty += 1
+            if offered - ended < MOST or empty % 20 == 0:  # others ended what we offered, or everybody is held
+                offer(supervisor, offered, more)
+                offered += BATCH
             continue
         if "end" in item:
             with contextlib.suppress(OSError):

@@ -88,7 +88,11 @@ class Rig:
     def finish(self):
         """Everything that was offered is ended, once, and nothing acknowledged is missing."""
         (self.daemon.folder / "enough").touch()
-        self.daemon.wait(lambda: self.daemon.group(crash.GROUP)["state"] == "completed", "all is done")
+        try:
+            self.daemon.wait(lambda: self.daemon.group(crash.GROUP)["state"] == "completed", "all is done")
+        except AssertionError as error:
+            error.add_note(f"{self.daemon.group(crash.GROUP)} {self.daemon.status()['workers']} {self.audit.counts}")
+            raise
         self.audit.read()
         self.audit.compare(everything=True)
 
