@@ -38,9 +38,10 @@ class Rig:
             "count": WORKERS,
             "env": env,
             # Short enough to strike during a fault, if its clocks did not stand still.
-            "item_timeout": "900ms",
-            "progress_timeout": "900ms",
+            "item_timeout": "2s",
+            "progress_timeout": "2s",
             "stop_timeout": "2s",
+            "restart_policy": {"max_restarts": 0},
         }
         daemon.configure(
             {
@@ -70,7 +71,7 @@ class Rig:
     def refused(self):
         """Wait until the workers were refused for longer than their clocks allow."""
         self.audit.read()
-        self.more("refused", self.audit.counts["refused"] + 3 * WORKERS)
+        self.more("refused", self.audit.counts["refused"] + 4 * WORKERS)
 
     def degraded(self, *words):
         """Wait until `status` says so, and with these words why."""
