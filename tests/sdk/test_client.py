@@ -256,6 +256,19 @@ async def test_without_a_supervisor_the_worker_ends(tmp_path):
     assert caught.group_contains(SupervisorLost, match="no supervisor at")
 
 
+async def test_a_supervisor_whose_disk_refuses_is_waited_for(fake):
+    client = Client(fake.path, "g-0", "t", lost_after=0.3)
+    async with asyncio.TaskGroup() as tasks:
+        opening = tasks.create_task(client.open(Listener(), tasks))
+        began = asyncio.get_running_loop().time()
+        while asyncio.get_running_loop().time() < began + 0.7:  # longer than a supervisor may be lost
+            peer = await fake.accept()
+            peer.refuse(await peer.expect("hello"), -32001, "storage unavailable", {"errno": 5, "retry_after": 1.0})
+        await (await fake.accept()).welcome()
+        assert (await opening).worker == "g-0"
+        await client.close()
+
+
 async def test_a_line_too_long_fails_its_call_alone(fake):
     async with connected(fake) as (client, peer, _, tasks, _):
         saving = tasks.create_task(catch(client.save(CheckpointSave("s/1", Raw(b'{"x":"' + b"y" * 5000 + b'"}')))))

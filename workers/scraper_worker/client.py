@@ -77,6 +77,7 @@ class Client(Link):
         self._writer: asyncio.StreamWriter | None = None
         self._welcome: Welcome | None = None
         self._welcomed = asyncio.Event()
+        self._held_off = False  # the supervisor is there, and its disk does not give our checkpoint
         self._background: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -175,8 +176,11 @@ class Client(Link):
         clock = asyncio.get_running_loop().time
         pause, alone_since = FIRST_PAUSE, clock()
         while True:
+            self._held_off = False
             if await self._converse():
                 pause, alone_since = FIRST_PAUSE, clock()
+            elif self._held_off:
+                alone_since = clock()
             if self._calls.ended:
                 return
             left = alone_since + self._lost_after - clock()
@@ -221,6 +225,7 @@ class Client(Link):
         if response.error is not None:
             if response.error.code in _HELLO_IS_FINAL:
                 raise Refused(f"the supervisor refused {self._name}: {response.error.message} ({response.error.code})")
+            self._held_off = response.error.code == protocol.STORAGE_UNAVAILABLE
             log.warning("hello was answered with an error: %s (%d)", response.error.message, response.error.code)
             return False
         assert response.result is not None
