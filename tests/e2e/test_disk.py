@@ -110,8 +110,8 @@ class Rig:
 
 
 @pytest.fixture(scope="module")
-def mounts():
-    """A function that mounts a file system of so many MiB, in a name space that ends with the tests' process."""
+def mount_space():
+    """The tests' process gets a name space of its own, with which all mounts end."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small file system")
     if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS) != 0:
@@ -120,30 +120,25 @@ def mounts():
     if private.returncode != 0:
         pytest.skip(f"mounts cannot be kept private here: {private.stderr.strip()}")
 
-    def mount(path, mebibytes):
-        path.mkdir(parents=True, exist_ok=True)
-        command = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m,mode=700", "tmpfs", str(path)]
-        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-        if mounted.returncode != 0:
-            pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-        made.append(path)
-
-    made = []
-    yield mount
-    for path in made:
-        subprocess.run(["umount", "-l", str(path)], capture_output=True, check=False)
-
 
 @pytest.fixture
-def small(daemons, mounts):
+def small(daemons, mount_space):
     """A function that makes a rig whose state is on a small file system."""
+    made = []
 
     def make(groups=None, mebibytes=32, **settings):
         daemon = daemons({})
-        mounts(daemon.state, mebibytes)
+        daemon.state.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m,mode=700", "tmpfs", str(daemon.state)]
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+        if mounted.returncode != 0:
+            pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+        made.append(daemon.state)
         return Rig(daemon, groups, **settings)
 
-    return make
+    yield make
+    for path in made:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)  # whoever has files open there is ended next
 
 
 @pytest.fixture
