@@ -327,7 +327,8 @@ class Rig:
             status = self.status()
             return status is not None and [one["state"] for one in status["groups"]] == ["completed"]
 
-        self.wait("everything is done", completed)
+        while not completed():  # each wait is for the next thing to be acknowledged
+            self.wait("something more is done", lambda: completed() or self.audit.read())
         assert self.daemon is not None
         self.daemon.terminate()
         must(self.daemon.wait(PATIENCE) == 0, f"it did not end in good order: {self.log()}")

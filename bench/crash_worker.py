@@ -19,6 +19,7 @@ PAUSE = float(os.environ.get("CRASH_PAUSE", "0"))  # seconds that an item takes
 BATCH = int(os.environ.get("CRASH_BATCH", "20"))  # keys that are offered at once
 PAD = int(os.environ.get("CRASH_PAD", "200"))  # bytes of a result; a state has ten times as many
 SAVE_EVERY = 5  # items
+ENOUGH = 200  # open keys, with which a worker begins without offering any
 MOST = 60  # keys of our own that may wait
 LOST_AFTER = 20.0  # seconds without a supervisor
 STORAGE, NOT_CLAIMED, REFUSED = -32001, -32007, -32003
@@ -103,9 +104,9 @@ class Supervisor:
             return
 
 
-def offer(supervisor: Supervisor, serial: int, more: bool) -> None:
+def offer(supervisor: Supervisor, serial: int, number: int, more: bool) -> None:
     life = f"{NAME}-{supervisor.welcome['incarnation']}-{time.time_ns()}"
-    keys = [f"{life}-{serial + n}" for n in range(BATCH if more else 0)]
+    keys = [f"{life}-{serial + n}" for n in range(number)]
     answer = supervisor.call("items.offer", items=keys, more=more)
     note("offered", keys=keys, added=answer["added"], known=answer["known"])
 
@@ -135,18 +136,20 @@ def work(supervisor: Supervisor, key: str, claim: int, attempt: int) -> bool:
 
 def main() -> None:
     supervisor = Supervisor()
-    offered = ended = empty = 0
+    offered = BATCH if supervisor.welcome["items"]["pending"] > ENOUGH else 0
+    ended = empty = 0
     told = None
     while True:
         more = not os.path.exists(os.path.join(FOLDER, "enough"))
         if (more and offered <= ended) or more is not told:
-            offer(supervisor, offered, more)
-            offered, told = offered + BATCH, more
+            number = BATCH if more and offered <= ended else 0
+            offer(supervisor, offered, number, more)
+            offered, told = offered + number, more
         item = supervisor.call("item.next", **({"wait": 0.05} if more else {}))
         if item.get("end") == "empty":
             empty += 1
             if offered - ended < MOST or empty % 20 == 0:  # others ended what we offered, or everybody is held
-                offer(supervisor, offered, more)
+                offer(supervisor, offered, BATCH, more)
                 offered += BATCH
             continue
         if "end" in item:
