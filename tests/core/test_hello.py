@@ -3,8 +3,19 @@
 import pytest
 from msgspec import Raw
 
-from scraper_supervisor.core.events import Answered, Asked, HangUp, Introduced, Reply, Spawned, SpawnFailed, Tell
-from scraper_supervisor.core.records import LoadState, SaveState
+from scraper_supervisor.core.events import (
+    Answered,
+    Asked,
+    HangUp,
+    Introduced,
+    Persisted,
+    Reply,
+    Signal,
+    Spawned,
+    SpawnFailed,
+    Tell,
+)
+from scraper_supervisor.core.records import LoadState, SaveState, StateLoaded
 from scraper_worker.protocol import (
     BAD_PARAMS,
     INVALID_REQUEST,
@@ -12,6 +23,7 @@ from scraper_worker.protocol import (
     NOT_INTRODUCED,
     REFUSED,
     STORAGE_UNAVAILABLE,
+    CheckpointLoad,
     CheckpointSave,
     Drain,
     End,
@@ -235,6 +247,50 @@ def test_a_fresh_run_begins_without_the_old_state():
     play.ignoring(Answered) >> b(ItemsOffer(["y"])) << b.gets(ANY)
     finish(play, b, "y")
     assert len(play.store.states["g-0"]) == 2
+
+
+def test_a_checkpoint_of_a_later_version_is_not_passed_over():
+    play = Play("x")
+    a = play.spawned()
+    play.hold()
+    play >> a.hello() << writes(LoadState)
+    answer = StateLoaded("newer", 4, reason="it was written by a later version")
+    play >> Persisted(play.held.pop(), answer) << a.refused(NO_CHECKPOINT)
+    play << Signal("g-0", 1, 15)
+    play.flow().dies(a).ignoring(HangUp)
+    assert play.state() == "failed"
+    why = "checkpoint 4 of g-0 cannot be used: it was written by a later version"
+    assert play.fleet.state.workers["g-0"].last_failure.message == why
+
+
+def test_a_disk_that_cannot_be_read_costs_the_worker_nothing_but_time():
+    """It is given no older state, asks again after a while, and start_timeout begins anew; the others go on."""
+    play = Play("x", count=2, start_timeout=30.0)
+    play.store.states["g-0"] = [(1, 1, "cursor/1", Raw(b'{"page":1}'))]
+    a, b = play.spawned("g-0"), play.up("g-1")
+    for now in (20.0, 40.0, 60.0):
+        play.until(now).hold()
+        play >> a.hello() << writes(LoadState)
+        play >> play.lost() << a.refused(STORAGE_UNAVAILABLE, {"errno": 28, "retry_after": 1.0})
+        play.flow().silence()
+    play.gives(b, "x")
+    assert play.fleet.state.workers["g-0"].last_failure.signature == "checkpoint-unreadable"
+    play.until(89.0).silence()
+    play >> a.hello()
+    assert play.seen.pop(0).result.checkpoint.generation == 1
+    assert play.state() == "running"
+    assert play.published("storage_degraded", "storage_recovered") == ["storage_degraded", "storage_recovered"] * 3
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_refused_with_the_ones_there_are():
+    play = Play("x")
+    a = play.up()
+    play.hold()
+    for answer in (StateLoaded("unknown", there=(3, 2)), StateLoaded("newer", 9, reason="later"), StateLoaded("none")):
+        play >> a(CheckpointLoad(9 if answer.found != "none" else None)) << writes(LoadState)
+        play >> Persisted(play.held.pop(), answer)
+        expected = a.gets(None) if answer.found == "none" else a.refused(NO_CHECKPOINT)
+        play << expected
 
 
 def test_introduced_goes_before_the_answer():

@@ -17,7 +17,7 @@ from msgspec import Raw
 
 from scraper_supervisor.core import lanes as lanes_module
 from scraper_supervisor.core.lanes import Item, Lanes
-from scraper_supervisor.core.records import Entry
+from scraper_supervisor.core.records import Entry, NewItem
 from scraper_supervisor.core.settings import TargetSettings
 
 NULL = Raw(b"null")
@@ -33,7 +33,7 @@ def with_items(*items, targets=None):
     lanes.configure(targets or {})
     lanes.open((), 0)
     for one in items:
-        lanes.added(one)
+        lanes.added(one.id, one, one.order)
     return lanes
 
 
@@ -58,7 +58,7 @@ def test_a_due_retry_comes_before_what_was_never_tried():
     lanes = with_items(item(1), item(2))
     one = take(lanes)
     lanes.retry(one, 5.0, -100.0, None)
-    lanes.added(item(3))
+    lanes.added(3, item(3), item(3).order)
     assert lanes.next_deadline() == 5.0
     assert take(lanes, 4.999).id == 2
     assert take(lanes, 5.0).id == 1
@@ -69,7 +69,7 @@ def test_a_retry_goes_where_the_attempt_went():
     lanes = with_items(item(1), targets={"a": TargetSettings(max_in_flight=1)})
     one = take(lanes)
     lanes.retry(one, 1.0, -1.0, "a")
-    lanes.added(item(2, target="a"))
+    lanes.added(2, item(2, target="a"), item(2).order)
     assert take(lanes).id == 2
     assert take(lanes, 2.0) is None, "one of a is in hands"
 
@@ -206,7 +206,7 @@ class AgainstAList(RuleBasedStateMachine):
     @rule(host=st.sampled_from(TARGETS), priority=st.booleans())
     def add(self, host, priority):
         row = self._row(host, priority)
-        self.lanes.added(Item(row.id, f"k{row.id}", host, NULL, row.priority, row.order))
+        self.lanes.added(row.id, NewItem(f"k{row.id}", host, NULL, row.priority), row.order)
 
     @rule()
     def take(self):

@@ -1,8 +1,11 @@
 """One queue by itself, against the modelled ledger: loading, claims' numbers, waits, runs that are read again."""
 
 from itertools import count
+from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec import Raw
 from tests.sim.model import ModelStore
 
@@ -194,3 +197,17 @@ def test_a_claim_tells_whether_the_worker_was_idle():
 )
 def test_the_target_is_as_given_else_the_host_of_a_key_that_is_a_url(key, given, target):
     assert target_of(key, given) == target
+
+
+@given(
+    scheme=st.sampled_from(["http", "https", "HTTP", "ws+x", ""]),
+    host=st.text("aZ9.-_@[]:é /", max_size=12),
+    rest=st.text("/?#:@a1 ", max_size=6),
+)
+def test_the_host_of_any_url_is_the_one_that_urllib_finds(scheme, host, rest):
+    key = f"{scheme}://{host}{rest}"
+    try:
+        expected = urlsplit(key).hostname
+    except ValueError:
+        expected = None
+    assert target_of(key, None) == expected

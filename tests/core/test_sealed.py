@@ -3,13 +3,14 @@ from __future__ import annotations
 import hashlib
 import json
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Raw
 
 from scraper_supervisor.core import sealed
-from scraper_supervisor.core.sealed import Counts, Damaged, FileName, Header
+from scraper_supervisor.core.sealed import Counts, Damaged, FileName, Header, TooNew
 
 HEADER = Header("matches-0", 2, 7, "scores/1", "2026-05-01T12:00:00.000Z", Counts(3, 4, 5))
 LINE = sealed.seal(HEADER, Raw(b'{"page":1,"name":"\xc3\xa9,\\"sha256\\":\\""}'))
@@ -30,13 +31,34 @@ def test_a_sealed_state_comes_back_undecoded() -> None:
     found = sealed.unseal(LINE)
     assert found.header == HEADER
     assert bytes(found.state) == b'{"page":1,"name":"\xc3\xa9,\\"sha256\\":\\""}'
-    assert found.sha256 == sealed.checksum(LINE) == hashlib.sha256(LINE[:-78]).hexdigest()
+    assert found.sha256 == sealed.seal_parts(HEADER, found.state).sha256 == hashlib.sha256(LINE[:-78]).hexdigest()
 
 
 def test_line_breaks_between_tokens_do_not_break_the_line() -> None:
     line = sealed.seal(HEADER, Raw(b'{\r\n "a": [1,\n 2], "b": "x\\ny"}'))
     assert line.count(b"\n") == 1
-    assert bytes(sealed.unseal(line).state) == b'{"a":[1,2],"b":"x\\ny"}'
+    assert bytes(sealed.unseal(line).state) == b'{ "a": [1, 2], "b": "x\\ny"}'
+
+
+def test_a_state_of_many_slices_is_sealed_and_compared_as_one() -> None:
+    state = b'{"big":"' + b"0123456789abcdef" * 200_000 + b'",\r\n"end":1}'
+    sealing = sealed.seal_parts(HEADER, Raw(state))
+    line = b"".join(sealing.parts)
+    assert max(memoryview(part).nbytes for part in sealing.parts) <= 2**20
+    found = sealed.unseal(line)
+    assert bytes(found.state) == state.replace(b"\r\n", b"")
+    assert sealing.digest == sealed.state_digest(found.state) == hashlib.sha256(found.state).digest()
+    assert line == sealed.seal(HEADER, found.state)
+    assert sealed.decompress(b"".join(sealed.compress(sealing.parts))) == line
+    with pytest.raises(Damaged):
+        sealed.unseal(line[:1_500_000] + b"x" + line[1_500_001:])
+
+
+@pytest.mark.parametrize("schema", ['a,"state":1/1', "x" * 100_000 + "/1", 'é\n",\\"state":/1'])
+def test_where_the_state_begins_is_not_mistaken(schema: str) -> None:
+    header = msgspec.structs.replace(HEADER, schema=schema)
+    found = sealed.unseal(sealed.seal(header, Raw(b'{"state":{"state":2}}')))
+    assert (found.header, bytes(found.state)) == (header, b'{"state":{"state":2}}')
 
 
 @given(st.integers(0, len(LINE) - 1), st.integers(0, 7))
@@ -70,7 +92,9 @@ def resealed(text: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b'{"format":2,' + LINE[12:-78], "format is 2"),
+        (b'{"format":0,' + LINE[12:-78], "format is 0, which never was"),
+        (LINE[:-79] + b",}", "no checkpoint"),
+        (LINE[: LINE.index(b',"state"')], "it has no state"),
         (b'{"format":1', "no checkpoint"),
         (b"\xff\xfe", "no checkpoint"),
         (LINE[:-78].replace(b'"run":2', b'"run":"2"'), "no checkpoint"),
@@ -120,12 +144,54 @@ def test_a_file_must_be_what_its_name_says() -> None:
         sealed.unseal_file(FileName(7, "checkpoint-000000000007.json", False), "matches-1", LINE)
 
 
-def test_the_run_of_a_damaged_file_is_guessed_from_its_head() -> None:
-    plain = FileName(7, "checkpoint-000000000007.json", False)
-    assert sealed.presumed_run(plain, LINE[:100]) == 2
-    assert sealed.presumed_run(plain, b"") is None
-    assert sealed.presumed_run(PACKED_NAME, PACKED[:-20]) == 2
-    assert sealed.presumed_run(PACKED_NAME, LINE) is None
+def test_a_line_of_other_make_is_read_too() -> None:
+    document = json.loads(LINE)
+    del document["sha256"]
+    assert sealed.unseal(resealed(json.dumps(document)[:-1].encode())).header == HEADER
+
+
+# ---- formats ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"format":2,' + LINE[12:-78],
+        b'{"format":7,"what":"nobody knows yet"',
+        b'{"state":{},"format":2',
+        b'{"format": 2, "state": {}, "more": 1',
+    ],
+)
+def test_a_later_format_is_no_damage(text: bytes) -> None:
+    with pytest.raises(
+        TooNew, match=r"written by a later version .*; use that version, or restore an older generation"
+    ):
+        sealed.unseal(resealed(text))
+
+
+def test_a_later_format_with_another_checksum_is_damage() -> None:
+    with pytest.raises(Damaged, match="checksum does not fit"):
+        sealed.unseal(b'{"format":2,' + LINE[12:])
+
+
+def test_an_older_format_is_brought_up_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def second(fields: sealed.Fields) -> sealed.Fields:
+        return {**fields, "site": Raw(b'"a"')}
+
+    def third(fields: sealed.Fields) -> sealed.Fields:
+        return {**{name: value for name, value in fields.items() if name != "site"}, "run": fields["site"]}
+
+    def fourth(fields: sealed.Fields) -> sealed.Fields:
+        return {**fields, "run": Raw(b"9"), "state": Raw(b'{"was":%b}' % fields["state"])}
+
+    monkeypatch.setattr(sealed, "FORMAT", 4)
+    with pytest.raises(Damaged, match="format is 1, which never was"):
+        sealed.unseal(LINE)
+    monkeypatch.setattr(sealed, "UPGRADES", {1: second, 2: third, 3: fourth})
+    found = sealed.unseal(LINE)
+    assert found.header == msgspec.structs.replace(HEADER, run=9)
+    assert json.loads(bytes(found.state)) == {"was": {"page": 1, "name": 'é,"sha256":"'}}
+    assert sealed.unseal(sealed.seal(HEADER, Raw(b"{}"))).header == HEADER  # the present one needs none
 
 
 def test_file_names() -> None:
@@ -133,11 +199,14 @@ def test_file_names() -> None:
     assert sealed.file_name(12, gzip=True) == "checkpoint-000000000012.json.gz"
     names = ["checkpoint-000000000002.json", "checkpoint-000000000010.json.gz", "checkpoint-3.json", "notes.txt"]
     names += [
+        "checkpoint-0000000000011.json",
         ".checkpoint-000000000011.json.tmp",
         "checkpoint-000000000004.json.bak",
         f"checkpoint-{12 * chr(0x661)}.json",
     ]
     assert [file.generation for file in sealed.newest_first(names)] == [10, 2]
+    after_the_last = sealed.file_name(10**12, gzip=False)  # a foreign name may have made it the next one
+    assert sealed.newest_first([*names, after_the_last])[0] == FileName(10**12, after_the_last, False)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -152,7 +153,7 @@ async def test_a_failed_sync_is_a_fault_and_the_next_attempt_writes_anew(tmp_pat
         failures = 1
 
         def sync(self, fd: int) -> None:
-            if self.failures:
+            if self.failures and stat.S_ISREG(os.fstat(fd).st_mode):
                 self.failures -= 1
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             super().sync(fd)
@@ -171,7 +172,7 @@ async def test_whatever_goes_wrong_is_an_answer(tmp_path: Path, monkeypatch: pyt
     fault = await bench.ask(state(1, b"1", worker="../elsewhere"), StoreFault)
     assert fault.errno == errno.EIO
     assert "not a worker's name" in fault.message
-    monkeypatch.setattr(bench.storage._ledger, "perform", lambda _: [][0])
+    monkeypatch.setattr(bench.storage._ledger, "perform", lambda *_: [][0])
     assert (await bench.ask(Probe(2), StoreFault)).message == "IndexError: list index out of range"
     monkeypatch.undo()
     await bench.ask(OpenRun(3, G, "continue", 5), RunImage)

@@ -82,6 +82,14 @@ async def remember(worker):
     await worker.process(keys, handle, browser=False)
 
 
+async def outgrown(worker):
+    """Save a state as an old version of this code did, and load it as a new one that lacks a migration."""
+    await worker.checkpoint.save({"old": True}, schema="shape/1")
+    worker.checkpoint.schema("shape", 3)
+    worker.checkpoint.migration("shape", 1)(lambda state: {**state, "moved": True})
+    await worker.checkpoint.load()
+
+
 async def browse(worker):
     """Match pages of the demo site."""
     note("worker", worker.name, os.getpid(), worker.run)

@@ -256,16 +256,17 @@ async def test_without_a_supervisor_the_worker_ends(tmp_path):
     assert caught.group_contains(SupervisorLost, match="no supervisor at")
 
 
-async def test_a_supervisor_whose_disk_refuses_is_waited_for(fake):
-    client = Client(fake.path, "g-0", "t", lost_after=0.3)
+@pytest.mark.slow
+async def test_a_supervisor_that_waits_for_its_disk_is_not_lost(fake):
+    """However long it takes: the state that it cannot read now is not to be forgotten."""
+    client = Client(fake.path, "g-0", "t", lost_after=1.2)
     async with asyncio.TaskGroup() as tasks:
         opening = tasks.create_task(client.open(Listener(), tasks))
-        began = asyncio.get_running_loop().time()
-        while asyncio.get_running_loop().time() < began + 0.7:  # longer than a supervisor may be lost
+        for _ in range(5):  # the pauses between them add up to 1.5 s
             peer = await fake.accept()
             peer.refuse(await peer.expect("hello"), -32001, "storage unavailable", {"errno": 5, "retry_after": 1.0})
         await (await fake.accept()).welcome()
-        assert (await opening).worker == "g-0"
+        await opening
         await client.close()
 
 

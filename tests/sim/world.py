@@ -130,7 +130,7 @@ class World:
         rng = self.rng
         self.now = 100.0
         self.faults = True
-        self.log: list[tuple[float, Event | str]] = []
+        self.log: list[tuple[float, tuple[Event, ...] | str]] = []
         self.store = ModelStore()
         self._numbers = 0
         self._order = 0
@@ -161,6 +161,7 @@ class World:
         self.acknowledged: dict[tuple[int, str], int] = {}
         self.known: set[tuple[int, str]] = set()
         self._feeding = False
+        self._gathering = False
         self._inbox: list[Event] = []
         self._useless: Counter[str] = Counter()
         self.steps = 0
@@ -244,8 +245,11 @@ class World:
         while self._heap and self._heap[0][0] <= to and self.left is None:
             time, _, action = heapq.heappop(self._heap)
             self.now = max(self.now, time)
+            self._gathering = self.rng.random() < 0.3  # the loop reads more before it comes to any of it
             action()
             to = self._before_late(to, punctual)
+        self._gathering = False
+        self._take_in()
         self.now = max(self.now, to)
         deadline = self.fleet.next_deadline()
         if deadline is not None and (self.now >= deadline or self.rng.random() < 0.02):
@@ -274,13 +278,18 @@ class World:
         if isinstance(event, Disconnected):
             self.conns.discard(event.conn)
         self._inbox.append(event)
+        if not self._gathering:
+            self._take_in()
+
+    def _take_in(self) -> None:
+        """Hand the fleet all that has gathered, at once; what comes of it by itself comes after that."""
         if self._feeding:
             return
         self._feeding = True
         while self._inbox and self.left is None:
-            event = self._inbox.pop(0)
-            self.log.append((self.now, event))
-            self._carry_out(self.fleet.handle(event, self.now))
+            events, self._inbox = tuple(self._inbox), []
+            self.log.append((self.now, events))
+            self._carry_out(self.fleet.step(events, self.now))
         self._inbox.clear()
         self._feeding = False
 
@@ -758,7 +767,7 @@ class Record(Struct, frozen=True):
 
     time: float
     event: str
-    pickled: bytes  # the event itself; what the line says is for people
+    pickled: bytes  # the events themselves; what the line says is for people
 
 
 def save(world: World, path: Any) -> None:
@@ -781,9 +790,9 @@ def replay(path: Any, settings: Settings) -> int:
         elif record.event == "killed" or fleet is None:
             continue
         else:
-            event = pickle.loads(record.pickled)
-            settings = event.settings if isinstance(event, Reconfigured) else settings
-            commands = fleet.handle(event, record.time)
+            events = pickle.loads(record.pickled)
+            settings = next((event.settings for event in events if isinstance(event, Reconfigured)), settings)
+            commands = fleet.step(events, record.time)
         digest = _digest(digest, commands)
     return digest
 

@@ -164,6 +164,7 @@ def test_a_damaged_file_is_set_aside_and_the_one_before_it_used(tmp_path: Path) 
 
 
 def test_a_worker_whose_files_are_all_damaged_stays_so_until_a_fresh_run(tmp_path: Path) -> None:
+    assert load(Checkpoints(tmp_path), fresh_from=2).found == "none"
     save(Checkpoints(tmp_path), b"1", run=2)
     path(tmp_path, 1).write_bytes(b"")
     assert load(Checkpoints(tmp_path), fresh_from=2).found == "damaged"

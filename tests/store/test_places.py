@@ -126,7 +126,7 @@ def test_the_log_is_folded_into_the_ledger_before_it_is_used(ledger: Ledger, pat
 
 
 def test_a_ledger_for_which_there_is_no_room_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path) -> None:
+    def full(path: Path, *, create: bool = True) -> None:
         raise LedgerUnusable(path, "database or disk is full", errno.ENOSPC)
 
     real = ledger_module.open_ledger

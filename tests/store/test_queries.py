@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from msgspec import Raw
 
 from scraper_supervisor.core.records import Added, AddItems, Conclude, NewItem, OpenRun, Outcome, RunImage
+from scraper_supervisor.store.faults import LedgerDamaged, LedgerUnreadable, StoreFault
 from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.queries import LedgerReader
 
@@ -83,7 +86,7 @@ def test_reading_beside_the_writer_and_without_one(ledger: Ledger, path: Path) -
     with LedgerReader(path) as reader:
         look(reader)
     ledger.close()
-    assert [file.name for file in path.parent.iterdir()] == ["ledger.db"]
+    assert {file.name for file in path.parent.iterdir()} == {"ledger.db", "ledger.db.sha256"}
     with LedgerReader(path) as reader:
         look(reader)
 
@@ -96,9 +99,9 @@ def test_more_rows_than_one_step_reads(ledger: Ledger, path: Path) -> None:
         assert [row.seq for row in reader.results(G, after=3)] == list(range(4, 2501))
 
 
-def test_verifying_finds_a_changed_result_and_a_broken_page(ledger: Ledger, path: Path, tmp_path: Path) -> None:
+def test_a_damaged_result_is_never_told_as_a_sound_one(ledger: Ledger, path: Path, tmp_path: Path) -> None:
     ids = add(ledger, *(item(f"k{n}", data=b'"' + b"d" * 500 + b'"') for n in range(100)))
-    ledger.perform([ending(ids[0], "done", b'{"score":1}')])
+    ledger.perform([ending(ids[0], "done", b'{"score":0}'), ending(ids[1], "done", b'{"score":1}')])
     ledger.close()
     copy = tmp_path / "copy.db"
     shutil.copy(path, copy)
@@ -107,12 +110,98 @@ def test_verifying_finds_a_changed_result_and_a_broken_page(ledger: Ledger, path
     content[at + 9 : at + 10] = b"2"
     path.write_bytes(content)
     with LedgerReader(path) as reader:
-        assert reader.verify() == "the checksum of result 1 of run id 1 does not fit"
+        assert reader.verify() == "run 1 of matches: the checksum of result 2 does not fit"
+        told = reader.results(G)
+        assert next(told).seq == 1
+        with pytest.raises(LedgerUnreadable, match=r"the checksum of result 2 \('k1'\) does not fit"):
+            next(told)
+    with pytest.raises(LedgerDamaged, match="its SHA-256 is another"):
+        Ledger.open(path)
     content = bytearray(copy.read_bytes())
-    content[5 * 4096 : 6 * 4096] = bytes(4096)
+    for page in range(3, len(content) // 4096):
+        content[page * 4096 : page * 4096 + 8] = bytes(8)
     copy.write_bytes(content)
     with LedgerReader(copy) as reader:
         assert str(reader.verify()).startswith("SQLite finds: ")
+        with pytest.raises(LedgerUnreadable, match="malformed"):
+            list(reader.items(G))
+
+
+UNCHECKED = "PRAGMA ignore_check_constraints = ON"
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ("UPDATE items SET state = 'open' WHERE key = 'a'", "result 1 is not the one of its item"),
+        (
+            "UPDATE items SET seq = NULL WHERE key = 'b'; DELETE FROM results WHERE seq = 2",
+            "1 items are done and have no",
+        ),
+        ("UPDATE items SET seq = 9 WHERE key = 'a'", "result 1 is not the one of its item"),
+        ("UPDATE items SET seq = 9 WHERE key = 'c'", "items are failed and have no result, or the reverse"),
+        ("UPDATE items SET attempts = 7 WHERE key = 'a'", "result 1 is not the one of its item"),
+        ("UPDATE items SET seq = 3 - seq WHERE state = 'done'", "result 1 is not the one of its item"),
+        ("UPDATE results SET seq = 3 WHERE seq = 2", "result 2 is missing"),
+        ("UPDATE results SET result = '{}' WHERE seq = 2", "the checksum of result 2 does not fit"),
+        ("DELETE FROM results WHERE seq = 2", "2 items are done, and there are 1 results"),
+        ("DELETE FROM items WHERE key = 'a'", "result 1 is not the one of its item"),
+        ("UPDATE runs SET failed = 0", "1 waiting, and counted as 2 done, 0 failed"),
+        ("UPDATE runs SET waiting = 2", "counted as 2 done, 1 failed, 0 parked, 2 waiting"),
+        ("UPDATE lanes SET open = 3", "the counts of its targets"),
+        ("UPDATE totals SET done = 1", "the counts of its workers"),
+        (f"{UNCHECKED}; UPDATE items SET state = 'doe' WHERE key = 'e'", "1 items have a state or an outcome"),
+        (f"{UNCHECKED}; UPDATE items SET last_outcome = 'doe' WHERE key = 'e'", "1 items have a state or an outcome"),
+    ],
+)
+def test_tables_that_contradict_each_other(ledger: Ledger, path: Path, change: str, found: str) -> None:
+    ids = add(ledger, *(item(key) for key in "abcde"))
+    ledger.perform([ending(ids[0], "done"), ending(ids[1], "done"), ending(ids[2], "failed")])
+    ledger.perform([ending(ids[3], "retry", delay=60.0)])
+    with LedgerReader(path) as reader:
+        assert reader.verify() is None
+        ledger._db.executescript(f"PRAGMA foreign_keys = OFF; {change}")
+        assert found in str(reader.verify())
+
+
+def test_verifying_beside_a_busy_writer_raises_no_false_alarm(ledger: Ledger, path: Path) -> None:
+    """Items are added, ended and waited for, and whole runs are removed, as fast as it goes."""
+    over = threading.Event()
+    ledger._db.execute("PRAGMA wal_autocheckpoint = 50")  # the log begins anew again and again
+
+    def work() -> None:
+        for number in range(1_000_000):
+            if over.is_set():
+                return
+            if number % 40 == 0:
+                image = ledger.perform([OpenRun(1, G, "fresh", 2)])[0]
+            assert isinstance(image, RunImage)
+            added = ledger.perform([AddItems(1, G, image.run_id, tuple(item(f"{number}-{n}") for n in range(12)))])[0]
+            assert isinstance(added, Added)
+            ids = [id_ for _, id_, _ in added.added]
+            ends = [ending(id_, "done") for id_ in ids[:7]] + [
+                ending(ids[7], "failed"),
+                ending(ids[8], "retry", b"", 9),
+            ]
+            assert not any(
+                isinstance(answer, StoreFault)
+                for answer in ledger.perform([msgspec.structs.replace(op, run_id=image.run_id) for op in ends])
+            )
+            assert ledger.tidy(100) is None
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        newest = verified = 0
+        while verified < 40 or newest < 5:
+            with LedgerReader(path) as reader:
+                assert reader.verify() is None
+                newest = max((info.run for info in reader.runs(G)), default=0)
+            verified += 1
+            assert thread.is_alive()
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_no_ledger_to_read(path: Path) -> None:

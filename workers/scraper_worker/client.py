@@ -77,8 +77,8 @@ class Client(Link):
         self._writer: asyncio.StreamWriter | None = None
         self._welcome: Welcome | None = None
         self._welcomed = asyncio.Event()
-        self._held_off = False  # the supervisor is there, and its disk does not give our checkpoint
         self._background: list[asyncio.Task[None]] = []
+        self._alone_since = 0.0  # the loop's clock
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Client | None:
@@ -174,16 +174,13 @@ class Client(Link):
 
     async def _keep_connected(self) -> None:
         clock = asyncio.get_running_loop().time
-        pause, alone_since = FIRST_PAUSE, clock()
+        pause, self._alone_since = FIRST_PAUSE, clock()
         while True:
-            self._held_off = False
             if await self._converse():
-                pause, alone_since = FIRST_PAUSE, clock()
-            elif self._held_off:
-                alone_since = clock()
+                pause, self._alone_since = FIRST_PAUSE, clock()
             if self._calls.ended:
                 return
-            left = alone_since + self._lost_after - clock()
+            left = self._alone_since + self._lost_after - clock()
             if left <= 0:
                 raise SupervisorLost(f"no supervisor at {self._path} for {self._lost_after:.0f} s")
             await asyncio.sleep(min(pause, left))
@@ -225,7 +222,8 @@ class Client(Link):
         if response.error is not None:
             if response.error.code in _HELLO_IS_FINAL:
                 raise Refused(f"the supervisor refused {self._name}: {response.error.message} ({response.error.code})")
-            self._held_off = response.error.code == protocol.STORAGE_UNAVAILABLE
+            if response.error.code == protocol.STORAGE_UNAVAILABLE:  # there is a supervisor, which waits for its disk
+                self._alone_since = asyncio.get_running_loop().time()
             log.warning("hello was answered with an error: %s (%d)", response.error.message, response.error.code)
             return False
         assert response.result is not None

@@ -5,6 +5,7 @@ Both ends use it: bytes in, messages and bytes out. One UTF-8 JSON object a line
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any, Final, Literal, TypeAlias
 
@@ -345,10 +346,10 @@ class RpcError(Struct, frozen=True, omit_defaults=True):
 
 
 class Request(Struct, frozen=True):
-    """A request (`id` given) or a notification (`id` UNSET)."""
+    """A request (`id` given) or a notification (`id` UNSET). The params of a large one may be decoded already."""
 
     method: str
-    params: Raw
+    params: Raw | CheckpointSave
     id: CallId | UnsetType
 
 
@@ -375,16 +376,33 @@ class _Envelope(Struct, frozen=True):
     error: RpcError | UnsetType = UNSET
 
 
+class _LargeSave(Struct, frozen=True):
+    """The one message that may be large, decoded in one pass where the envelope first would take two."""
+
+    jsonrpc: Literal["2.0"]
+    method: Literal["checkpoint.save"]
+    params: CheckpointSave
+    id: CallId | UnsetType = UNSET
+
+
+LARGE: Final = 256 * 1024  # bytes
+
 _decoder = msgspec.json.Decoder(_Envelope)
+_large_decoder = msgspec.json.Decoder(_LargeSave)
 _param_decoders: Final[dict[type[Any], msgspec.json.Decoder[Any]]] = {}
 _encoder = msgspec.json.Encoder()
 _EMPTY = Raw(b"{}")
 
 
-def decode_line(line: bytes) -> Request | Response | Malformed:
+def decode_line(line: bytes | bytearray) -> Request | Response | Malformed:
     """One line, without or with its newline, to a message. Never raises."""
     try:
-        line.decode()  # msgspec checks the syntax of what it skips, but not that it is UTF-8
+        if not line.isascii():
+            line.decode()  # msgspec checks the syntax of what it skips, but not that it is UTF-8
+        if len(line) > LARGE:
+            with contextlib.suppress(msgspec.ValidationError):  # another message: as any other
+                save = _large_decoder.decode(line)
+                return Request(save.method, save.params, save.id)
         envelope = _decoder.decode(line)
     except (UnicodeDecodeError, msgspec.DecodeError) as error:
         return Malformed(_explain(line, error))
@@ -399,7 +417,7 @@ def decode_line(line: bytes) -> Request | Response | Malformed:
     return Response(envelope.id, result, fault)
 
 
-def _explain(line: bytes, error: Exception) -> RpcError:
+def _explain(line: bytes | bytearray, error: Exception) -> RpcError:
     if isinstance(error, msgspec.ValidationError):
         try:
             value = msgspec.json.decode(line)
@@ -424,12 +442,14 @@ _AT = re.compile(r" - at `\$\.?(.*)`$")
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 
 
-def decode_params(kind: type[Any], params: Raw) -> Any:
+def decode_params(kind: type[Any], params: Raw | CheckpointSave) -> Any:
     """A request's params as `kind`.
 
     Raises:
         BadParams: with the path of the first value that does not fit.
     """
+    if isinstance(params, CheckpointSave):
+        return params
     decoder = _param_decoders.get(kind)
     if decoder is None:
         decoder = _param_decoders[kind] = msgspec.json.Decoder(kind)
@@ -441,6 +461,9 @@ def decode_params(kind: type[Any], params: Raw) -> Any:
         missing = _MISSING.search(text)
         path = ".".join(part for part in (at and at.group(1), missing and missing.group(1)) if part)
         raise BadParams(path, _AT.sub("", text)) from None
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def check_key(key: str, path: str) -> None:
@@ -455,7 +478,7 @@ def check_key(key: str, path: str) -> None:
         raise BadParams(path, "a key must be valid UTF-8") from None
     if not 1 <= size <= MAX_KEY:
         raise BadParams(path, f"a key is 1 to {MAX_KEY} bytes of UTF-8, this one has {size}")
-    if any(ord(character) < 32 or 127 <= ord(character) < 160 for character in key):
+    if _CONTROL.search(key):
         raise BadParams(path, "a key must not contain control characters")
 
 
@@ -488,31 +511,31 @@ class Framer:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._rest = bytearray()
-        self._searched = 0
+        self._rest = bytearray()  # of the unfinished line; a large one becomes the line itself, without a copy
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes) -> list[bytes | bytearray]:
         """The lines that `data` completes, without newlines, empty ones left out.
 
         Raises:
             LineTooLong: as soon as the unfinished line or a finished one is over the limit.
         """
-        if not self._rest and data.endswith(b"\n") and data.find(b"\n") == len(data) - 1:
-            if len(data) - 1 > self.limit:  # the common case: exactly one whole line, no copy
-                raise LineTooLong
+        if not self._rest and data.find(b"\n") == len(data) - 1 <= self.limit:  # the common case: one whole line
             return [data[:-1]] if len(data) > 1 else []
-        self._rest += data
-        lines: list[bytes] = []
+        lines: list[bytes | bytearray] = []
         start = 0
-        while (end := self._rest.find(b"\n", max(start, self._searched))) >= 0:
-            if end - start > self.limit:
+        while (end := data.find(b"\n", start)) >= 0:
+            if len(self._rest) + end - start > self.limit:
                 raise LineTooLong
-            if end > start:
-                lines.append(bytes(self._rest[start:end]))
+            line: bytes | bytearray = data[start:end]
+            if self._rest:
+                self._rest += line
+                line = self._rest if len(self._rest) > LARGE else bytes(self._rest)
+                self._rest = bytearray()
+            if line:
+                lines.append(line)
             start = end + 1
-        if start:
-            del self._rest[:start]
-        self._searched = len(self._rest)
-        if len(self._rest) > self.limit:
-            raise LineTooLong
+        if start < len(data):
+            if len(self._rest) + len(data) - start > self.limit:
+                raise LineTooLong
+            self._rest += data[start:] if start else data
         return lines

@@ -1,9 +1,9 @@
-"""`checkpoint list`, `show` and `verify`: read from the files, with the daemon running or not."""
+"""`checkpoint`: the files are read here, with the daemon running or not; what is restored goes through the daemon."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import msgspec
@@ -11,7 +11,6 @@ import msgspec
 from scraper_supervisor.console import views
 from scraper_supervisor.console.context import (
     DAMAGED,
-    LEDGER_FILE,
     App,
     Commands,
     Refused,
@@ -19,10 +18,13 @@ from scraper_supervisor.console.context import (
     json_option,
     pass_app,
 )
-from scraper_supervisor.core.sealed import Damaged
+from scraper_supervisor.console.control import NoDaemon
+from scraper_supervisor.console.ledger_commands import ledger_files, restore_ledger
+from scraper_supervisor.console.restore import restore_offline
+from scraper_supervisor.core.sealed import Damaged, TooNew
 from scraper_supervisor.store.checkpoints import FOLDER, Checkpoints, NoSuchGeneration
-from scraper_supervisor.store.faults import StoreError
-from scraper_supervisor.store.queries import LedgerReader
+
+LISTED: Final = ("worker", "generation", "schema", "saved_at", "bytes", "path")
 
 
 @click.group(cls=Commands)
@@ -38,14 +40,17 @@ def list_(app: App, worker: str | None, as_json: bool) -> None:
     """List the checkpoints of all workers, or of WORKER; the newest first."""
     found = Checkpoints(_state(app, worker)).list(worker)
     if as_json:
-        app.emit({"checkpoints": msgspec.to_builtins(found)})
+        app.emit({"checkpoints": [{name: getattr(one, name) for name in LISTED} for one in found]})
         return
     columns = [("WORKER", False), ("GENERATION", True), ("SAVED", False), ("SIZE", True), ("SCHEMA", False)]
     rows = [
-        (one.worker, str(one.generation), one.saved_at or "damaged", views.size(one.bytes), clean(one.schema or ""))
+        (one.worker, str(one.generation), one.saved_at or "not usable", views.size(one.bytes), clean(one.schema or ""))
         for one in found
     ]
     app.print(views.grid(columns, rows) if rows else "no checkpoints")
+    for one in found:
+        if one.problem is not None:
+            app.note(f"{one.path}: {one.problem}")
 
 
 @checkpoint.command()
@@ -62,6 +67,9 @@ def show(app: App, worker: str, generation: int | None, as_json: bool) -> None:
     except Damaged as error:
         which = "its newest checkpoint" if generation is None else f"checkpoint {generation}"
         raise Refused(f"{worker}: {which} is damaged: {error.reason}", DAMAGED) from None
+    except TooNew as error:
+        which = "its newest checkpoint" if generation is None else f"checkpoint {generation}"
+        raise Refused(f"{worker}: {which} cannot be shown: {error.reason}") from None
     header: dict[str, Any] = msgspec.to_builtins(found.header)
     if as_json:
         app.emit({**header, "sha256": found.sha256, "state": found.state})
@@ -91,10 +99,8 @@ def verify(app: App, worker: str | None, as_json: bool) -> None:
         }
         for one in Checkpoints(state_dir).verify(worker)
     ]
-    ledger = state_dir / LEDGER_FILE
-    if worker is None and (ledger.exists() or ledger.with_name(f"{LEDGER_FILE}-wal").exists()):
-        reason = _ledger_fault(ledger)
-        files.append({"path": str(ledger), "kind": "ledger", "ok": reason is None, "reason": reason})
+    if worker is None:
+        files += ledger_files(state_dir)
     damaged = [file for file in files if not file["ok"]]
     if as_json:
         app.emit({"ok": not damaged, "files": files})
@@ -106,14 +112,42 @@ def verify(app: App, worker: str | None, as_json: bool) -> None:
         raise click.exceptions.Exit(DAMAGED)
 
 
-def _ledger_fault(path: Path) -> str | None:
+@checkpoint.command()
+@click.argument("worker", required=False)
+@click.option("--generation", type=click.IntRange(min=1), help="Which one.")
+@click.option("--ledger", is_flag=True, help="The ledger, from its newest sound backup; while no daemon runs.")
+@json_option
+@pass_app
+def restore(app: App, worker: str | None, generation: int | None, ledger: bool, as_json: bool) -> None:
+    """Write an older state of WORKER as a new newest one, and restart the worker from it.
+
+    Returns when the worker is back. Without a daemon, the worker finds the state when it is next started. With --ledger
+    and no WORKER, a damaged ledger is brought back from its newest sound backup, and what that lacks is listed.
+    """
+    if ledger:
+        if worker is not None or generation is not None:
+            raise click.UsageError("--ledger is given alone: neither WORKER nor --generation goes with it")
+        restore_ledger(app, as_json)
+        return
+    if worker is None or generation is None:
+        raise click.UsageError("expected WORKER and --generation N, or --ledger; 'checkpoint list' shows what there is")
+    _restore_state(app, worker, generation, as_json=as_json)
+
+
+def _restore_state(app: App, worker: str, generation: int, *, as_json: bool) -> None:
     try:
-        with LedgerReader(path) as reader:
-            return reader.verify()
-    except FileNotFoundError:
-        return "it is missing, while its log is still there"
-    except StoreError as error:
-        return str(error).removeprefix(f"{path}: ")
+        client = app.connect()
+    except NoDaemon as nobody:
+        answer = restore_offline(app.load(), worker, generation, nobody)
+    else:
+        with client:
+            answer = client.call("checkpoint.restore", timeout=None, names=[worker], generation=generation)
+    if as_json:
+        app.emit(answer)
+        return
+    click.echo(clean(f"{worker}: checkpoint {generation} is restored as {answer['generation']}"))
+    if answer["state"] is not None:
+        app.out.print(f"{worker}: ", views.state(answer["state"]), sep="")
 
 
 def _state(app: App, worker: str | None) -> Path:

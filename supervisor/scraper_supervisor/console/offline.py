@@ -34,6 +34,21 @@ if TYPE_CHECKING:
     from scraper_supervisor.store.config_file import Loaded
 
 
+def locked(state_dir: Path, nobody: NoDaemon) -> FolderLock:
+    """The state folder, made if there is none, and for us alone.
+
+    Raises:
+        Refused: a daemon holds it though it does not answer.
+        OSError: it can't be used.
+    """
+    os.umask(0o077)  # the folder and what is in it is for its owner alone
+    state_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        return FolderLock(state_dir)
+    except Locked as error:
+        raise Refused(f"{error}, but does not answer: {nobody}", NO_DAEMON) from None
+
+
 class OfflineQueue:
     """A group's queue in the ledger, while no daemon runs; a context manager.
 
@@ -54,12 +69,7 @@ class OfflineQueue:
             known = ", ".join(loaded.settings.groups) or "none"
             raise Refused(f"no group is named {clean(group)!r}; known are: {known}")
         state_dir = Path(loaded.folders.state_dir)
-        os.umask(0o077)  # the folder and what is in it is for its owner alone
-        state_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock = FolderLock(state_dir)
-        except Locked as error:
-            raise Refused(f"{error}, but does not answer: {nobody}", NO_DAEMON) from None
+        self._lock = locked(state_dir, nobody)
         try:
             self._ledger = Ledger.open(state_dir / LEDGER_FILE)
         except BaseException:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MOST_VOTES: Final = 905  # the widest window, unless min_items asks for more
 FALSE_ALARM: Final = Fraction(1, 10**9)  # how likely a healthy scope may reach c(n), for each window looked at
 SLICE: Final = 20  # votes that may end a suspicion, unless min_items asks for more
+SPARE: Final = 64  # votes over those that count which a scope may hold: dropping one at a time would cost more
 LUCKY_SLICE: Final = Fraction(1, 500)  # how likely a scope failing at failure_limit may look that healthy
 
 ScopeId: TypeAlias = tuple[str, str]
@@ -130,7 +131,7 @@ class AbortWindow:
     """The machine over all scopes. Feed it votes, deaths and failures; fetch what follows with `evaluate`.
 
     Times are monotonic seconds and never go back: an earlier one counts as the latest seen. A vote costs microseconds,
-    and a scope remembers at most 905 of them (or min_items).
+    and a scope remembers some 970 of them at most (or a little over min_items).
     """
 
     def __init__(self, settings: AbortSettings) -> None:
@@ -172,15 +173,17 @@ class AbortWindow:
         self._latest[identity] = ballot
         for id_ in ids:
             scope = self._scopes.get(id_) or self._scopes.setdefault(id_, _Scope(id_))
-            self._age(scope, now)
-            scope.votes.append(ballot)
+            votes = scope.votes
+            if votes and votes[0].time + self._settings.window <= now:
+                self._age(scope, now)
+            votes.append(ballot)
             scope.flags.append(failed)
             scope.failed += failed
-            if len(scope.votes) > self._kept:
-                self._drop(scope, len(scope.votes) - self._kept)
+            if len(votes) > self._kept + SPARE:
+                self._drop(scope, len(votes) - self._kept)
         # A success raises no alarm, unless it fills the window of "rate", or a replaced vote lets older ones back in.
         anyway = failed or earlier is not None or self._settings.rule == "rate"
-        for id_ in touched:
+        for id_ in touched if anyway or self._suspected else ():
             if (scope_ := self._scopes.get(id_)) and (anyway or scope_.state == "suspected"):
                 self._judge(scope_)
 
@@ -215,6 +218,8 @@ class AbortWindow:
     def evaluate(self, now: float) -> list[Decision]:
         """What was decided since the last call, in order, with each decision's own time."""
         self._pass(now)
+        if not self._pending:
+            return []
         decided, self._pending = self._pending, []
         return sorted(decided, key=attrgetter("time"))
 
@@ -293,7 +298,7 @@ class AbortWindow:
     def _scopes_of(self, group: str, target: str | None, signature: str | None) -> tuple[ScopeId, ...]:
         """Where a vote counts; the one place that knows which kinds of scope there are."""
         del target, signature  # told already, so that a scope of either kind changes nothing but this line
-        return (GLOBAL, ("group", group))
+        return _scopes_of_group(group)
 
     def _pass(self, now: float) -> float:
         """Let time pass, so that what fell due before `now` is decided before what happens now."""
@@ -436,6 +441,11 @@ class AbortWindow:
             limits += f" and normal_rate {settings.normal_rate:.0%}"
         share = f"{failures} of the last {items} items failed ({failures / items:.0%})"
         return f"{share}, the bound is {need} of {n} for {limits}"
+
+
+@lru_cache
+def _scopes_of_group(group: str) -> tuple[ScopeId, ...]:
+    return (GLOBAL, ("group", group))
 
 
 def _label(id_: ScopeId) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ from scraper_worker.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_PLAIN_URL: Final = re.compile(r"[a-z]+://([A-Za-z0-9.-]+)(?::[0-9]+)?(?:[/?#]|\Z)")  # most are, and parsing costs
 STORAGE_RETRY_AFTER: Final = 1.0  # seconds until a refused call should come again
 
 
@@ -80,6 +82,9 @@ def target_of(key: str, given: str | None) -> str | None:
     """The host an item talks to: as given, else the host of a key that is a URL."""
     if given is not None or "://" not in key:
         return given
+    plain = _PLAIN_URL.match(key)
+    if plain is not None:
+        return plain[1].lower()
     try:
         return urlsplit(key).hostname
     except ValueError:

@@ -30,6 +30,34 @@ def state_of(answer: StateLoaded) -> CheckpointState:
     return CheckpointState(answer.generation, answer.schema, answer.saved_at, answer.state)
 
 
+def why_unusable(worker: str, answer: StateLoaded) -> str | None:
+    """Why a worker must not start from what was found, and the remedy; None if it may."""
+    if answer.found == "newer":
+        return f"checkpoint {answer.generation} of {worker} cannot be used: {answer.reason}"
+    if answer.found == "damaged":
+        group = worker.rpartition("-")[0]
+        return (
+            f"every checkpoint of {worker} is damaged and was moved to corrupt/; put a sound one in their place "
+            f"and use 'checkpoint restore {worker} --generation N', or begin anew with 'start {group} --fresh'"
+        )
+    return None
+
+
+def why_not_given(worker: str, generation: int, answer: StateLoaded) -> str | None:
+    """Why a certain generation cannot be had, and which there are; None if it can."""
+    others = f"; there are: {', '.join(map(str, answer.there)) or 'none'}"
+    match answer.found:
+        case "sound":
+            return None
+        case "newer":
+            return f"checkpoint {generation} of {worker} cannot be used: {answer.reason}{others}"
+        case "damaged":
+            reason = f" ({answer.damage[0].reason})" if answer.damage else ""
+            return f"checkpoint {generation} of {worker} is damaged{reason} and was moved to corrupt/{others}"
+        case _:
+            return f"{worker} has no checkpoint {generation}{others}"
+
+
 class Checkpoints:
     """Serves checkpoint.save and checkpoint.load."""
 
@@ -52,9 +80,10 @@ class Checkpoints:
         name, _, version = save.schema.rpartition("/")
         if not name or not (version.isascii() and version.isdecimal()):
             raise BadParams("schema", f'expected "NAME/INTEGER", got {save.schema!r}')
-        if not bytes(save.state).lstrip().startswith(b"{"):
+        text = memoryview(save.state)  # it may be large: no copy is made of it
+        if text[0] != ord("{"):
             raise BadParams("state", "expected an object")
-        size, limit = len(bytes(save.state)), self._state.settings.checkpoint.max_state
+        size, limit = text.nbytes, self._state.settings.checkpoint.max_state
         if size > limit:
             message = f"the state has {size} bytes, over max_state of {limit}"
             self._state.refuse(event.conn, event.call, TOO_LARGE, message, {"path": "state", "limit": limit})
@@ -113,11 +142,14 @@ class Checkpoints:
         if answer.found == "sound":
             self.publish_loaded(self._state.workers.get(op.worker), answer)
             self._state.reply(conn, call, state_of(answer))
-        elif answer.found == "none" and op.generation is None:
+        elif answer.found == "none":
             self._state.reply(conn, call, None)
         else:
-            what = "no sound generation" if op.generation is None else f"no sound generation {op.generation}"
-            self._state.refuse(conn, call, NO_CHECKPOINT, f"{what} of {op.worker}'s checkpoints")
+            if op.generation is None:
+                reason = why_unusable(op.worker, answer)
+            else:
+                reason = why_not_given(op.worker, op.generation, answer)
+            self._state.refuse(conn, call, NO_CHECKPOINT, reason or f"no checkpoint of {op.worker}")
 
     def failed(self, op: SaveState | LoadState, errno: int, message: str) -> None:
         """A state could not be written or read: the caller is told to come again."""

@@ -105,13 +105,26 @@ class Hands:
         """Those of this worker's hands of which nothing is being written."""
         return [hand for hand in self.of(worker) if hand.closing is None]
 
+    def busy(self, worker: str) -> bool:
+        """Whether one of this worker's hands is open."""
+        claims = self._of.get(worker)
+        return claims is not None and any(self._hands[claim].closing is None for claim in claims)
+
+    def alone(self, worker: str) -> bool:
+        """Whether this worker holds an item that it must hold alone."""
+        claims = self._of.get(worker)
+        return claims is not None and any(self._hands[claim].item.alone for claim in claims)
+
     def find(self, caller: Caller, key: str, claim: int | None) -> Hand | None:
         """The caller's own claim of that key: by its number, else by the key alone."""
-        for hand in self.of(caller.worker) if claim is None else filter(None, [self._hands.get(claim)]):
-            mine = hand.worker == caller.worker and hand.incarnation == caller.incarnation
-            if mine and hand.item.key == key:
-                return hand
-        return None
+        if claim is None:
+            return next((hand for hand in self.of(caller.worker) if self._fits(hand, caller, key)), None)
+        hand = self._hands.get(claim)
+        return hand if hand is not None and self._fits(hand, caller, key) else None
+
+    @staticmethod
+    def _fits(hand: Hand, caller: Caller, key: str) -> bool:
+        return hand.item.key == key and hand.worker == caller.worker and hand.incarnation == caller.incarnation
 
     def grip(self, item: Item, claim: int, worker: str, incarnation: int, now: float) -> None:
         """An item goes into a worker's hands."""

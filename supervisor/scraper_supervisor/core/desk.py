@@ -59,6 +59,7 @@ class Desk:
         self._checkpoints = checkpoints
         self._recycling = recycling
         self._effects = effects
+        self._farewells: dict[str, None] = {}  # workers whose goodbye is not answered yet; in order
 
     def said(self, event: Said, now: float) -> None:
         """Take a message."""
@@ -83,6 +84,11 @@ class Desk:
         group = self._state.groups[worker.group]
         caller = Caller(worker.name, worker.life.incarnation, event.conn, -1 if event.call is None else event.call)
         match event.message:
+            case ItemNext(wait=wait):
+                if event.call is not None:  # as a notification it could never be told what it was given
+                    self._next(worker, group, caller, wait, now)
+            case ItemDone() as done:
+                self._effects(group.queue.conclude_done(caller, done), now)
             case Heartbeat(pages=pages):
                 worker.beats = True
                 for browser, count in pages.items():
@@ -91,11 +97,6 @@ class Desk:
             case ItemsOffer() as offer:
                 self._effects(group.queue.offer(caller, offer), now)
                 worker.more = offer.more
-            case ItemNext(wait=wait):
-                if event.call is not None:  # as a notification it could never be told what it was given
-                    self._next(worker, group, caller, wait, now)
-            case ItemDone() as done:
-                self._effects(group.queue.conclude_done(caller, done), now)
             case ItemFailed() as failed:
                 self._effects(group.queue.conclude_failed(caller, failed), now)
             case ItemRelease() as release:
@@ -143,14 +144,17 @@ class Desk:
         self._effects(effects, now)
         if event.call is not None:
             worker.farewell = (event.conn, event.call)
+            self._farewells[worker.name] = None
         if worker.life.deadline is None:  # its process owes us an exit
             worker.life.deadline = now + group.settings.stop_timeout
         self._lifecycle.note(worker, now)
 
     def answer_goodbyes(self) -> None:
         """A goodbye is answered last: when nothing of what its connection called waits for the disk any more."""
-        for worker in self._state.workers.values():
-            if worker.farewell is None:
+        for name in list(self._farewells):
+            worker = self._state.workers.get(name)
+            if worker is None or worker.farewell is None:
+                del self._farewells[name]
                 continue
             conn, call = worker.farewell
             if not self._checkpoints.owes(conn) and not self._state.groups[worker.group].queue.owes(conn):

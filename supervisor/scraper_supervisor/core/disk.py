@@ -1,8 +1,9 @@
 """How the store's disk does: faults, the probes that find their end, and what is asked again then.
 
 The store has places that can refuse: the ledger, and each worker's folder of checkpoints. A place is tried each second
-with what it had refused, and is well again when the probe is. Whatever place refuses first, everybody is held until the
-ledger's probe tells whether it is the whole disk; a folder that still refuses then holds its own worker alone.
+with what it had refused, and is well again when the probe is. Whatever place refuses a write first, everybody is held
+until the ledger's probe tells whether it is the whole disk. A folder that still refuses then, or that cannot be read,
+holds its own worker alone.
 """
 
 from __future__ import annotations
@@ -141,9 +142,11 @@ class Disk:
             return
         self._begin(now)
         storage.ledger = Trouble(reason, now, probe_at, PROBE_ROOM)
-        self._state.publish(
-            "storage_degraded", "critical", "storage", incident=storage.incident, reason=reason, errno=errno
-        )
+        self._degraded(reason, errno)
+
+    def _degraded(self, reason: str, errno: int) -> None:
+        incident = self._state.storage.incident
+        self._state.publish("storage_degraded", "critical", "storage", incident=incident, reason=reason, errno=errno)
 
     def _begin(self, now: float) -> None:
         """Something goes wrong: an incident begins, unless something was wrong already."""
@@ -162,8 +165,13 @@ class Disk:
         reason = f"the checkpoints of {op.worker}: {event.message}"
         trouble = storage.folders.get(op.worker)
         if trouble is None:
-            self._everybody_held(reason, event.errno, now, now)
-            trouble = storage.folders[op.worker] = Trouble(reason, now, now)
+            if not isinstance(op, LoadState):
+                self._everybody_held(reason, event.errno, now, now)
+            elif storage.ledger is None:  # what cannot be read says nothing of the whole disk
+                self._begin(now)
+                self._degraded(reason, event.errno)
+            probe_at = now + PROBE_EVERY if isinstance(op, LoadState) else now
+            trouble = storage.folders[op.worker] = Trouble(reason, now, probe_at)
         trouble.reason = reason
         if isinstance(op, LoadState):
             trouble.read = trouble.read or op

@@ -113,6 +113,7 @@ class Asked(Struct, frozen=True):
     failed: bool = False
     parked: bool = False
     wait: bool = True
+    generation: int | None = None
 
 
 class Withdrawn(Struct, frozen=True):

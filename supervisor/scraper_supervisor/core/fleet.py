@@ -1,6 +1,7 @@
-"""The one door of the core: `handle(event, now)` gives commands, `next_deadline()` is the one timer.
+"""The one door of the core: `step(events, now)` gives commands, `next_deadline()` is the one timer.
 
-The fleet routes; the rooms decide. What a room has to say to another passes through here.
+The fleet routes; the rooms decide. What a room has to say to another passes through here. Events that are known
+together are taken together: what any of them may have made possible is looked for once, after the last.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from scraper_supervisor.core.events import (
     Event,
     Exited,
     Leave,
+    Persist,
     Persisted,
     PersistFailed,
     Reconfigured,
@@ -41,7 +43,9 @@ from scraper_supervisor.core.lifecycle import Lifecycle
 from scraper_supervisor.core.operators import Operators
 from scraper_supervisor.core.outcomes import Outcomes
 from scraper_supervisor.core.records import (
+    AddItems,
     Answer,
+    Conclude,
     Intents,
     LoadIntents,
     LoadRun,
@@ -50,6 +54,7 @@ from scraper_supervisor.core.records import (
     OpenRun,
     Probe,
     ProbeFolder,
+    QueueOp,
     RunImage,
     SaveState,
     SetIntent,
@@ -58,12 +63,15 @@ from scraper_supervisor.core.records import (
     StateSaved,
 )
 from scraper_supervisor.core.recycling import Recycling
+from scraper_supervisor.core.restores import Restores
 from scraper_supervisor.core.slo import Slo
 from scraper_supervisor.core.state import ENDED, FleetState, GroupState, Mode
 from scraper_supervisor.core.watchdog import Watchdog
 from scraper_supervisor.core.worker import Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from scraper_supervisor.core.settings import Settings
 
 
@@ -95,7 +103,10 @@ class Fleet:
         self.desk = Desk(
             self.state, self.lifecycle, self.introductions, self.checkpoints, self.recycling, self._effects
         )
-        self.operators = Operators(self.state, self.groups, self.lifecycle, self.watchdog, self.recycling, self.abort)
+        self.restores = Restores(self.state, self.groups, self.lifecycle, self.checkpoints)
+        self.operators = Operators(
+            self.state, self.groups, self.lifecycle, self.watchdog, self.recycling, self.abort, self.restores
+        )
         self._begun = False  # the ledger has answered at all
         self._save_states_at: float | None = None
 
@@ -107,7 +118,12 @@ class Fleet:
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event; what is to be done about it."""
-        self._route(event, now)
+        return self.step((event,), now)
+
+    def step(self, events: Iterable[Event], now: float) -> list[Command]:
+        """Take events in their order; what is to be done about them."""
+        for event in events:
+            self._route(event, now)
         return self._finish(now)
 
     def next_deadline(self) -> float | None:
@@ -181,7 +197,9 @@ class Fleet:
         self._decide(self.abort.evaluate(now), now)
         for group in list(self.state.groups.values()):
             open_ = group.state not in ENDED and self.state.disk_works()
-            self._effects(group.queue.pump(now, self._may_start, open_=open_), now)
+            effects = group.queue.pump(now, self._may_start, open_=open_)
+            if effects:
+                self._effects(effects, now)
             self.groups.check(group, now)
             self.groups.roll(group, now)
         self.desk.answer_goodbyes()
@@ -196,6 +214,8 @@ class Fleet:
     def _effects(self, effects: list[Effect], now: float) -> None:
         for effect in effects:
             match effect:
+                case Persist():
+                    self.state.out.append(effect)
                 case Reply(call=call) | Refuse(call=call):
                     if call >= 0:
                         self.state.out.append(effect)
@@ -203,8 +223,8 @@ class Fleet:
                     self.outcomes.claimed(effect, now)
                 case ItemEnded():
                     self.outcomes.ended(effect, now)
-                case _:
-                    self.state.out.append(effect)
+                case _ as never:
+                    assert_never(never)
 
     def _may_start(self, name: str) -> bool:
         """Whether this worker may be handed a further item now."""
@@ -221,6 +241,8 @@ class Fleet:
 
     def _persisted(self, op: Op, answer: Answer, now: float) -> None:
         match op:
+            case Conclude() | AddItems():  # the most by far
+                self._items_answered(op, answer, now)
             case Probe() | ProbeFolder():
                 self._healed(op, now)
             case LoadIntents():
@@ -242,18 +264,24 @@ class Fleet:
             case SetIntent():
                 pass
             case _:
-                group = self.state.groups.get(op.group)
-                if group is not None:
-                    self._effects(group.queue.persisted(op, answer, now), now)
-                self.operators.persisted(op, answer)
+                self._items_answered(op, answer, now)
+
+    def _items_answered(self, op: QueueOp, answer: Answer, now: float) -> None:
+        group = self.state.groups.get(op.group)
+        if group is not None:
+            self._effects(group.queue.persisted(op, answer, now), now)
+        self.operators.persisted(op, answer)
 
     def _state_answered(self, op: SaveState | LoadState, answer: Answer, now: float) -> None:
         if isinstance(op, SaveState) and isinstance(answer, StateSaved):
             self.checkpoints.saved(op, answer)
+            self.restores.saved(op, answer)
         if not isinstance(op, LoadState) or not isinstance(answer, StateLoaded):
             return
         self.checkpoints.publish_damage(op.worker, answer)
         if self._healed(op, now):  # it was read to learn whether it can be
+            return
+        if self.restores.loaded(op, answer, now):
             return
         later = self.introductions.read(op, answer, now)
         if later is None:
@@ -267,8 +295,11 @@ class Fleet:
         match op:
             case SaveState():
                 self.checkpoints.failed(op, event.errno, event.message)
+                self.restores.failed(op, event.message)
             case LoadState():
-                if not self.introductions.failed(op, event.errno, event.message):
+                if self.restores.failed(op, event.message):
+                    pass
+                elif not self.introductions.failed(op, event.errno, event.message, now):
                     self.checkpoints.failed(op, event.errno, event.message)
             case SetRunState() | SetIntent() | LoadIntents() | OpenRun() | LoadRun() | Probe() | ProbeFolder():
                 pass  # the disk's room asks them again

@@ -128,6 +128,20 @@ class Groups:
         if group.state in ENDED or reset:
             self._staff(group, now)
 
+    def bring_back(self, worker: Worker, now: float) -> bool:
+        """Start a failed worker anew, where its group is at work or failed with it; whether it was started."""
+        group = self._state.groups[worker.group]
+        if group.state not in (GroupState.RUNNING, GroupState.PAUSED, GroupState.FAILED) or not self._may_go_on(group):
+            return False
+        if self._state.intents.get(worker.name) in ("drained", "stopped"):
+            return False
+        if group.state is GroupState.FAILED:
+            group.state = GroupState.PAUSED if group.intent == "paused" else GroupState.RUNNING
+            group.failed_reason = None
+        worker.history = restart.reset(worker.history)
+        self._lifecycle.start(worker, now)
+        return True
+
     # ---- a run ends
 
     def check(self, group: Group, now: float) -> None:
@@ -137,7 +151,10 @@ class Groups:
         if group.state in ENDED or group.state is GroupState.OPENING:
             if group.repeat_at is None and self._may_repeat(group):
                 group.repeat_at = now + group.settings.repeat_delay
-            return
+        elif not (group.queue.unfinished and any(self._state.workers[name].life.up for name in group.workers)):
+            self._check_ended(group, now)  # which is rare, while this is looked at after each event
+
+    def _check_ended(self, group: Group, now: float) -> None:
         team = self._state.team(group)
         if group.state is GroupState.DRAINING:
             if not any(worker.life.up for worker in team):
@@ -301,8 +318,10 @@ class Groups:
         """Drop removed groups that nobody works for any more."""
         for name in list(names):
             group = self._state.groups[name]
+            if not group.leaving:
+                continue
             writing = group.queue.writing and self._state.clocks_run()
-            if group.leaving and not writing and not any(worker.life.up for worker in self._state.team(group)):
+            if not writing and not any(worker.life.up for worker in self._state.team(group)):
                 for worker in group.workers:
                     self._state.workers.pop(worker, None)
                     self._slo.forget(worker, now)

@@ -70,6 +70,7 @@ class HandOut:
         self._lanes = lanes
         self._hands = hands
         self._waiters: deque[_Waiter] = deque()
+        self._timed = False  # whether a waiter may be among them whose wait ends
         self._reserved: dict[str, Item] = {}  # worker → the item that it shall get alone, once its hands are empty
 
     def clear(self) -> None:
@@ -84,6 +85,7 @@ class HandOut:
     def ask(self, caller: Caller, wait: float | None, now: float) -> None:
         """item.next: answered by `hand_out` or `expire`."""
         self._waiters.append(_Waiter(caller, None if wait is None else now + max(0.0, wait)))
+        self._timed = self._timed or wait is not None
 
     def waits(self, worker: str) -> bool:
         """Whether the worker has an item.next open."""
@@ -109,7 +111,8 @@ class HandOut:
     def hand_out(self, now: float, ready: Callable[[str], bool]) -> list[Effect]:
         """Answer as many open item.next calls as there are items for workers that may start one."""
         effects: list[Effect] = []
-        self._hand_out_reserved(now, ready, effects)
+        if self._reserved:
+            self._hand_out_reserved(now, ready, effects)
         blocked: set[str] = set()
         index = 0
         while index < len(self._waiters):
@@ -131,13 +134,17 @@ class HandOut:
             self._grant(caller, item, now, effects)
         return effects
 
-    def expire(self, now: float, *, loading: bool) -> list[Effect]:
+    def expire(self, now: float, loading: Callable[[], bool]) -> list[Effect]:
         """Answer the calls whose wait is over: "empty", unless something is just being loaded for them."""
+        if not self._timed:
+            return []
         effects: list[Effect] = []
-        for waiter in [one for one in self._waiters if one.expires is not None and one.expires <= now]:
+        timed = [one for one in self._waiters if one.expires is not None]
+        self._timed = bool(timed)
+        for waiter in [one for one in timed if one.expires is not None and one.expires <= now]:
             if waiter.patience is None and waiter.expires is not None:
                 waiter.patience = waiter.expires + LOADING_PATIENCE
-            if loading and waiter.patience is not None and now < waiter.patience:
+            if waiter.patience is not None and now < waiter.patience and loading():
                 continue
             self._waiters.remove(waiter)
             effects.append(Reply(waiter.caller.conn, waiter.caller.call, End("empty")))
@@ -155,7 +162,7 @@ class HandOut:
     def _may_start(self, worker: str, ready: Callable[[str], bool]) -> bool:
         if worker in self._reserved or not ready(worker):
             return False
-        return not any(hand.item.alone for hand in self._hands.of(worker))
+        return not self._hands.alone(worker)
 
     def _reserve(self, item: Item, ready: Callable[[str], bool]) -> None:
         """Find the worker that shall have this item alone: one with empty hands, else the first that asks."""
@@ -178,7 +185,7 @@ class HandOut:
 
     def _grant(self, caller: Caller, item: Item, now: float, effects: list[Effect]) -> None:
         claim = self.numbers.take()
-        idle = not self._hands.open_of(caller.worker)
+        idle = not self._hands.busy(caller.worker)
         self._hands.grip(item, claim, caller.worker, caller.incarnation, now)
         granted = Granted(item.key, claim, item.target, item.data, item.attempts + 1)
         effects.append(Reply(caller.conn, caller.call, granted))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from scraper_supervisor.core.calls import storage_error
-from scraper_supervisor.core.checkpoints import Checkpoints, state_of
+from scraper_supervisor.core.checkpoints import Checkpoints, state_of, why_unusable
 from scraper_supervisor.core.events import Introduced, Said
 from scraper_supervisor.core.records import LoadState, StateLoaded
 from scraper_supervisor.core.state import Handshake, Worker
@@ -24,6 +24,7 @@ from scraper_worker.protocol import (
     REFUSED,
     STORAGE_UNAVAILABLE,
     Drain,
+    Failure,
     Hello,
     Welcome,
 )
@@ -109,14 +110,22 @@ class Introductions:
             return []
         return handshake.later
 
-    def failed(self, op: LoadState, errno: int, message: str) -> bool:
-        """A checkpoint could not be read; whether a hello waited for it."""
+    def failed(self, op: LoadState, errno: int, message: str, now: float) -> bool:
+        """A checkpoint could not be read; whether a hello waited for it.
+
+        Nothing older is given instead, and the worker, which is not to blame, has start_timeout anew to ask again.
+        """
         handshake = self._handshakes.pop(op.ticket, None)
         if handshake is None:
             return False
         error = storage_error(errno, message)
         self._state.refuse(handshake.said.conn, handshake.said.call, STORAGE_UNAVAILABLE, error.message, error.data)
         self._turn_away(handshake)
+        worker = self._state.workers.get(handshake.worker)
+        if worker is not None:
+            worker.last_failure = Failure("transient", "system", "checkpoint-unreadable", message)
+            if worker.life.phase is Phase.STARTING and worker.life.deadline is not None:
+                worker.life.deadline = now + self._state.groups[worker.group].settings.start_timeout
         return True
 
     # ---- inside
@@ -165,11 +174,8 @@ class Introductions:
             self._refuse(handshake, refusal or "")
             handshake.later.clear()
             return True
-        if answer.found == "damaged":
-            reason = (
-                f"every checkpoint of {worker.name} is damaged; see corrupt/ beside them, then use "
-                f"'checkpoint restore {worker.name}' or 'start --fresh'"
-            )
+        reason = why_unusable(worker.name, answer)
+        if reason is not None:
             self._state.refuse(said.conn, said.call, NO_CHECKPOINT, reason)
             self._lifecycle.fail(worker, reason, now)
             return False

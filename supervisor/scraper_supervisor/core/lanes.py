@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import insort
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Raw, Struct
@@ -17,7 +18,7 @@ from msgspec import Raw, Struct
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from scraper_supervisor.core.records import Entry
+    from scraper_supervisor.core.records import Entry, NewItem
     from scraper_supervisor.core.settings import TargetSettings
 
 WINDOW: Final = 4096  # items held in all lanes together, about
@@ -42,15 +43,19 @@ class Item(Struct):
     blocked: int = 0
     alone: bool = False
     due: float | None = None
+    rank: tuple[int, float, int] = ()  # type: ignore[assignment]  # made of the others
 
-    @property
-    def rank(self) -> tuple[int, float, int]:
+    def __post_init__(self) -> None:
         """Higher priority first; due retries (whose order is negative), then order of offer."""
-        return (-self.priority, self.order, self.id)
+        self.rank = (-self.priority, self.order, self.id)
+
+    def move(self, order: float) -> None:
+        """Take another place among those of its priority."""
+        self.order = order
+        self.rank = (-self.priority, order, self.id)
 
 
-def _rank(item: Item) -> tuple[int, float, int]:
-    return item.rank
+_rank: Final = attrgetter("rank")
 
 
 def from_entry(entry: Entry, now: float) -> Item:
@@ -145,22 +150,22 @@ class Lanes:
         """All open items: pending, waiting and in hands."""
         return self._fresh_open + self.retries_open
 
-    def added(self, item: Item) -> None:
-        """A new item is in the ledger."""
-        lane = self._lane(item.target)
+    def added(self, number: int, offer: NewItem, order: float) -> None:
+        """A new item is in the ledger, under this number and in this place."""
+        lane = self._lane(offer.target)
         lane.open += 1
         self._fresh_open += 1
-        place = (-item.priority, item.order)
+        place = (-offer.priority, order)
         behind = lane.cursor is not None and place > lane.cursor
         full = len(lane.ready) >= self._limit()
         if (full or lane.stored > 1) and (behind or lane.cursor is None):
             self._hungry[lane.target] = None  # it is fetched in its turn: others come first, or memory is full
             return
         lane.loaded += 1
-        self._held.add(item.id)
+        self._held.add(number)
         if lane.cursor is None or behind:
             lane.cursor = place
-        self._insert(lane, item)
+        self._insert(lane, Item(number, offer.key, offer.target, offer.data, offer.priority, order))
         if full and not lane.fetching:  # what is being fetched lies behind the cursor as it was asked
             self._shed(lane)
 
@@ -232,10 +237,14 @@ class Lanes:
     def take(self, item: Item, now: float) -> None:
         """The item that `peek` gave goes into a worker's hands."""
         lane = self._lane(item.target)
-        lane.ready.remove(item)
+        if lane.ready[0] is item:
+            del lane.ready[0]
+        else:
+            lane.ready.remove(item)
         lane.in_flight += 1
         lane.last_start = now
-        self._hungry[lane.target] = None
+        if lane.open > lane.loaded:
+            self._hungry[lane.target] = None
         self._push_head(lane)
 
     def put_back(self, item: Item) -> None:
@@ -268,7 +277,8 @@ class Lanes:
             lane.loaded -= 1
             self.retries_open += 1
             self._retries_loaded += 1
-        item.due, item.order, item.target = due, order, target
+        item.due, item.target = due, target
+        item.move(order)
         if keep or self._retries_loaded <= RETRIES:
             self._wait(item)
         else:  # it is fetched again when fewer wait, or when it is due and nothing else is
@@ -349,8 +359,12 @@ class Lanes:
         return max(LANE_LEAST, min(LANE_MOST, WINDOW // max(1, len(self._lanes))))
 
     def _insert(self, lane: _Lane, item: Item) -> None:
-        insort(lane.ready, item, key=_rank)
-        if lane.ready[0] is item:
+        ready = lane.ready
+        if ready and item.rank > ready[-1].rank:  # most come in their order
+            ready.append(item)
+            return
+        insort(ready, item, key=_rank)
+        if ready[0] is item:
             self._push_head(lane)
 
     def _shed(self, lane: _Lane) -> None:
@@ -378,6 +392,8 @@ class Lanes:
     def advance(self, now: float) -> None:
         """Let time pass: what is due by now waits no more."""
         self._advanced = now
+        if not (self._retries or self._paced):
+            return
         while self._retries and self._retries[0][0] <= now:
             _, _, item = heapq.heappop(self._retries)
             if item.id in self._retry_ids:

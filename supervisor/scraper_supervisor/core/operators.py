@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.groups import Groups
     from scraper_supervisor.core.lifecycle import Lifecycle
     from scraper_supervisor.core.recycling import Recycling
+    from scraper_supervisor.core.restores import Restores
     from scraper_supervisor.core.state import FleetState
     from scraper_supervisor.core.watchdog import Watchdog
 
@@ -58,6 +59,7 @@ class Operators:
         watchdog: Watchdog,
         recycling: Recycling,
         abort: AbortWindow,
+        restores: Restores,
     ) -> None:
         self._state = state
         self._groups = groups
@@ -65,6 +67,7 @@ class Operators:
         self._watchdog = watchdog
         self._recycling = recycling
         self._abort = abort
+        self._restores = restores
         self._waiting: list[_Waiting] = []
         self._writing: dict[int, tuple[int, tuple[str, ...]]] = {}  # ticket → request, keys that workers hold
         self._thawing: dict[int, int] = {}  # ticket of the LoadRun → that of the change before it
@@ -74,6 +77,8 @@ class Operators:
         try:
             if event.method in ITEMS:
                 self._items(event, now)
+            elif event.method == "checkpoint.restore":
+                self._restores.asked(event)
             elif event.method == "abort.clear":
                 self._clear(now)
                 self._state.answer(event.request, True, {"cleared": True})
@@ -88,6 +93,7 @@ class Operators:
     def withdrawn(self, request: int) -> None:
         """Nobody waits for the answer any more."""
         self._waiting = [one for one in self._waiting if one.request != request]
+        self._restores.withdrawn(request)
 
     # ---- workers and groups
 
@@ -201,8 +207,9 @@ class Operators:
             if group.state is GroupState.ABORTED:
                 self._groups.revive(group, now, reset=True)
 
-    def settle(self, now: float) -> None:  # noqa: ARG002 - every room's step takes the time
+    def settle(self, now: float) -> None:
         """Answer the requests whose workers are where they were wanted."""
+        self._restores.settle(now)
         waiting: list[_Waiting] = []
         for one in self._waiting:
             workers = [self._state.workers[name] for name in one.workers if name in self._state.workers]

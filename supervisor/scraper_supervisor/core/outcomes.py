@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from scraper_supervisor.core.conclusions import CANCELLED
 
@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.claims import Claimed, ItemEnded
     from scraper_supervisor.core.lifecycle import Lifecycle
     from scraper_supervisor.core.state import FleetState, Severity, Worker
-
-RATE_KEPT: Final = 5000  # ends of items that are remembered for the rate
 
 
 class Outcomes:
@@ -33,37 +31,36 @@ class Outcomes:
     def ended(self, ended: ItemEnded, now: float) -> None:
         """An attempt was recorded. Its worker may be gone by now; the event is written all the same."""
         worker = self._state.workers.get(ended.worker)
-        group = self._state.groups[ended.group]
-        failure = ended.failure
+        failure, outcome = ended.failure, ended.outcome
         if worker is not None:
             worker.progress = now
-            worker.done += ended.outcome == "done"
-            worker.failed += ended.outcome == "failed"
             worker.last_failure = failure or worker.last_failure
-            if ended.outcome == "done":
+            if outcome == "done":
+                worker.done += 1
                 self._lifecycle.progressed(worker, now)
-        if ended.outcome != "retry":
-            group.ended.append(now)
-            del group.ended[:-RATE_KEPT]
+            elif outcome == "failed":
+                worker.failed += 1
+        if outcome != "retry":
+            self._state.groups[ended.group].ended.append(now)
         self._vote(ended, now)
-        self._publish(
-            ended,
-            worker,
-            "item_finished",
-            attempt=ended.attempt,
-            outcome=ended.outcome,
-            target=ended.target,
-            seconds=ended.seconds,
-            failure=failure,
-        )
-        if ended.outcome == "done" and not ended.first:
-            self._publish(ended, worker, "retry_succeeded", attempt=ended.attempt)
+        finished = {
+            "key": ended.key,
+            "attempt": ended.attempt,
+            "outcome": outcome,
+            "target": ended.target,
+            "seconds": ended.seconds,
+            "failure": failure,
+        }
+        self._publish(ended, worker, "item_finished", "debug" if outcome == "done" else "info", finished)
+        if outcome == "done" and not ended.first:
+            self._publish(ended, worker, "retry_succeeded", "info", {"key": ended.key, "attempt": ended.attempt})
         elif ended.action is not None and failure is not None:
-            if ended.outcome == "retry":
-                name = "retry_attempted"
+            verdict = {"key": ended.key, "delay": ended.action.delay, "reason": ended.action.reason}
+            if outcome == "retry":
+                self._publish(ended, worker, "retry_attempted", "info", verdict)
             else:
                 name = "permanent_failure" if failure.kind == "permanent" else "retry_exhausted"
-            self._publish(ended, worker, name, delay=ended.action.delay, reason=ended.action.reason)
+                self._publish(ended, worker, name, "warning", verdict)
 
     def _vote(self, ended: ItemEnded, now: float) -> None:
         """What we, the browser or an operator did is no vote on the site."""
@@ -82,11 +79,6 @@ class Outcomes:
         if ended.outcome == "failed":
             self._abort.failed_final(now, ended.group)
 
-    def _publish(self, ended: ItemEnded, worker: Worker | None, name: str, **data: Any) -> None:
-        final = name in ("permanent_failure", "retry_exhausted")
-        quiet = name == "item_finished" and ended.outcome == "done"
-        severity: Severity = "warning" if final else "debug" if quiet else "info"
+    def _publish(self, ended: ItemEnded, worker: Worker | None, name: str, severity: Severity, data: Any) -> None:
         incident = worker.incident if worker is not None else None
-        self._state.publish(
-            name, severity, "queue", worker=worker, group=ended.group, incident=incident, key=ended.key, **data
-        )
+        self._state.put_event(name, severity, "queue", incident, data, ended.worker if worker else None, ended.group)

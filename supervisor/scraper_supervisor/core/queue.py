@@ -14,7 +14,7 @@ from scraper_supervisor.core.claims import Effect, Hands
 from scraper_supervisor.core.conclusions import CANCELLED, Conclusions
 from scraper_supervisor.core.events import Refuse, Reply
 from scraper_supervisor.core.handout import HandOut
-from scraper_supervisor.core.lanes import Item, Lanes
+from scraper_supervisor.core.lanes import Lanes
 from scraper_supervisor.core.records import (
     Added,
     AddItems,
@@ -114,9 +114,9 @@ class Queue:
         """How many items are in this worker's hands."""
         return self._hands.count(worker)
 
-    def busy(self, worker: str) -> int:
-        """How many items are in this worker's hands of whose end it has not told yet."""
-        return len(self._hands.open_of(worker))
+    def busy(self, worker: str) -> bool:
+        """Whether an item is in this worker's hands of whose end it has not told yet."""
+        return self._hands.busy(worker)
 
     def open_claim(self, claim: int) -> bool:
         """Whether this claim is in somebody's hands and nothing is being written about it."""
@@ -304,10 +304,7 @@ class Queue:
         if open_ and self.image is not None and not self.frozen:
             effects += self._out.hand_out(now, ready)
             effects += self._fetch(now)
-        loading = open_ and (
-            self.image is None or bool(self.frozen) or self._out.numbers.reserving or self.lanes.fetching
-        )
-        return effects + self._out.expire(now, loading=loading)
+        return effects + self._out.expire(now, lambda: open_ and self._loading())
 
     def next_deadline(self) -> float | None:
         """When `pump` may have something new to say by itself."""
@@ -380,6 +377,9 @@ class Queue:
 
     # ---- inside
 
+    def _loading(self) -> bool:
+        return self.image is None or bool(self.frozen) or self._out.numbers.reserving or self.lanes.fetching
+
     def _fetch(self, now: float) -> list[Effect]:
         requests, group, run = self._requests, self.group, self._requests.run_id
         effects: list[Effect] = []
@@ -401,5 +401,4 @@ class Queue:
 
     def _insert(self, offers: tuple[NewItem, ...], added: Added) -> None:
         for index, number, order in added.added:
-            offer = offers[index]
-            self.lanes.added(Item(number, offer.key, offer.target, offer.data, offer.priority, order))
+            self.lanes.added(number, offers[index], order)

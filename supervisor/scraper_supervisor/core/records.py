@@ -273,22 +273,8 @@ class Probe(Struct, frozen=True, tag=True):
     room: int = 0
 
 
-LedgerOp: TypeAlias = (
-    OpenRun
-    | LoadRun
-    | SetRunState
-    | AddItems
-    | Conclude
-    | FetchLanes
-    | FetchWaiting
-    | FindConclusion
-    | ReserveClaims
-    | SetIntent
-    | LoadIntents
-    | Requeue
-    | Cancel
-    | Probe
-)
+QueueOp: TypeAlias = AddItems | Conclude | FetchLanes | FetchWaiting | FindConclusion | ReserveClaims | Requeue | Cancel
+LedgerOp: TypeAlias = QueueOp | OpenRun | LoadRun | SetRunState | SetIntent | LoadIntents | Probe
 
 # ---- operations on the checkpoint files -----------------------------------------------------------------------------
 
@@ -338,16 +324,19 @@ class Damage(Struct, frozen=True):
 class StateLoaded(Struct, frozen=True):
     """`found` tells a worker without any file ("none") from one whose files are all damaged ("damaged").
 
-    "unknown" is the answer for a `generation` that does not exist.
+    "unknown" is the answer for a `generation` that does not exist; "newer" for a file that a later version wrote, which
+    stays where it is: `reason` says what to do. For these, and a damaged `generation`, `there` are the other ones.
     """
 
-    found: Literal["sound", "none", "damaged", "unknown"]
+    found: Literal["sound", "none", "damaged", "unknown", "newer"]
     generation: int = 0
     run: int = 0
     schema: str = ""
     saved_at: str = ""
     state: Raw = Raw(b"null")
     damage: tuple[Damage, ...] = ()
+    reason: str = ""
+    there: tuple[int, ...] = ()
 
 
 class ProbeFolder(Struct, frozen=True, tag=True):

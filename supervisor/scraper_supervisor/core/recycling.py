@@ -44,6 +44,7 @@ class Recycling:
         self._watch = ResourceWatch()
         self._host = HostGauge()
         self._slots = RecycleSlots(1)
+        self._pending: dict[str, None] = {}  # workers with a recycle or a limit, and some that had one; in order
 
     # ---- measured
 
@@ -88,6 +89,7 @@ class Recycling:
                 case RestartWorker(reason=reason):
                     if worker is not None and worker.limit is None:
                         worker.limit = reason
+                        self._pending[worker.name] = None
                 case KillWorker(reason=reason):
                     if worker is not None:
                         self._lifecycle.kill(worker, reason, "worker-memory", now)
@@ -115,6 +117,16 @@ class Recycling:
 
     def step(self, now: float) -> None:
         """Begin the recycles whose turn it is, tell workers whose hands are empty, kill what is overdue."""
+        if self._slots.wanted:
+            self._grant()
+        for name in list(self._pending):
+            worker = self._state.workers.get(name)
+            if worker is None or (worker.recycle is None and worker.limit is None):
+                del self._pending[name]
+            else:
+                self._advance(worker, now)
+
+    def _grant(self) -> None:
         state = self._state
         self._slots.resize(recycle_limit(state.settings.resources, len(state.workers)))
         for wanted in self._slots.grants():
@@ -123,6 +135,7 @@ class Recycling:
                 self._slots.release(wanted.worker, wanted.browser)
             else:
                 worker.recycle = Recycle(wanted.browser, wanted.reason, state.incident_id())
+                self._pending[worker.name] = None
                 state.publish(
                     "cleanup_initiated",
                     "info",
@@ -132,14 +145,15 @@ class Recycling:
                     browser=wanted.browser,
                     reason=wanted.reason,
                 )
-        for worker in state.workers.values():
-            empty = not state.groups[worker.group].queue.hands(worker.name)
-            if worker.recycle is not None and empty:
-                self._ask(worker, worker.recycle, now)
-            elif worker.limit is not None and empty and worker.life.phase is Phase.RUNNING:
-                self._lifecycle.drain(worker, worker.limit, "restart", now)
-            if worker.recycle is not None and worker.recycle.deadline is not None and now >= worker.recycle.deadline:
-                self._overdue(worker, worker.recycle, now)
+
+    def _advance(self, worker: Worker, now: float) -> None:
+        empty = not self._state.groups[worker.group].queue.hands(worker.name)
+        if worker.recycle is not None and empty:
+            self._ask(worker, worker.recycle, now)
+        elif worker.limit is not None and empty and worker.life.phase is Phase.RUNNING:
+            self._lifecycle.drain(worker, worker.limit, "restart", now)
+        if worker.recycle is not None and worker.recycle.deadline is not None and now >= worker.recycle.deadline:
+            self._overdue(worker, worker.recycle, now)
 
     def _ask(self, worker: Worker, recycle: Recycle, now: float) -> None:
         limits = self._state.groups[worker.group].settings.resources
@@ -240,5 +254,6 @@ class Recycling:
 
     def next_deadline(self) -> float | None:
         """When `step` has something to do by itself."""
-        recycles = (worker.recycle for worker in self._state.workers.values() if worker.recycle is not None)
+        workers = (self._state.workers.get(name) for name in self._pending)
+        recycles = (worker.recycle for worker in workers if worker is not None and worker.recycle is not None)
         return min((one.deadline for one in recycles if one.deadline is not None), default=None)

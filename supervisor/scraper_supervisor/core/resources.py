@@ -328,6 +328,11 @@ class RecycleSlots:
         self._queue: dict[tuple[str, str], RecycleBrowser] = {}
         self._granted: dict[tuple[str, str], RecycleBrowser] = {}
 
+    @property
+    def wanted(self) -> bool:
+        """Whether a recycle waits for its turn."""
+        return bool(self._queue)
+
     def resize(self, limit: int) -> None:
         """Allow `limit` at a time from now on; those granted already stay."""
         self._limit = limit

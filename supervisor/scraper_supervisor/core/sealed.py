@@ -3,6 +3,9 @@
 A file is one JSON object on one line that ends in `,"sha256":"<64 hex>"}` and a newline. The checksum is that of every
 byte before `,"sha256":`, so that `head -c -78 FILE | sha256sum` verifies it with no program of ours. The worker's state
 travels undecoded: what it means is the worker's matter.
+
+A state may have many megabytes, and is handled beside an event loop that must not wait: whatever holds the interpreter
+works on slices, and nothing makes a copy of the whole.
 """
 
 from __future__ import annotations
@@ -10,25 +13,31 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 from msgspec import Raw, Struct
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 FORMAT: Final = 1
 FOOTER_BYTES: Final = 78  # of `,"sha256":"<64 hex>"}` and the newline
+GZIP_BITS: Final = 31  # zlib's window bits for gzip; it writes mtime 0, so equal input gives equal bytes
+
+Text: TypeAlias = bytes | bytearray | memoryview
+Fields: TypeAlias = dict[str, Raw]
+
+# How the fields of an older format become those of the next one: format → function. Format 1 is the first there was.
+UPGRADES: Final[dict[int, Callable[[Fields], Fields]]] = {}
 
 _MARK: Final = b',"sha256":"'
 _END: Final = b'"}\n'
-_GZIP: Final = (
-    31  # zlib's window bits for a gzip header and trailer; it writes mtime 0, so equal input gives equal bytes
-)
+_STATE: Final = re.compile(rb',"state":')
+_BREAKS: Final = b"\r\n"
 _GZIP_LEVEL: Final = 6
-_HEAD: Final = 8192  # bytes of a file in which its header ends
-_FILE_NAME: Final = re.compile(r"checkpoint-([0-9]{12})\.json(\.gz)?", re.ASCII)
+_SLICE: Final = 1024 * 1024  # bytes worked on at once, some 0.1 ms
+_FILE_NAME: Final = re.compile(r"checkpoint-([0-9]{12}|[1-9][0-9]{12,17})\.json(\.gz)?", re.ASCII)
 
 
 class Damaged(Exception):
@@ -37,6 +46,17 @@ class Damaged(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class TooNew(Exception):
+    """A sound checkpoint in a format that only a later version knows; `reason` says what to do."""
+
+    def __init__(self, found: int) -> None:
+        self.reason = (
+            f"it was written by a later version (format {found}, this one reads up to format {FORMAT}); "
+            "use that version, or restore an older generation"
+        )
+        super().__init__(self.reason)
 
 
 class Counts(Struct, frozen=True):
@@ -66,15 +86,16 @@ class Sealed(Struct, frozen=True):
     sha256: str
 
 
-class _Line(Struct, frozen=True):
+class Sealing(Struct, frozen=True):
+    """A checkpoint ready to be written: its bytes in slices, their checksum, and what tells its state from others."""
+
+    parts: tuple[Text, ...]
+    sha256: str
+    digest: bytes
+
+
+class _Format(Struct, frozen=True):
     format: int
-    worker: str
-    run: int
-    generation: int
-    schema: str
-    saved_at: str
-    items: Counts
-    state: Raw
 
 
 class FileName(Struct, frozen=True, order=True):
@@ -88,78 +109,144 @@ class FileName(Struct, frozen=True, order=True):
 # ---- the line --------------------------------------------------------------------------------------------------------
 
 
-def seal_parts(header: Header, state: Raw) -> tuple[bytes, bytes, bytes]:
-    """The sealed line in three parts: a large state need not be copied once more to be written.
+def slices(text: Text | Raw) -> Iterator[memoryview]:
+    """The text in pieces that are quickly worked on; none is a copy."""
+    view = memoryview(text)
+    for at in range(0, view.nbytes, _SLICE):
+        yield view[at : at + _SLICE]
+
+
+def seal_parts(header: Header, state: Raw) -> Sealing:
+    """Make the sealed line.
 
     Args:
         header: What the file says of itself.
-        state: The state as JSON text; line breaks between its tokens are taken out.
+        state: The state as JSON text; line breaks, which can only stand between its tokens, are taken out.
     """
-    text = bytes(state)
-    if b"\n" in text or b"\r" in text:
-        text = msgspec.json.format(text, indent=-1)
     head = b'{"format":%d,%b,"state":' % (FORMAT, msgspec.json.encode(header)[1:-1])
-    digest = hashlib.sha256(head)
-    digest.update(text)
-    return head, text, b"%b%b%b" % (_MARK, digest.hexdigest().encode(), _END)
+    checksum, digest = hashlib.sha256(head), hashlib.sha256()
+    parts: list[Text] = [head]
+    for part in slices(state):
+        copy = bytes(part)  # of this slice alone: views cannot be searched
+        text = copy.translate(None, _BREAKS) if b"\n" in copy or b"\r" in copy else part
+        checksum.update(text)
+        digest.update(text)
+        parts.append(text)
+    footer = b"%b%b%b" % (_MARK, checksum.hexdigest().encode(), _END)
+    return Sealing((*parts, footer), checksum.hexdigest(), digest.digest())
 
 
 def seal(header: Header, state: Raw) -> bytes:
     """The bytes of a checkpoint file (see `seal_parts`)."""
-    return b"".join(seal_parts(header, state))
+    return b"".join(seal_parts(header, state).parts)
 
 
-def unseal(data: bytes) -> Sealed:
+def seal_object(fields: Struct) -> bytes:
+    """A line of any other content, sealed in the same way."""
+    text = msgspec.json.encode(fields)[:-1]
+    return b"%b%b%b%b" % (text, _MARK, hashlib.sha256(text).hexdigest().encode(), _END)
+
+
+def content(data: Text) -> tuple[memoryview, str]:
+    """What a sealed line's checksum vouches for, without the brace that closes it, and the checksum in hex.
+
+    Raises:
+        Damaged: The end is missing, the checksum does not fit, or it is more than one line.
+    """
+    view = memoryview(data)
+    text, footer = view[:-FOOTER_BYTES], bytes(view[-FOOTER_BYTES:])
+    if len(footer) < FOOTER_BYTES or not footer.startswith(_MARK) or not footer.endswith(_END):
+        raise Damaged(f"it does not end in a checksum; it is cut short or is no checkpoint ({view.nbytes} bytes)")
+    checksum, broken = hashlib.sha256(), False
+    for part in slices(text):
+        checksum.update(part)
+        copy = bytes(part)
+        broken = broken or b"\n" in copy or b"\r" in copy
+    found = checksum.hexdigest()
+    if footer != b"%b%b%b" % (_MARK, found.encode(), _END):
+        raise Damaged(f"the checksum does not fit: expected {_printable(footer[11:75])}, found {found}")
+    if broken:
+        raise Damaged("it is more than one line")
+    return text, found
+
+
+def unseal(data: Text) -> Sealed:
     """Read a checkpoint file's bytes.
 
     Raises:
         Damaged: The end is missing, the checksum does not fit, or the line does not hold what it should.
+        TooNew: It is of a later version.
     """
-    content, footer = data[:-FOOTER_BYTES], data[-FOOTER_BYTES:]
-    if len(footer) < FOOTER_BYTES or not footer.startswith(_MARK) or not footer.endswith(_END):
-        raise Damaged(f"it does not end in a checksum; it is cut short or is no checkpoint ({len(data)} bytes)")
-    found = hashlib.sha256(content).hexdigest()
-    if footer != b"%b%b%b" % (_MARK, found.encode(), _END):
-        raise Damaged(f"the checksum does not fit: expected {_printable(footer[11:75])}, found {found}")
-    if b"\n" in content or b"\r" in content:
-        raise Damaged("it is more than one line")
+    text, found = content(data)
     try:
-        line = msgspec.json.decode(content + b"}", type=_Line)
+        header, state = _parse(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Damaged(f"the checksum fits, but the content is no checkpoint: {error}") from error
-    if line.format != FORMAT:
-        raise Damaged(f"its format is {line.format}; this version reads format {FORMAT}")
-    header = Header(line.worker, line.run, line.generation, line.schema, line.saved_at, line.items)
-    return Sealed(header, line.state, found)
+    return Sealed(header, state, found)
 
 
-def checksum(footer: bytes) -> str:
-    """The checksum that a sealed line (or the last of its parts) ends in, in hex."""
-    return footer[-67:-3].decode("ascii")
+def _parse(text: memoryview) -> tuple[Header, Raw]:
+    """The header and the state of a line in the present format, or brought up to it."""
+    # Within a JSON string a quote is escaped: the first of these is the key, and what is before it a short object.
+    state = _STATE.search(text)
+    head = bytes(text if state is None else text[: state.start()]) + b"}"
+    found = msgspec.json.decode(head, type=_Format).format
+    if found > FORMAT:
+        raise TooNew(found)
+    if found == FORMAT and state is not None:
+        return msgspec.json.decode(head, type=Header), msgspec.json.decode(text[state.end() :], type=Raw)
+    fields = msgspec.json.decode(bytes(text) + b"}", type=Fields)
+    for number in range(found, FORMAT):
+        if number not in UPGRADES:
+            raise Damaged(f"its format is {found}, which never was; this version writes format {FORMAT}")
+        fields = UPGRADES[number](fields)
+    if "state" not in fields:
+        raise Damaged("the checksum fits, but the content is no checkpoint: it has no state")
+    return msgspec.json.decode(msgspec.json.encode(fields), type=Header), fields["state"]
 
 
-def compress(parts: Iterable[bytes]) -> list[bytes]:
-    """The gzip variant of a sealed line: the same bytes give the same file."""
-    packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _GZIP)
-    return [*(packer.compress(part) for part in parts), packer.flush()]
+def compress(parts: Iterable[Text]) -> Iterator[bytes]:
+    """The gzip variant of a sealed line, in pieces: the same bytes give the same file."""
+    packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, GZIP_BITS)
+    for part in parts:
+        for piece in slices(part):
+            yield packer.compress(piece)
+    yield packer.flush()
 
 
-def decompress(data: bytes) -> bytes:
+def decompress(data: Text) -> bytearray:
     """The sealed line of a gzip file.
 
     Raises:
         Damaged: It is no gzip file, is cut short, or is followed by something.
     """
-    unpacker = zlib.decompressobj(_GZIP)
+    unpacker, line, read = zlib.decompressobj(GZIP_BITS), bytearray(), 0
     try:
-        line = unpacker.decompress(data)
+        for part in slices(data):
+            read += part.nbytes
+            line += unpacker.decompress(part, _SLICE)
+            while unpacker.unconsumed_tail:
+                line += unpacker.decompress(unpacker.unconsumed_tail, _SLICE)
+            if unpacker.eof:
+                break
+        line += unpacker.flush()
     except zlib.error as error:
         raise Damaged(f"it does not unpack: {error}") from error
     if not unpacker.eof:
         raise Damaged(f"the gzip stream is cut short ({len(data)} bytes)")
-    if unpacker.unused_data:
-        raise Damaged(f"{len(unpacker.unused_data)} bytes follow the gzip stream")
+    after = len(unpacker.unused_data) + len(data) - read
+    if after:
+        raise Damaged(f"{after} bytes follow the gzip stream")
     return line
+
+
+def check_file(name: FileName, data: bytes) -> None:
+    """Hold a file that was sound before against its checksum once more; cheaper than reading what is in it.
+
+    Raises:
+        Damaged: See `content`.
+    """
+    content(decompress(data) if name.gzip else data)
 
 
 def unseal_file(name: FileName, worker: str, data: bytes) -> Sealed:
@@ -167,6 +254,7 @@ def unseal_file(name: FileName, worker: str, data: bytes) -> Sealed:
 
     Raises:
         Damaged: See `unseal`; or it is another worker's, or another generation.
+        TooNew: It is of a later version.
     """
     sealed = unseal(decompress(data) if name.gzip else data)
     if sealed.header.worker != worker:
@@ -176,21 +264,12 @@ def unseal_file(name: FileName, worker: str, data: bytes) -> Sealed:
     return sealed
 
 
-def presumed_run(name: FileName, data: bytes) -> int | None:
-    """The run that a damaged file seems to be of; None if even that cannot be read."""
-    head = data[:_HEAD]
-    if name.gzip:
-        try:
-            head = zlib.decompressobj(_GZIP).decompress(data, _HEAD)
-        except zlib.error:
-            return None
-    found = re.search(rb'"run":([0-9]{1,15}),', head)
-    return int(found[1]) if found else None
-
-
-def state_digest(state: bytes | Raw) -> bytes:
+def state_digest(state: Raw) -> bytes:
     """Tells states apart: two equal ones have the same."""
-    return hashlib.sha256(state).digest()
+    digest = hashlib.sha256()
+    for part in slices(state):
+        digest.update(part)
+    return digest.digest()
 
 
 def _printable(data: bytes) -> str:

@@ -5,6 +5,7 @@ Only data and the few ways to put a command out; the rules are in the rooms that
 
 from __future__ import annotations
 
+from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 Severity = Literal["debug", "info", "warning", "error", "critical"]
 Mode = Literal["continue", "next", "fresh"]
+
+RATE_KEPT = 5000  # ends of items that are remembered for a group's rate
 
 
 class Browser(Struct):
@@ -120,6 +123,8 @@ class GroupState(Enum):
     ABORTED = "aborted"
     STOPPED = "stopped"
 
+    __hash__ = object.__hash__  # as of Phase
+
     @property
     def public(self) -> str:
         """The state's name in `status`."""
@@ -145,7 +150,7 @@ class Group(Struct):
     leaving: bool = False
     rolling: list[str] = []  # workers still to be restarted one by one
     rolling_reason: str = ""
-    ended: list[float] = []  # when the latest items ended, for the rate
+    ended: deque[float] = field(default_factory=lambda: deque(maxlen=RATE_KEPT))  # when the latest items ended
     failed_reason: str | None = None
     run_state: RunState = "running"  # of its run, as the ledger has it or was last asked to have it
 
@@ -268,11 +273,22 @@ class FleetState(Struct):
         **data: object,
     ) -> None:
         """Put an event out; its correlation id is the incident's, the worker's, or a new one."""
-        correlation = incident or (worker.incident if worker is not None else None) or self.incident_id()
-        name = worker.group if worker is not None else group
-        self.out.append(
-            Publish(event, severity, component, correlation, data, worker.name if worker is not None else None, name)
-        )
+        incident = incident or (worker.incident if worker is not None else None)
+        name, group = (worker.name, worker.group) if worker is not None else (None, group)
+        self.put_event(event, severity, component, incident, data, name, group)
+
+    def put_event(
+        self,
+        event: str,
+        severity: Severity,
+        component: str,
+        incident: str | None,
+        data: object,
+        worker: str | None,
+        group: str | None,
+    ) -> None:
+        """Put an event out whose data stand already."""
+        self.out.append(Publish(event, severity, component, incident or self.incident_id(), data, worker, group))
 
     def team(self, group: Group) -> list[Worker]:
         """The group's workers, by index."""

@@ -94,14 +94,13 @@ class Watchdog:
     def next_deadline(self, worker: Worker) -> float | None:
         """The earliest time at which `due` has something to do for this worker."""
         life = worker.life
-        times = [] if life.deadline is None or self._hello_held(worker) else [life.deadline]
-        if life.alive and not life.killed:
-            group = self._state.groups[worker.group]
-            times += [until for _, until in self._cancelled(worker, group)]
-            times += [
-                time for time in (self._silent_at(worker, group), self._stuck_at(worker, group)) if time is not None
-            ]
-        return min(times, default=None)
+        deadline = None if self._hello_held(worker) else life.deadline
+        if not life.alive or life.killed:
+            return deadline
+        group = self._state.groups[worker.group]
+        times = [deadline, self._silent_at(worker, group), self._stuck_at(worker, group)]
+        times += [until for _, until in self._cancelled(worker, group)]
+        return min((time for time in times if time is not None), default=None)
 
     def _hello_held(self, worker: Worker) -> bool:
         """Whether its hello is late because no checkpoint can be read."""
@@ -143,7 +142,7 @@ class Watchdog:
 
     def _cancelled(self, worker: Worker, group: Group) -> list[tuple[str, float]]:
         """(key, when patience ends) of the cancelled items that the worker still holds."""
-        if not self._state.clocks_run(worker.name):
+        if not worker.cancelling or not self._state.clocks_run(worker.name):
             return []
         cancelling = worker.cancelling.items()
         return [(key, until) for claim, (key, until, _) in cancelling if group.queue.open_claim(claim)]

@@ -33,6 +33,8 @@ class Phase(Enum):
     COMPLETED = "completed"
     FAILED = "failed"
 
+    __hash__ = object.__hash__  # an Enum's own hashes the name in Python, at each look into a set
+
     @property
     def public(self) -> str:
         """The state's name in `status`."""

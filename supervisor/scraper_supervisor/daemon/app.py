@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import secrets
 import signal
@@ -54,6 +55,7 @@ from scraper_supervisor.core.events import (
 from scraper_supervisor.core.fleet import Fleet
 from scraper_supervisor.core.parse import InvalidSettings, Problem
 from scraper_supervisor.core.snapshot import Daemon, snapshot, supervisor_state
+from scraper_supervisor.daemon.backups import Backups
 from scraper_supervisor.daemon.control import ControlSocket
 from scraper_supervisor.daemon.host import Notifier, Signals, environment_for_workers
 from scraper_supervisor.daemon.processes import Exit, Processes, SpawnError, SpawnSpec
@@ -62,11 +64,12 @@ from scraper_supervisor.daemon.sockets import WorkerSocket
 from scraper_supervisor.daemon.storage import Storage
 from scraper_supervisor.daemon.telemetry import EventLog, configure_logging, utc_now
 from scraper_supervisor.store.config_file import load
-from scraper_supervisor.store.faults import Locked, StoreError, StoreFault
+from scraper_supervisor.store.faults import LedgerTooNew, Locked, NetworkFileSystem, StoreError, StoreFault
 from scraper_supervisor.store.locks import FolderLock
 from scraper_worker import protocol
 
 if TYPE_CHECKING:
+    from scraper_supervisor.core.records import Op
     from scraper_supervisor.core.settings import GroupSettings
     from scraper_supervisor.core.state import Mode
     from scraper_supervisor.daemon.storage import Answered as StoreAnswers
@@ -75,7 +78,10 @@ if TYPE_CHECKING:
 EX_DATA: Final = 65  # the ledger does not open
 REPEATED_SIGNAL: Final = 0.5  # seconds within which a second SIGTERM or SIGINT is the same one
 LINE_ROOM: Final = 1024 * 1024  # bytes that a line may be longer than the state in it
+ANSWERS_A_TURN: Final = 16
+ARM_EVERY: Final = 0.01  # seconds between two looks for the next deadline, which may come late by that much
 NOTIFY_WITHIN: Final = 30.0  # seconds that the notify command has
+LEVELS: Final = logging.getLevelNamesMapping()
 NOTIFIED: Final = frozenset({"abort_executed", "worker_failed", "storage_degraded"})
 
 
@@ -132,12 +138,16 @@ class App:
         self._state_dir = state_dir
         self._runtime_dir = runtime_dir
         self._boot = secrets.token_hex(4)
-        self._log = structlog.get_logger()
+        self._log = structlog.get_logger().bind()
         self._fleet = Fleet(loaded.settings, self._boot, once=once, mode=mode)
         self._started_at = self._config_loaded_at = utc_now()
         self._config_error: str | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._arming = False
+        self._armed = 0.0  # monotonic seconds
+        self._inbox: list[Event] = []
+        self._answers: StoreAnswers = []
+        self._ops: list[Op] = []  # what the store is asked in this turn
         self._leaving: Leave | None = None
         self._terminated: float | None = None
         self._ready = False
@@ -158,7 +168,9 @@ class App:
         except StoreError as error:
             self._events.close()
             hint = "; 'scraper-supervisor checkpoint restore --ledger' brings back the newest sound backup"
-            raise CannotStart(f"{error}{hint}", EX_DATA) from None
+            in_place = isinstance(error, LedgerTooNew | NetworkFileSystem)  # nothing is damaged
+            raise CannotStart(f"{error}{'' if in_place else hint}", EX_DATA) from None
+        self._backups = Backups(self._state_dir, lambda: self._settings.resources.disk_free)
         self._processes = Processes(self._loop, self._runtime_dir, self._state_dir, self._exited, self._printed)
         interval = self._settings.resources.sample_interval
         self._sampler = Sampler(self._loop, self._sampled, self._state_dir, interval)
@@ -212,7 +224,8 @@ class App:
             await self._workers.close()
             await self._control.close()
         self._sampler.stop()
-        await self._loop.run_in_executor(None, self._storage.close)
+        for step in (self._backups.stop, self._storage.close, self._backups.make_last):
+            await self._loop.run_in_executor(None, step)
         self._processes.stop_all()
         code = self._leaving.code if self._leaving is not None else 1
         reason = self._leaving.reason if self._leaving is not None else "failed"
@@ -225,13 +238,21 @@ class App:
     # ---- events in, commands out
 
     def feed(self, event: Event) -> None:
-        """Hand an event to the fleet and carry out what it commands."""
-        if self._over.done():
+        """Take an event; the fleet gets all those of one turn of the loop together."""
+        self._inbox.append(event)
+        if len(self._inbox) == 1:
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Hand what has happened to the fleet and carry out what it commands."""
+        events, self._inbox = self._inbox, []
+        if not events or self._over.done():
             return
         try:
-            commands = self._fleet.handle(event, time.monotonic())
+            commands = self._fleet.step(events, time.monotonic())
         except Exception as error:  # noqa: BLE001 - a bug: the state is not to be trusted, the ledger is
-            self._log.critical("the fleet failed on an event", happened=type(event).__name__, exc_info=error)
+            happened = sorted({type(event).__name__ for event in events})
+            self._log.critical("the fleet failed on an event", happened=happened, exc_info=error)
             self._over.set_exception(error)
             return
         self._carry_out(commands)
@@ -239,25 +260,30 @@ class App:
     def _carry_out(self, commands: list[Command]) -> None:
         for command in commands:
             self.perform(command)
+        if self._ops:
+            ops, self._ops = self._ops, []
+            self._storage.submit(*ops)
+        if hasattr(self, "_workers"):
+            self._workers.flush()
         if not self._arming:
             self._arming = True
-            self._loop.call_soon(self._arm)
+            self._loop.call_later(max(0.0, self._armed + ARM_EVERY - time.monotonic()), self._arm)
         if not self._ready and supervisor_state(self._fleet) != "starting":
             self._ready = True
             self._notifier.ready("serving")
             self._notifier.start_watchdog(self._loop)
 
     def _arm(self) -> None:
-        """Set the one timer; once for all events of a loop's turn."""
+        """Set the one timer."""
         self._arming = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         deadline = self._fleet.next_deadline()
+        self._armed = now = time.monotonic()
         if deadline is not None and not self._over.done():
             # A millisecond late is a millisecond; one early would be a turn for nothing.
-            delay = max(0.0, deadline - time.monotonic()) + 0.001
-            self._timer = self._loop.call_later(delay, self.feed, Due())
+            self._timer = self._loop.call_later(max(0.0, deadline - now) + 0.001, self.feed, Due())
 
     def perform(self, command: Command) -> None:  # noqa: C901 - one arm a command, each a call
         """Start one effect."""
@@ -265,7 +291,7 @@ class App:
             case Reply(conn=conn, call=call, result=result):
                 self._workers.reply(conn, call, result)
             case Persist(op=op):
-                self._storage.submit(op)
+                self._ops.append(op)
             case Publish():
                 self._publish(command)
             case Refuse(conn=conn, call=call, error=error, close=close):
@@ -353,13 +379,27 @@ class App:
     # ---- what comes from threads and the host
 
     def _stored(self, answers: StoreAnswers) -> None:
+        if not self._answers:
+            self._loop.call_soon(self._take_answers)
+        self._answers += answers
+
+    def _take_answers(self) -> None:
+        """Take some of the store's answers; between them and the rest the loop looks at its sockets.
+
+        So no batch holds the loop up, and those answered first are back with new calls while others are still being
+        answered: the store and the loop work side by side instead of in turn.
+        """
+        answers, self._answers = self._answers[:ANSWERS_A_TURN], self._answers[ANSWERS_A_TURN:]
+        if self._answers:
+            self._loop.call_soon(self._take_answers)
         for op, answer in answers:
-            if isinstance(answer, StoreFault):
-                if answer.errno == errno.EINVAL:
-                    self._log.error("the store was asked what makes no sense", op=type(op).__name__, why=answer.message)
-                self.feed(PersistFailed(op, answer.errno, answer.message))
-            else:
-                self.feed(Persisted(op, answer))
+            if not isinstance(answer, StoreFault):
+                self._inbox.append(Persisted(op, answer))
+                continue
+            if answer.errno == errno.EINVAL:
+                self._log.error("the store was asked what makes no sense", op=type(op).__name__, why=answer.message)
+            self._inbox.append(PersistFailed(op, answer.errno, answer.message))
+        self._turn()
 
     def _sampled(self, sampled: Sampled | SamplerFault) -> None:
         if isinstance(sampled, SamplerFault):
@@ -391,6 +431,7 @@ class App:
     # ---- operators
 
     def _status(self) -> Any:
+        self._turn()  # what was asked before shows
         daemon = Daemon(
             os.getpid(),
             __version__,
@@ -455,15 +496,10 @@ class App:
     # ---- telling
 
     def _publish(self, event: Publish) -> None:
-        data = msgspec.to_builtins(event.data)
-        self._events.write(
-            event.event, event.severity, event.component, event.correlation_id, data, event.worker, event.group
-        )
-        fields = {key: value for key, value in data.items() if value is not None and key not in ("event", "level")}
-        where = {"worker": event.worker} if event.worker is not None else {"group": event.group} if event.group else {}
-        getattr(self._log, event.severity)(
-            event.event, **{"component": event.component, "correlation_id": event.correlation_id, **where, **fields}
-        )
+        where = (event.worker, event.group)
+        self._events.write(event.event, event.severity, event.component, event.correlation_id, event.data, *where)
+        if self._log.is_enabled_for(LEVELS[event.severity.upper()]):
+            self._log_event(event)
         command = self._settings.notify.command
         if command is not None and event.event in NOTIFIED and self._wants_notice(event):
             document = {
@@ -471,9 +507,17 @@ class App:
                 "time": utc_now(),
                 "worker": event.worker,
                 "group": event.group,
-                "data": data,
+                "data": event.data,
             }
             self._tasks.create_task(self._notify(command, msgspec.json.encode(document)), name="notify")
+
+    def _log_event(self, event: Publish) -> None:
+        data = msgspec.to_builtins(event.data)
+        fields = {key: value for key, value in data.items() if value is not None and key not in ("event", "level")}
+        where = {"worker": event.worker} if event.worker is not None else {"group": event.group} if event.group else {}
+        getattr(self._log, event.severity)(
+            event.event, **{"component": event.component, "correlation_id": event.correlation_id, **where, **fields}
+        )
 
     def _wants_notice(self, event: Publish) -> bool:
         return event.event != "abort_executed" or "notify" in self._settings.abort.actions

@@ -33,6 +33,7 @@ class ControlParams(Struct, frozen=True, forbid_unknown_fields=True):
     failed: bool = False
     parked: bool = False
     wait: bool = True
+    generation: int | None = None
 
 
 class ControlConnection(Connection):
@@ -46,7 +47,7 @@ class ControlConnection(Connection):
         """The command is gone."""
         self._hub.lost(self)
 
-    def line_received(self, line: bytes) -> None:
+    def line_received(self, line: bytes | bytearray) -> None:
         """Serve a request."""
         message = protocol.decode_line(line)
         if isinstance(message, Malformed):
@@ -126,7 +127,17 @@ class ControlSocket(Listener):
             self._tasks.create_task(self._act(call, self._actions[method]), name=f"control {method}")
         else:
             self._feed(
-                Asked(call, method, params.names, params.keys, params.fresh, params.failed, params.parked, params.wait)
+                Asked(
+                    call,
+                    method,
+                    params.names,
+                    params.keys,
+                    params.fresh,
+                    params.failed,
+                    params.parked,
+                    params.wait,
+                    params.generation,
+                )
             )
 
     async def _act(self, call: int, action: Callable[[], Awaitable[tuple[bool, Any]]]) -> None:

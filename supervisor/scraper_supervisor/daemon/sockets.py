@@ -15,7 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Raw, Struct
 
 from scraper_supervisor.core.events import Disconnected, Replied, Said
 from scraper_supervisor.daemon import procfs
@@ -64,7 +64,7 @@ class Connection(asyncio.Protocol):
                 return
             self.line_received(line)
 
-    def line_received(self, line: bytes) -> None:
+    def line_received(self, line: bytes | bytearray) -> None:
         """Take one line."""
         raise NotImplementedError
 
@@ -108,7 +108,8 @@ class WorkerConnection(Connection):
         self._pid = 0
         self.introduced = False
         self._hello: int | None = None  # the call that is being looked into; what follows it waits
-        self._held: deque[bytes] = deque()
+        self._held: deque[bytes | bytearray] = deque()
+        self._unsent: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Learn who the peer is."""
@@ -120,7 +121,27 @@ class WorkerConnection(Connection):
         """The peer is gone."""
         self._hub.lost(self)
 
-    def line_received(self, line: bytes) -> None:
+    def send(self, line: bytes) -> None:
+        """Send a line with all others of this turn of the loop.
+
+        What is sent back to back wakes a peer once; with work in between, each line would find it asleep again.
+        """
+        if not self._unsent:
+            self._hub.has_unsent(self)
+        self._unsent.append(line)
+
+    def flush(self) -> None:
+        """Write what is to be sent."""
+        lines, self._unsent = self._unsent, []
+        if lines:
+            super().send(lines[0] if len(lines) == 1 else b"".join(lines))
+
+    def hang_up(self) -> None:
+        """Close, after what was sent."""
+        self.flush()
+        super().hang_up()
+
+    def line_received(self, line: bytes | bytearray) -> None:
         """Decode a line and hand it on, or answer what is wrong with it."""
         if self._hello is not None:
             self._hold(line)
@@ -135,7 +156,7 @@ class WorkerConnection(Connection):
                 if isinstance(message.id, int):
                     self._hub.feed(Replied(self.number, message.id, message.error))
 
-    def _hold(self, line: bytes) -> None:
+    def _hold(self, line: bytes | bytearray) -> None:
         self._held.append(line)
         if len(self._held) >= MOST_HELD_LINES and self.transport is not None:
             self.transport.pause_reading()
@@ -183,17 +204,18 @@ class WorkerConnection(Connection):
     def answer(self, call: int, result: Any) -> None:
         """Answer an open call; after hello's, what came behind it is taken."""
         super().answer(call, result)
-        self._go_on(call)
+        if call == self._hello:
+            self._go_on()
 
     def refuse(self, call: int, error: RpcError) -> None:
         """Answer an open call with an error; after hello's, what came behind it is taken."""
         super().refuse(call, error)
-        self._go_on(call)
-
-    def _go_on(self, call: int) -> None:
         if call == self._hello:
-            self._hello = None
-            self._hub.soon(self._release_held)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._hello = None
+        self._hub.soon(self._release_held)
 
     def _release_held(self) -> None:
         while self._held and self._hello is None:
@@ -204,7 +226,7 @@ class WorkerConnection(Connection):
 
 def _bad_params(kind: type[Any], request: Request, bad: BadParams) -> RpcError:
     """What is wrong with a request's params; of a hello, an unknown protocol counts first."""
-    if kind is Hello:
+    if kind is Hello and isinstance(request.params, Raw):
         with contextlib.suppress(msgspec.DecodeError):
             version = msgspec.json.decode(request.params, type=_Version).protocol
             if version != protocol.PROTOCOL:
@@ -267,6 +289,7 @@ class WorkerSocket(Listener):
         self._connections: dict[int, WorkerConnection] = {}
         self._calls = 0
         self._loop = asyncio.get_running_loop()
+        self._unsent: list[WorkerConnection] = []
 
     async def listen(self) -> None:
         """Accept workers."""
@@ -280,6 +303,18 @@ class WorkerSocket(Listener):
     def soon(self, function: Callable[[], None]) -> None:
         """Call it when the present event is done with."""
         self._loop.call_soon(function)
+
+    def has_unsent(self, connection: WorkerConnection) -> None:
+        """A connection has something to send before this turn of the loop ends."""
+        if not self._unsent:
+            self._loop.call_soon(self.flush)
+        self._unsent.append(connection)
+
+    def flush(self) -> None:
+        """Write everything that is to be sent."""
+        connections, self._unsent = self._unsent, []
+        for connection in connections:
+            connection.flush()
 
     def next_call(self) -> int:
         """A number for a call, over all connections."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import sqlite3
 import threading
+import time
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from scraper_supervisor.core.gathering import Gathering
 from scraper_supervisor.core.records import Answer, LedgerOp, Op, Probe, StateOp
 from scraper_supervisor.store.checkpoints import Checkpoints
 from scraper_supervisor.store.faults import StoreError, StoreFault, disk_fault
@@ -33,10 +36,10 @@ _log = logging.getLogger(__name__)
 class Storage:
     """Carries out what the core asks of the store, off the event loop.
 
-    What arrives during a commit goes into the next one. Operations on the ledger are answered in the order in which
-    they were submitted, and so are those on checkpoint files; the two do not wait for each other. What waits here is
-    bounded by the callers: each operation stands for an open call of a worker or an operator, or for a fetch of the
-    core, and both are limited in number.
+    What arrives during a commit goes into the next one; how long that one waits for more, `core.gathering` says.
+    Operations on the ledger are answered in the order in which they were submitted, and so are those on checkpoint
+    files; the two do not wait for each other. What waits here is bounded by the callers: each operation stands for an
+    open call of a worker or an operator, or for a fetch of the core, and both are limited in number.
 
     Args:
         state_dir: The state folder; it exists, and this process has locked it.
@@ -61,9 +64,12 @@ class Storage:
         self._state_dir = state_dir
         self._files = files or Files()
         self._checkpoints = Checkpoints(state_dir, self._files)
-        self._ledger_ops: SimpleQueue[LedgerOp | None] = SimpleQueue()  # None: close
+        self._ledger_ops: SimpleQueue[list[LedgerOp] | None] = SimpleQueue()  # None: close
         self._state_ops: SimpleQueue[StateOp | None] = SimpleQueue()
         self._closed = False
+        self._going = True
+        self._gathering = Gathering()
+        self._fold_fault: StoreFault | None = None
         # As daemon threads they cannot keep a failing process from ending; what they have not answered is not promised.
         self._threads = [
             threading.Thread(target=self._write_ledger, name="ledger", daemon=True),
@@ -72,18 +78,22 @@ class Storage:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, op: Op) -> None:
-        """Have an operation carried out; returns at once.
+    def submit(self, *ops: Op) -> None:
+        """Have operations carried out; returns at once.
 
         Raises:
             RuntimeError: The storage is closed.
         """
         if self._closed:
             raise RuntimeError("the storage is closed")
-        if isinstance(op, StateOp):
-            self._state_ops.put(op)
-        else:
-            self._ledger_ops.put(op)
+        ledger_ops: list[LedgerOp] = []
+        for op in ops:
+            if isinstance(op, StateOp):
+                self._state_ops.put(op)
+            else:
+                ledger_ops.append(op)
+        if ledger_ops:
+            self._ledger_ops.put(ledger_ops)
 
     def close(self) -> None:
         """Carry out everything submitted, then end the threads; blocks meanwhile. Harmless when already done.
@@ -105,47 +115,74 @@ class Storage:
     # ---- the ledger's thread -----------------------------------------------------------------------------------------
 
     def _write_ledger(self) -> None:
-        going = True
-        while going:
-            if self._ledger.untidy and self._ledger_ops.empty():
-                self._tidy()
-                continue
-            ops, going = self._take()
+        while self._going:
+            ops = self._arrived()  # while the last batch was committed
+            waiting = len(ops)
+            if not ops and self._going:
+                if self._ledger.untidy:
+                    self._tidy()
+                    continue
+                ops = self._next()
             if ops:
-                self._answer(ops, self._perform(ops))
+                self._gathering.begin(waiting, time.perf_counter())
+                answers = self._perform(ops)
+                self._answer(ops, answers)
+                self._gathering.committed(len(ops), self._ledger.commit_seconds)
+            if self._ledger.log_is_long:
+                self._fold()
 
-    def _take(self) -> tuple[list[LedgerOp], bool]:
-        """What has arrived, waiting for the first; and whether more may come."""
+    def _arrived(self, patience: float | None = 0.0) -> list[LedgerOp]:
+        """What has arrived, waiting for the first so many seconds (None: for as long as it takes)."""
         ops: list[LedgerOp] = []
-        op = self._next()
-        while op is not None:
-            ops.append(op)
-            if len(ops) == _BATCH:
-                return ops, True
-            try:
-                op = self._ledger_ops.get_nowait()
-            except Empty:
-                return ops, True
-        return ops, False
+        with contextlib.suppress(Empty):
+            more = self._ledger_ops.get(patience != 0.0, patience)
+            while more is not None:
+                ops += more
+                if len(ops) >= _BATCH:
+                    return ops
+                more = self._ledger_ops.get_nowait()
+            self._going = False
+        return ops
 
-    def _next(self) -> LedgerOp | None:
-        """The next operation; while there is none, the ledger is looked after, and a fault of it told unasked."""
+    def _next(self) -> list[LedgerOp]:
+        """What arrives next; while nothing does, the ledger is looked after, and a fault of it told unasked."""
         while True:
-            try:
-                return self._ledger_ops.get(timeout=_LOOK_EVERY)
-            except Empty:
-                fault = self._ledger.look()
-                if fault is not None:
-                    self._answer([Probe(0)], [fault])
+            ops = self._arrived(_LOOK_EVERY)
+            if ops or not self._going:
+                return ops
+            fault = self._ledger.look()
+            if fault is not None:
+                self._answer([Probe(0)], [fault])
 
-    def _perform(self, ops: Sequence[LedgerOp]) -> list[Answer | StoreFault]:
+    def _more(self, gathered: int) -> list[LedgerOp]:
+        """What joins a batch before it is committed."""
+        if gathered >= _BATCH or not self._going:
+            return []
+        return self._tried(self._arrived(self._gathering.patience(gathered, time.perf_counter())))
+
+    def _tried(self, ops: list[LedgerOp]) -> list[LedgerOp]:
+        """Operations, after the disk was asked for the room that a probe among them wants.
+
+        Raises:
+            OSError: it does not have that.
+        """
+        for op in ops:
+            if isinstance(op, Probe):
+                self._files.probe(self._state_dir, op.room)
+        return ops
+
+    def _perform(self, ops: list[LedgerOp]) -> list[Answer | StoreFault]:
         try:
-            for op in ops:
-                if isinstance(op, Probe):
-                    self._files.probe(self._state_dir, op.room)
-            return self._ledger.perform(ops)
+            return self._ledger.perform(self._tried(ops), self._more)
         except Exception as error:  # noqa: BLE001 - the fault is the answer
             return [_fault(error)] * len(ops)
+
+    def _fold(self) -> None:
+        fault = self._ledger.fold()
+        if (fault is None) != (self._fold_fault is None):
+            if fault is not None:
+                _log.warning("the ledger's log can't be folded back and grows: %s", fault.message)
+            self._fold_fault = fault
 
     def _tidy(self) -> None:
         fault = self._ledger.tidy(_TIDY)

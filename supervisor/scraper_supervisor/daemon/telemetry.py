@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
 import msgspec
 import structlog
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from scraper_supervisor.core.wall import timestamp
 from scraper_supervisor.store.events_file import EVENTS_FILE, KEPT, rotated
@@ -33,6 +34,7 @@ EVENT_QUEUE: Final = 100_000  # events
 ROTATE_AT: Final = 64 * 1024 * 1024  # bytes
 RETRY_EVERY: Final = 1.0  # seconds, while the disk refuses events
 CLOSE_WITHIN: Final = 2.0  # seconds
+GATHER: Final = 0.005  # seconds between two writes, for lines to gather
 _BATCH: Final = 1000  # lines written at once
 
 
@@ -55,21 +57,31 @@ class BatchThread:
         self._write = write
         self._lines: deque[bytes] = deque()
         self._changed = threading.Condition()
+        self._asleep = False
+        self._prompt = False
         self._closing = False
         self._dropped = 0
         # Not joined at exit: one that hangs in a write to a stopped terminal must not hang the daemon.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def put(self, line: bytes) -> bool:
-        """Queue a line, newline included; False when it was dropped."""
-        with self._changed:
-            if self._closing or len(self._lines) >= self._capacity:
+    def put(self, line: bytes, *, prompt: bool = True) -> bool:
+        """Queue a line, newline included; False when it was dropped.
+
+        Args:
+            line: what to write.
+            prompt: write it now; else within GATHER, which costs less where lines are many.
+        """
+        if self._closing or len(self._lines) >= self._capacity:
+            with self._changed:
                 self._dropped += 1
-                return False
-            self._lines.append(line)
-            self._changed.notify_all()
-            return True
+            return False
+        self._lines.append(line)
+        if self._asleep or prompt:
+            with self._changed:
+                self._prompt = prompt
+                self._changed.notify_all()
+        return True
 
     def take_dropped(self) -> int:
         """How many lines were dropped since this was last asked."""
@@ -83,26 +95,33 @@ class BatchThread:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(seconds)
-        with self._changed:
-            return len(self._lines)
+        return len(self._lines)
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._lines:
-                    if self._closing:
-                        return
-                    self._changed.wait()
-                batch = list(itertools.islice(self._lines, _BATCH))
-            written = self._write(batch)
-            with self._changed:
-                if written:
-                    for _ in batch:
-                        self._lines.popleft()
-                elif self._closing:
-                    return
-                else:
-                    self._changed.wait_for(lambda: self._closing, RETRY_EVERY)
+        while self._wait():
+            batch = list(itertools.islice(self._lines, _BATCH))
+            if self._write(batch):
+                for _ in batch:
+                    self._lines.popleft()
+            elif self._closing:
+                return
+            else:
+                self._pause(RETRY_EVERY)
+            if len(self._lines) < _BATCH:
+                self._pause(GATHER, lambda: self._prompt)
+
+    def _wait(self) -> bool:
+        """Wait for a line; False when none will come."""
+        with self._changed:
+            self._asleep = True  # before the look: a line that comes after it finds us asleep
+            while not self._lines and not self._closing:
+                self._changed.wait()
+            self._asleep = self._prompt = False
+        return bool(self._lines)
+
+    def _pause(self, seconds: float, over: Callable[[], bool] = bool) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or over(), seconds)
 
 
 # ---- the log ---------------------------------------------------------------------------------------------------------
@@ -213,15 +232,31 @@ def _render_json(_logger: object, _method: str, event: MutableMapping[str, Any])
     return _encode(ordered | dict(event)).decode()
 
 
+_encoder: Final = msgspec.json.Encoder(enc_hook=repr)
+
+
 def _encode(value: Any) -> bytes:
     """JSON of anything; what JSON cannot hold is written as text."""
     try:
-        return msgspec.json.encode(value, enc_hook=repr)
+        return _encoder.encode(value)
     except (TypeError, ValueError, RecursionError):
         return msgspec.json.encode({"unwritable": ascii(value)})
 
 
 # ---- the event log ---------------------------------------------------------------------------------------------------
+
+
+class _Record(Struct, omit_defaults=True):
+    """One line of the event log."""
+
+    time: str
+    event: str
+    severity: str
+    component: str
+    correlation_id: str
+    worker: str | None = None
+    group: str | None = None
+    data: Raw | UnsetType = UNSET  # always given; a default lets the others have theirs
 
 
 class EventLog:
@@ -257,19 +292,9 @@ class EventLog:
         group: str | None = None,
     ) -> None:
         """Stamp an event with the time and queue it."""
-        record = {
-            "time": utc_now(),
-            "event": event,
-            "severity": severity,
-            "component": component,
-            "correlation_id": correlation_id,
-        }
-        if worker is not None:
-            record["worker"] = worker
-        if group is not None:
-            record["group"] = group
-        line = _encode(record)[:-1] + b',"data":' + _encode(data) + b"}\n"
-        if not self._thread.put(line):
+        coded = Raw(_encode(data))  # by itself: what JSON cannot hold must not cost the rest
+        record = _Record(utc_now(), event, severity, component, correlation_id, worker, group, coded)
+        if not self._thread.put(_encode(record) + b"\n", prompt=severity != "debug"):
             self.lost += 1
 
     def close(self) -> int:

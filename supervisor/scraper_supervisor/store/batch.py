@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING, Any, Final, assert_never
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, assert_never
 
 from msgspec import Raw
 
 from scraper_supervisor.core.records import (
-    RETRY_ORIGIN,
     Added,
     AddItems,
     Answer,
@@ -38,14 +36,31 @@ from scraper_supervisor.core.records import (
     WorkerTotals,
 )
 from scraper_supervisor.core.wall import timestamp
+from scraper_supervisor.store.items import conclude, offer
 from scraper_supervisor.store.tally import Tally
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
+
+# Every operation but the end of a claim.
+_Other: TypeAlias = (
+    AddItems
+    | Cancel
+    | FetchLanes
+    | FetchWaiting
+    | FindConclusion
+    | LoadIntents
+    | LoadRun
+    | OpenRun
+    | Probe
+    | Requeue
+    | ReserveClaims
+    | SetIntent
+    | SetRunState
+)
 
 _NULL: Final = b"null"
-_NOTHING_ADDED: Final = Added((), 0)
 _CANCELLED: Final = (
     '{"kind":"permanent","category":"application","signature":"cancelled","message":"cancelled by an operator"}'
 )
@@ -58,20 +73,6 @@ _LANE: Final = f"{_ENTRY} AND target IS ? AND not_before IS NULL AND (rank, ord)
 _LANE_FROM_START: Final = f"{_ENTRY} AND target IS ? AND not_before IS NULL ORDER BY rank, ord LIMIT ?"
 _LANE_PLACE: Final = f"{_ENTRY} AND target IS ? AND not_before IS NULL AND rank = ? AND ord = ?"
 _WAITING: Final = f"{_ENTRY} AND not_before IS NOT NULL ORDER BY not_before LIMIT ?"
-_ADD: Final = (
-    "INSERT INTO items (run_id, key, target, data, rank, ord) VALUES (?, ?, ?, CAST(? AS TEXT), ?, ?)"
-    " ON CONFLICT (run_id, key) DO NOTHING"
-)
-_CONCLUDE: Final = (
-    "UPDATE items SET state = ?, target = ?, ord = ?, not_before = ?, attempts = ?, infrastructure = ?, blocked = ?,"
-    " alone = ?, last_claim = ?, last_outcome = ?, last_answer = CAST(? AS TEXT),"
-    " last_failure = coalesce(CAST(? AS TEXT), last_failure), worker = ?, seq = ? WHERE id = ?"
-)
-_RESULT: Final = (
-    "INSERT INTO results (run_id, seq, item_id, result, sha256, attempts, finished_at)"
-    " VALUES (?, ?, ?, CAST(? AS TEXT), ?, ?, ?)"
-)
-_STATES: Final = {"done": "done", "failed": "failed", "retry": "open", "open": "open"}  # of an item by the outcome
 
 
 class Batch:
@@ -88,6 +89,7 @@ class Batch:
         self._now = 0.0
         self._tallies: dict[int, Tally] = {}
         self.removed_runs = False
+        self.weight = 0  # how many items it has touched, about
 
     def write_tallies(self) -> None:
         """Write the counts of all runs that changed. To be called before the transaction is committed."""
@@ -98,17 +100,29 @@ class Batch:
         """Drop counts that were not written, after a rollback."""
         self._tallies.clear()
 
-    def perform(self, op: LedgerOp) -> Answer:
-        """Carry out one operation.
+    def perform(self, ops: Sequence[LedgerOp]) -> list[Answer]:
+        """Carry out operations in their order; ends of claims that stand side by side are written together.
 
         Raises:
-            LookupError: It names a run, group or item that is not there.
+            LookupError: One names a run, group or item that is not there.
             sqlite3.Error: SQLite refused; the transaction is to be rolled back.
         """
+        self.weight += len(ops)
+        answers: list[Answer] = []
+        together: dict[int, Conclude] = {}  # by item: the end of a second claim of it comes after the first
+        for op in ops:
+            if together and (not isinstance(op, Conclude) or op.item in together):
+                answers += self._conclude(list(together.values()))
+                together.clear()
+            if isinstance(op, Conclude):
+                together[op.item] = op
+            else:
+                answers.append(self._perform(op))
+        return answers + self._conclude(list(together.values()))
+
+    def _perform(self, op: _Other) -> Answer:
         self._now = self._tick()
         match op:
-            case Conclude():
-                return self._conclude(op)
             case AddItems():
                 return self._add(self._tally(op.run_id), op.items)
             case FetchLanes():
@@ -157,58 +171,20 @@ class Batch:
 
     # ---- items -------------------------------------------------------------------------------------------------------
 
-    def _add(self, tally: Tally, items: Iterable[NewItem]) -> Added:
-        added, known, run_id, cursor = [], 0, tally.run_id, self._cursor
-        for index, item in enumerate(items):
-            order = float(tally.next_order())
-            data = bytes(item.data)
-            cursor.execute(
-                _ADD, (run_id, item.key, item.target, None if data == _NULL else data, -item.priority, order)
-            )
-            if cursor.rowcount:
-                added.append((index, _id(cursor.lastrowid), order))
-                tally.count("open", item.target, False, 1)
-            else:
-                known += 1
-        return Added(tuple(added), known)
+    def _add(self, tally: Tally, items: Sequence[NewItem]) -> Added:
+        self.weight += len(items)
+        return offer(self._cursor, tally, items)
 
-    def _conclude(self, op: Conclude) -> Concluded:
-        row = self._one(
-            "SELECT state, target, not_before IS NOT NULL, ord, seq FROM items WHERE id = ? AND run_id = ?",
-            (op.item, op.run_id),
-        )
-        if row is None:
-            raise LookupError(f"{op.group}: the ledger has no item {op.key!r} in run {op.run_id}")
-        was, was_target, was_timed, order, seq = row
-        if was == "done":
-            return Concluded(seq, None, _NOTHING_ADDED)
-        tally = self._tally(op.run_id)
-        tally.count(was, was_target, was_timed, -1)
-        state = _STATES[op.outcome]
-        target = op.target if op.target is not None else was_target
-        not_before = None
-        if state == "done":
-            seq = tally.next_seq()
-            result = _NULL if op.result is None else bytes(op.result)
-            digest = hashlib.sha256(result).hexdigest()
-            self._cursor.execute(_RESULT, (op.run_id, seq, op.item, result, digest, op.attempts, timestamp(self._now)))
-        else:
-            if state == "open":
-                not_before = None if op.delay is None else self._now + op.delay
-                if op.outcome == "retry":
-                    order = (self._now if not_before is None else not_before) - RETRY_ORIGIN
-            tally.count(state, target, not_before is not None, 1)
-        if state != "open":
-            tally.worker_did(op.worker, state)
-        self._cursor.execute(
-            _CONCLUDE,
-            (
-                state, target, order, not_before, op.attempts, op.infrastructure, op.blocked, op.alone, op.claim,
-                op.outcome, op.answer, op.failure, op.worker, seq, op.item,
-            ),
-        )  # fmt: skip
-        offered = self._add(tally, op.offers) if op.offers else _NOTHING_ADDED
-        return Concluded(seq, order if state == "open" else None, offered)
+    def _conclude(self, ops: list[Conclude]) -> list[Concluded]:
+        """End claims, all of different items; those of one run together."""
+        by_run: dict[int, list[Conclude]] = {}
+        for op in ops:
+            by_run.setdefault(op.run_id, []).append(op)
+        answers: dict[int, Concluded] = {}
+        for run_id, mine in by_run.items():
+            ended = conclude(self._cursor, self._tally(run_id), mine, self._tick, self._add)
+            answers.update(zip((op.item for op in mine), ended, strict=True))
+        return [answers[op.item] for op in ops]
 
     def _fetch_lanes(self, op: FetchLanes) -> Entries:
         entries: list[Entry] = []
@@ -352,9 +328,3 @@ class Batch:
     def _one(self, query: str, values: tuple[object, ...] = ()) -> tuple[Any, ...] | None:
         row: tuple[Any, ...] | None = self._cursor.execute(query, values).fetchone()
         return row
-
-
-def _id(rowid: int | None) -> int:
-    if rowid is None:  # cannot be: it is asked after an insert alone
-        raise RuntimeError("SQLite told no row id")
-    return rowid

@@ -46,7 +46,8 @@ def disk_fault(error: BaseException) -> StoreFault | None:
     if isinstance(error, StoreError):
         return StoreFault(error.errno, str(error))
     if isinstance(error, OSError):
-        return StoreFault(error.errno or errno.EIO, error.strerror or str(error))
+        where = f"{error.filename}: " if error.filename else ""
+        return StoreFault(error.errno or errno.EIO, f"{where}{error.strerror or error}")
     code = error.sqlite_errorcode if isinstance(error, sqlite3.Error) and hasattr(error, "sqlite_errorcode") else 0
     number = errno.ENOSPC if code == sqlite3.SQLITE_IOERR_SHMSIZE else _ERRNO.get(code & 0xFF)
     return None if number is None else StoreFault(number, f"the ledger: {error}")
@@ -92,6 +93,15 @@ class LedgerTooNew(LedgerUnusable):
     def __init__(self, path: Path, found: int, known: int) -> None:
         reason = f"it has schema version {found}, this program knows versions up to {known}; use the one that wrote it"
         super().__init__(path, reason)
+
+
+class LedgerUnreadable(StoreError):
+    """What was asked for cannot be read from an open ledger; the rest of it may be sound."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}; 'scraper-supervisor checkpoint verify' tells what else is damaged")
+        self.path = path
+        self.reason = reason
 
 
 class NetworkFileSystem(StoreError):

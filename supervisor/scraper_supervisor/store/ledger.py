@@ -7,7 +7,7 @@ import errno
 import os
 import sqlite3
 import time
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 from scraper_supervisor.store.batch import Batch
 from scraper_supervisor.store.faults import (
@@ -20,6 +20,7 @@ from scraper_supervisor.store.faults import (
 )
 from scraper_supervisor.store.places import Places
 from scraper_supervisor.store.schema import open_ledger
+from scraper_supervisor.store.seal import seal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,9 +28,17 @@ if TYPE_CHECKING:
 
     from scraper_supervisor.core.records import Answer, LedgerOp
 
+Answered: TypeAlias = "Answer | StoreFault"
+
+_FOLD_COMMITS: Final = 256  # each of them has written some ten pages to the log, however small it was
+_FOLD_OPS: Final = 4_000
 _CLOCK_STEP: Final = 4e-6  # seconds; a retry's place is a double near -8e9, where neighbours are 1 to 2 µs apart
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _CLOCK_LEAD: Final = 1.0  # seconds; a clock that is set back by more is followed
+
+
+def _nothing(_: int) -> Sequence[LedgerOp]:
+    return ()
 
 
 class Ledger:
@@ -50,6 +59,10 @@ class Ledger:
         self._broken = False
         self._places: Places | None = None  # as the connection's first transaction found them
         self._moved = False
+        self._waiting = False  # it was never open yet
+        self._closed = False
+        self.commit_seconds = 0.0  # that the last commit took
+        self._unfolded_commits = self._unfolded_ops = 0
         self.untidy = True  # perhaps there are rows of removed runs left; see `tidy`
 
     @classmethod
@@ -71,11 +84,11 @@ class Ledger:
             if not (patient and waits):
                 raise
         ledger = cls(path, sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False), clock)
-        ledger._broken = True
+        ledger._broken = ledger._waiting = True
         return ledger
 
     def close(self) -> None:
-        """Close the file; harmless when already done.
+        """Close the file and seal it; harmless when already done.
 
         Raises:
             StoreError: It was not in its place any more, and could not be brought back there.
@@ -85,6 +98,10 @@ class Ledger:
         self._db.close()
         if fault is not None and places is not None:
             raise StoreError(fault.message)
+        if not self._closed and not self._waiting:
+            self._closed = True
+            with contextlib.suppress(OSError):  # without a seal it opens all the same, and less is known of its bytes
+                seal(self._path)
 
     def look(self) -> StoreFault | None:
         """Whether the open file is in its place still, and if not, why not; costs a few microseconds.
@@ -99,14 +116,18 @@ class Ledger:
             return disk_fault(error) or StoreFault(errno.EIO, _explain(error))
         return None
 
-    def perform(self, ops: Sequence[LedgerOp]) -> list[Answer | StoreFault]:
+    def perform(self, ops: list[LedgerOp], more: Callable[[int], Sequence[LedgerOp]] = _nothing) -> list[Answered]:
         """Carry out operations in one durable transaction, and answer in their order.
 
         When the disk refuses, nothing of the batch is carried out and every answer is the fault. An operation that
         makes no sense gets a fault with EINVAL (LookupError) or EIO, and the others of its batch are carried out.
+
+        Args:
+            ops: The operations; those that `more` brings are added to them.
+            more: Called before the commit with the number of operations so far, until it brings no others.
         """
         try:
-            return self._transact(ops)
+            return self._transact(ops, more)
         except Exception as error:  # noqa: BLE001 - whatever it is, it becomes an answer
             self._abandon()
             fault = disk_fault(error)
@@ -134,14 +155,46 @@ class Ledger:
             return disk_fault(error) or StoreFault(errno.EIO, _explain(error))
         return None
 
+    @property
+    def log_is_long(self) -> bool:
+        """Whether the write-ahead log should be folded back."""
+        return self._unfolded_commits >= _FOLD_COMMITS or self._unfolded_ops >= _FOLD_OPS
+
+    def fold(self) -> StoreFault | None:
+        """Copy what is new in the write-ahead log into the file, so that the log can begin anew.
+
+        That is ours to do, in slices that cost milliseconds, since SQLite would do it within a commit, and since no
+        other connection may: in SQLite before 3.51.3, one that folds while another begins the log anew can lose
+        commits (the "WAL-reset bug", https://sqlite.org/wal.html).
+        """
+        self._unfolded_commits = self._unfolded_ops = 0
+        try:
+            self._cursor.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error as error:
+            return disk_fault(error) or StoreFault(errno.EIO, _explain(error))
+        return None
+
     # ---- transactions ------------------------------------------------------------------------------------------------
 
-    def _transact(self, ops: Sequence[LedgerOp], *, apart: bool = False) -> list[Answer | StoreFault]:
+    def _transact(
+        self, ops: list[LedgerOp], more: Callable[[int], Sequence[LedgerOp]] = _nothing, *, apart: bool = False
+    ) -> list[Answered]:
         self._begin()
         batch = Batch(self._cursor, self._tick)
-        answers: list[Answer | StoreFault] = [self._apart(batch, op) if apart else batch.perform(op) for op in ops]
+        answers: list[Answered] = []
+        if apart:
+            answers += [self._apart(batch, op) for op in ops]
+        else:
+            answers += batch.perform(ops)
+            while late := more(len(ops)):
+                ops += late
+                answers += batch.perform(late)
         batch.write_tallies()
+        began = time.perf_counter()
         self._cursor.execute("COMMIT")
+        self.commit_seconds = time.perf_counter() - began
+        self._unfolded_commits += 1
+        self._unfolded_ops += batch.weight
         self.untidy = self.untidy or batch.removed_runs
         return answers
 
@@ -175,9 +228,9 @@ class Ledger:
         self._reopen()
 
     def _reopen(self) -> None:
-        self._db = open_ledger(self._path)
+        self._db = open_ledger(self._path, create=self._waiting)
         self._cursor = self._db.cursor()
-        self._broken = self._moved = False
+        self._broken = self._moved = self._waiting = False
         self._places = None
 
     def _abandon(self) -> None:
@@ -187,11 +240,11 @@ class Ledger:
             except sqlite3.Error:
                 self._broken = True
 
-    def _apart(self, batch: Batch, op: LedgerOp) -> Answer | StoreFault:
+    def _apart(self, batch: Batch, op: LedgerOp) -> Answered:
         batch.write_tallies()
         self._cursor.execute("SAVEPOINT op")
         try:
-            answer: Answer | StoreFault = batch.perform(op)
+            answer: Answered = batch.perform([op])[0]
             batch.write_tallies()
         except Exception as error:
             if disk_fault(error) is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import sqlite3
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -11,7 +10,9 @@ from msgspec import Raw, Struct
 
 from scraper_supervisor.core.records import ItemState, RunState
 from scraper_supervisor.core.wall import timestamp
+from scraper_supervisor.store.faults import LedgerUnreadable
 from scraper_supervisor.store.schema import open_reader
+from scraper_supervisor.store.verify import find_damage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,9 +81,12 @@ class LedgerReader:
     Raises:
         FileNotFoundError: There is none.
         LedgerDamaged, LedgerTooNew, LedgerUnusable: It does not open.
+
+    Every method raises LedgerUnreadable where the file cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._db = open_reader(path)
 
     def close(self) -> None:
@@ -100,18 +104,18 @@ class LedgerReader:
     def groups(self) -> list[str]:
         """The names of the groups that have a run."""
         query = "SELECT name FROM groups WHERE id IN (SELECT group_id FROM runs) ORDER BY name"
-        return [name for (name,) in self._db.execute(query)]
+        return [name for (name,) in self._rows(query)]
 
     def runs(self, group: str) -> list[RunInfo]:
         """A group's runs, the newest first."""
-        rows = self._db.execute(
+        rows = self._rows(
             "SELECT runs.id, name, run, state, fresh_from,"
             " (SELECT coalesce(sum(open), 0) FROM lanes WHERE run_id = runs.id),"
             " waiting, parked, done, failed, started_at, finished_at"
             " FROM runs JOIN groups ON groups.id = group_id WHERE name = ? AND NOT removed ORDER BY run DESC",
             (group,),
         )
-        return [RunInfo(*row) for row in rows.fetchall()]
+        return [RunInfo(*row) for row in rows]
 
     def items(self, group: str, run: int | None = None, state: ItemState | None = None) -> Iterator[ItemRow]:
         """The items of a run, the latest unless `run` is given, in the order in which they were added.
@@ -124,7 +128,7 @@ class LedgerReader:
             "SELECT id, key, state, attempts, target, not_before, worker, CAST(last_failure AS BLOB) FROM items"
             f" WHERE run_id = ? AND id > ?{'' if state is None else _STATES[state]} ORDER BY id LIMIT {_CHUNK}"
         )
-        while rows := self._db.execute(query, (run_id, last)).fetchall():
+        while rows := self._rows(query, (run_id, last)):
             last = rows[-1][0]
             for row in rows:
                 yield _item(*row[1:])
@@ -134,33 +138,38 @@ class LedgerReader:
 
         Raises:
             LookupError: There is no such group or run.
+            LedgerUnreadable: A result is not what was stored; those before it were told.
         """
         run_id = self._run_id(group, run)
         query = (
-            "SELECT results.seq, key, CAST(result AS BLOB), results.attempts, finished_at"
+            "SELECT results.seq, key, CAST(result AS BLOB), sha256, results.attempts, finished_at"
             " FROM results JOIN items ON items.id = item_id"
             f" WHERE results.run_id = ? AND results.seq > ? ORDER BY results.seq LIMIT {_CHUNK}"
         )
-        while rows := self._db.execute(query, (run_id, after)).fetchall():
+        while rows := self._rows(query, (run_id, after)):
             after = rows[-1][0]
-            for seq, key, result, attempts, finished_at in rows:
+            for seq, key, result, sha256, attempts, finished_at in rows:
+                if hashlib.sha256(result).hexdigest() != sha256:
+                    raise LedgerUnreadable(self._path, f"the checksum of result {seq} ({key!r}) does not fit")
                 yield ResultRow(seq, key, Raw(result), attempts, finished_at)
 
     def verify(self) -> str | None:
         """Read the whole file and every result; tells what is wrong, None if nothing is."""
         try:
-            for (found,) in self._db.execute("PRAGMA integrity_check(1)"):
-                if found != "ok":
-                    return f"SQLite finds: {found}"
-            with contextlib.closing(
-                self._db.execute("SELECT run_id, seq, CAST(result AS BLOB), sha256 FROM results")
-            ) as rows:
-                for run_id, seq, result, sha256 in rows:
-                    if hashlib.sha256(result).hexdigest() != sha256:
-                        return f"the checksum of result {seq} of run id {run_id} does not fit"
+            return find_damage(self._path, self._db)
+        except OSError as error:
+            return f"it can't be read: {error.strerror or error}"
+
+    def _rows(self, query: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a query.
+
+        Raises:
+            LedgerUnreadable: SQLite can't read them.
+        """
+        try:
+            return self._db.execute(query, values).fetchall()
         except sqlite3.DatabaseError as error:
-            return f"SQLite finds: {error}"
-        return None
+            raise LedgerUnreadable(self._path, str(error)) from error
 
     def _run_id(self, group: str, run: int | None) -> int:
         for info in self.runs(group):

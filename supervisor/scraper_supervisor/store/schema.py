@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import contextmanager
 from errno import EIO
 from typing import TYPE_CHECKING, Final
 
+from scraper_supervisor.store import migrations, wal
 from scraper_supervisor.store.faults import LedgerDamaged, LedgerTooNew, LedgerUnusable, LedgerUnwritable, disk_fault
+from scraper_supervisor.store.files import Files
+from scraper_supervisor.store.migrations import VERSION
 from scraper_supervisor.store.mounts import refuse_network
+from scraper_supervisor.store.raw import GUARD, pread_all, reading
+from scraper_supervisor.store.seal import broken_seal, seal_of, unseal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 FILE_NAME: Final = "ledger.db"
-VERSION: Final = 1  # PRAGMA user_version
+BACKUPS: Final = "backups"  # the folder beside it; see store/backup.py
+BACKUP_NAMES: Final = "ledger-*.db"
 
 _BUSY: Final = 5.0  # seconds to wait for another process's transaction (a backup, an operator's sqlite3)
 _CACHE: Final = 16_384  # KiB
-_WAL_PAGES: Final = 4_000  # copied back into the file when the log has grown to this many
 _WAL_LIMIT: Final = 64 * 1024 * 1024  # bytes that the log keeps on disk after it was larger
 
 # items.state is open, parked, done or failed; who holds an open item is the daemon's knowledge. `rank` is the priority
@@ -55,14 +62,14 @@ CREATE TABLE items (
     data TEXT,
     rank INTEGER NOT NULL,
     ord REAL NOT NULL,
-    state TEXT NOT NULL DEFAULT 'open',
+    state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'parked', 'done', 'failed')),
     not_before REAL,
     attempts INTEGER NOT NULL DEFAULT 0,
     infrastructure INTEGER NOT NULL DEFAULT 0,
     blocked INTEGER NOT NULL DEFAULT 0,
     alone INTEGER NOT NULL DEFAULT 0,
     last_claim INTEGER,
-    last_outcome TEXT,
+    last_outcome TEXT CHECK (last_outcome IN ('done', 'failed', 'retry', 'open')),
     last_answer TEXT,
     last_failure TEXT,
     worker TEXT,
@@ -97,11 +104,25 @@ CREATE TABLE totals (
 ) WITHOUT ROWID;
 CREATE TABLE intents (name TEXT PRIMARY KEY, intent TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE probes (id INTEGER PRIMARY KEY CHECK (id = 1), count INTEGER NOT NULL);
+CREATE TABLE restores (
+    id INTEGER PRIMARY KEY,
+    restored_at TEXT NOT NULL,
+    backup TEXT NOT NULL,
+    backup_at TEXT NOT NULL
+);
 """
+_SINCE_1: Final = frozenset({"groups", "runs", "items", "results", "lanes", "totals", "intents", "probes"})
+_SINCE_2: Final = frozenset({"restores"})
+_MAGIC: Final = b"SQLite format 3\0"
+_VERSION_AT: Final = 60  # of the file: user_version, big-endian
 
 
-def open_ledger(path: Path) -> sqlite3.Connection:
-    """Open the ledger for writing; it is made if there is none.
+def open_ledger(path: Path, *, create: bool = True) -> sqlite3.Connection:
+    """Open the ledger for writing; one of an older version is migrated, and its copy kept as `ledger.db.v<version>`.
+
+    Args:
+        path: The file.
+        create: Make it if there is none. Beside what a ledger leaves behind, a missing one is damage all the same.
 
     Raises:
         NetworkFileSystem: The file would be on one.
@@ -111,57 +132,125 @@ def open_ledger(path: Path) -> sqlite3.Connection:
         LedgerUnwritable: It is sound, and the disk refuses what has to be written before it can be used.
     """
     refuse_network(path.parent)
-    try:
+    with _refusals(path):
         if not path.exists():
-            _create(path)
-        open_reader(path).close()  # looks at the version without writing, as the next line might
-        return _connect(path)
-    except sqlite3.DatabaseError as error:
-        raise _refusal(path, error) from error
-    except OSError as error:
-        raise LedgerUnusable(path, error.strerror or str(error), error.errno or EIO) from error
+            _create(path, create=create)
+        with GUARD:
+            reader = open_reader(path)  # looks without writing, as the following lines might
+            try:
+                (version,) = reader.execute("PRAGMA user_version").fetchone()
+                reason = _quick_check(reader) or broken_seal(path)
+                if reason is not None:
+                    raise LedgerDamaged(path, reason)
+                if version < VERSION:
+                    migrations.keep_copy(path, reader, version)
+            finally:
+                reader.close()
+            unseal(path)
+            return _connect(path)
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
-    """Open an existing ledger for reading only, whoever else has it open.
+    """Open an existing ledger for reading only, whoever else has it open. One of an older version is read as it is.
 
     Raises:
         FileNotFoundError: There is none.
         LedgerDamaged, LedgerTooNew, LedgerUnusable: As with `open_ledger`.
     """
-    # The file is looked at through SQLite alone: closing a descriptor of our own would drop the locks that SQLite holds
-    # on it for another connection of this process (they are POSIX locks).
-    if path.stat().st_size == 0:
-        raise LedgerDamaged(path, "it is empty")
-    try:
-        db = sqlite3.connect(_uri(path, "ro"), uri=True, isolation_level=None, timeout=_BUSY)
+    with _refusals(path, absent=True), GUARD:
+        _look_at_header(path)
+        foreign_log = seal_of(path).exists() and wal.size_of(wal.log_of(path)) > 0
+        reason = broken_seal(path) if foreign_log else wal.torn_off(path)
+        if reason is not None:
+            raise LedgerDamaged(path, reason)
+        db = open_anyway(path)
         try:
             _check_version(path, db)
+            (page,) = db.execute("PRAGMA page_size").fetchone()
+            (pages,) = db.execute("PRAGMA page_count").fetchone()
+            reason = wal.hole(path) or wal.uncovered(path, page, pages)
+            if reason is not None:
+                raise LedgerDamaged(path, reason)
         except BaseException:
             db.close()
             raise
-    except sqlite3.DatabaseError as error:
-        raise _refusal(path, error) from error
-    return db
+        return db
 
 
-def _refusal(path: Path, error: sqlite3.DatabaseError) -> LedgerUnusable:
-    damaged = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+def open_anyway(path: Path) -> sqlite3.Connection:
+    """A connection for reading only, whatever the file is like.
+
+    Raises:
+        sqlite3.DatabaseError: SQLite cannot open it.
+    """
+    with GUARD:
+        return sqlite3.connect(uri(path, "ro"), uri=True, isolation_level=None, timeout=_BUSY)
+
+
+def refusal(path: Path, error: sqlite3.Error) -> LedgerUnusable:
+    """What an error of SQLite says of a ledger."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)  # none: a text is not UTF-8
+    damaged = code & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
     if damaged:
         return LedgerDamaged(path, str(error))
     fault = disk_fault(error)
     return LedgerUnusable(path, str(error), EIO if fault is None else fault.errno)
 
 
-def _create(path: Path) -> None:
+def uri(path: Path, mode: str) -> str:
+    """A file's name as `sqlite3.connect` takes it with a mode: ro, rw."""
+    return f"{path.absolute().as_uri()}?mode={mode}"
+
+
+def remains(path: Path) -> str | None:
+    """What a ledger that is gone has left, as a path in its folder; a run must not begin from nothing beside it."""
+    for beside in (wal.log_of(path), seal_of(path)):
+        if beside.exists():
+            return beside.name
+    for pattern in (f"{BACKUPS}/{BACKUP_NAMES}", "checkpoints/*/checkpoint-*"):
+        found = next(path.parent.glob(pattern), None)
+        if found is not None:
+            return str(found.relative_to(path.parent))
+    return None
+
+
+@contextmanager
+def _refusals(path: Path, *, absent: bool = False) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise refusal(path, error) from error
+    except OSError as error:
+        if absent and isinstance(error, FileNotFoundError):
+            raise
+        raise LedgerUnusable(path, error.strerror or str(error), error.errno or EIO) from error
+
+
+def _look_at_header(path: Path) -> None:
+    """Refuse what is no database or too new before SQLite has touched anything beside it."""
+    with reading(path) as fd:
+        head = pread_all(fd, _VERSION_AT + 4, 0)
+    if not head:
+        raise LedgerDamaged(path, "it is empty")
+    if not head.startswith(_MAGIC) or len(head) < _VERSION_AT + 4:
+        raise LedgerDamaged(path, "it is no SQLite database")
+    version = int.from_bytes(head[_VERSION_AT:], "big", signed=True)
+    if version > VERSION:
+        raise LedgerTooNew(path, version, VERSION)
+
+
+def _create(path: Path, *, create: bool) -> None:
     """Make the file under another name and rename it: an empty ledger is then always a damaged one."""
-    if path.with_name(path.name + "-wal").exists():
-        raise LedgerDamaged(path, f"it is missing, while its log {path.name}-wal is still there")
+    left = remains(path)
+    if left is not None:
+        raise LedgerDamaged(path, f"it is missing, while {left} is still there")
+    if not create:
+        raise LedgerDamaged(path, "it is missing")
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)
     fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        db = sqlite3.connect(_uri(new, "rw"), uri=True, isolation_level=None)
+        db = sqlite3.connect(uri(new, "rw"), uri=True, isolation_level=None)
         try:
             db.executescript(f"PRAGMA journal_mode = MEMORY; BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
         finally:
@@ -170,24 +259,20 @@ def _create(path: Path) -> None:
     finally:
         os.close(fd)
     new.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    Files().sync_folder(path.parent)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     # Opened by the thread that starts the daemon, used by the writer's thread alone.
-    db = sqlite3.connect(_uri(path, "rw"), uri=True, isolation_level=None, timeout=_BUSY, check_same_thread=False)
+    db = sqlite3.connect(uri(path, "rw"), uri=True, isolation_level=None, timeout=_BUSY, check_same_thread=False)
     try:
-        _check_version(path, db)
+        version = _check_version(path, db)
         (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise LedgerUnusable(path, f"its journal mode is {mode}, expected wal")
         db.executescript(
             "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY;"
-            f"PRAGMA cache_size = -{_CACHE}; PRAGMA wal_autocheckpoint = {_WAL_PAGES};"
+            f"PRAGMA cache_size = -{_CACHE}; PRAGMA wal_autocheckpoint = 0;"  # see Ledger.fold
             f"PRAGMA journal_size_limit = {_WAL_LIMIT};"
         )
         # What is in the log may never have reached the disk, though it can be read: a sync that failed before the
@@ -197,21 +282,32 @@ def _connect(path: Path) -> sqlite3.Connection:
         except sqlite3.OperationalError as error:
             fault = disk_fault(error)
             raise LedgerUnwritable(path, str(error), EIO if fault is None else fault.errno) from error
+        if version < VERSION:
+            migrations.migrate(path, db, version)
     except BaseException:
         db.close()
         raise
     return db
 
 
-def _check_version(path: Path, db: sqlite3.Connection) -> None:
+def _check_version(path: Path, db: sqlite3.Connection) -> int:
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version > VERSION:
         raise LedgerTooNew(path, version, VERSION)
     tables = {name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-    missing = {"groups", "runs", "items", "results", "lanes", "totals", "intents", "probes"} - tables
-    if version < 1 or missing:
+    needed = _SINCE_1 | _SINCE_2 if version >= 2 else _SINCE_1
+    if version < 1 or not needed <= tables:
         raise LedgerDamaged(path, "it is an SQLite database, but not a ledger of this program")
+    return int(version)
 
 
-def _uri(path: Path, mode: str) -> str:
-    return f"{path.absolute().as_uri()}?mode={mode}"
+def _quick_check(db: sqlite3.Connection) -> str | None:
+    """What can be told of the whole by a few rows: the results of each run are numbered from 1 to what is done."""
+    row = db.execute(
+        "SELECT name, run, done, (SELECT max(seq) FROM results WHERE run_id = runs.id) AS last"
+        " FROM runs JOIN groups ON groups.id = group_id WHERE NOT removed AND done != coalesce(last, 0)"
+    ).fetchone()
+    if row is None:
+        return None
+    name, run, done, last = row
+    return f"run {run} of {name} has {done} items done, and its last result is {last or 0}"

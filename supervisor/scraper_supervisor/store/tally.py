@@ -45,10 +45,10 @@ class Tally:
         self._done += 1
         return self._done
 
-    def next_order(self) -> int:
-        """The place of one more offered item."""
-        self._next_order += 1
-        return self._next_order - 1
+    def next_order(self, items: int = 1) -> int:
+        """The place of one more offered item, or the first of so many."""
+        self._next_order += items
+        return self._next_order - items
 
     def count(self, state: str, target: str | None, timed: bool, by: int) -> None:
         """An item enters (1) or leaves (-1) a state that is not done."""

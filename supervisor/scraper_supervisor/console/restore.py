@@ -1,0 +1,68 @@
+"""`checkpoint restore` without a daemon: the same two operations, under the state folder's lock."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scraper_supervisor.console.context import LEDGER_FILE, Refused
+from scraper_supervisor.console.offline import locked
+from scraper_supervisor.core.checkpoints import why_not_given
+from scraper_supervisor.core.records import LoadState, SaveState, StateLoaded, StateSaved
+from scraper_supervisor.store.checkpoints import FOLDER, Checkpoints
+from scraper_supervisor.store.queries import LedgerReader
+
+if TYPE_CHECKING:
+    from scraper_supervisor.console.control import NoDaemon
+    from scraper_supervisor.store.config_file import Loaded
+    from scraper_supervisor.store.queries import RunInfo
+
+
+def restore_offline(loaded: Loaded, worker: str, generation: int, nobody: NoDaemon) -> dict[str, Any]:
+    """Write an older state of a worker as its new newest one, of the newest run that its group has.
+
+    Args:
+        loaded: the configuration.
+        worker: its name.
+        generation: which state.
+        nobody: why the daemon was not asked.
+
+    Returns:
+        What the daemon would answer.
+
+    Raises:
+        Refused: there is no such worker or state, or a daemon holds the folder though it does not answer.
+        LedgerUnusable: the ledger, which knows the run, does not open.
+        OSError: the disk does not take it; nothing was changed.
+    """
+    state_dir = Path(loaded.folders.state_dir)
+    group = worker.rpartition("-")[0]
+    known = sorted(path.name for path in (state_dir / FOLDER).glob("*") if path.is_dir())
+    if worker not in known:
+        raise Refused(f"no worker named {worker!r} has checkpoints; those that have: {', '.join(known) or 'none'}")
+    with contextlib.closing(locked(state_dir, nobody)):
+        run = _newest_run(state_dir / LEDGER_FILE, group)
+        store = Checkpoints(state_dir)
+        found = store.perform(LoadState(0, worker, 1 if run is None else run.fresh_from, generation))
+        if not isinstance(found, StateLoaded):
+            raise TypeError(f"not a state: {found!r}")
+        refusal = why_not_given(worker, generation, found)
+        if refusal is not None:
+            raise Refused(refusal)
+        counts = (0, 0, 0) if run is None else (run.pending + run.waiting, run.done, run.failed)
+        settings = loaded.settings.checkpoint
+        number, gzip = found.run if run is None else run.run, settings.compression == "gzip"
+        op = SaveState(0, worker, number, found.schema, found.state, *counts, settings.retention, gzip)
+        saved = store.perform(op)
+        if not isinstance(saved, StateSaved):
+            raise TypeError(f"not saved: {saved!r}")
+    return {"worker": worker, "restored": generation, "generation": saved.generation, "state": None}
+
+
+def _newest_run(ledger: Path, group: str) -> RunInfo | None:
+    try:
+        with LedgerReader(ledger) as reader:
+            return next(iter(reader.runs(group)), None)
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,99 @@
+"""When the ledger is backed up: on a thread of its own that pauses between its steps.
+
+Not one of lower priority: beside busy browsers it would be put off while it holds the interpreter, and the loop too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import shutil
+import sqlite3
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from scraper_supervisor.store.backup import (
+    SMALL,
+    BackupStopped,
+    back_up,
+    backups,
+    changed_since,
+    ledger_size,
+    prune,
+    remove_unfinished,
+)
+from scraper_supervisor.store.faults import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+SOON: Final = (10.0, 60.0, 300.0)  # seconds to wait for each of the first ones; the first two are for small ledgers
+EVERY: Final = 3600.0  # seconds
+_EARLY: Final = 2
+_log = logging.getLogger(__name__)
+
+
+class Backups:
+    """Backs the ledger up, if something changed and the disk has room for it. A failure is logged, and harms nothing.
+
+    Args:
+        state_dir: The state folder, in which this process has the ledger open for writing.
+        reserve: Bytes that must stay free on the disk.
+        soon: Seconds to wait for each of the first backups; after them there is one every `EVERY`.
+    """
+
+    def __init__(self, state_dir: Path, reserve: Callable[[], int | None], soon: Iterable[float] = SOON) -> None:
+        self._state_dir = state_dir
+        self._reserve = reserve
+        self._waits = itertools.chain(soon, itertools.repeat(EVERY))
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="backups", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Give up what is being made, and end; blocks meanwhile. To be called before the ledger is closed."""
+        self._stopping.set()
+        self._thread.join()
+
+    def make_last(self) -> None:
+        """Back a small ledger up once more after it was closed; blocks meanwhile."""
+        if ledger_size(self._state_dir) <= SMALL:
+            self._stopping.clear()
+            self._make()
+
+    def _work(self) -> None:
+        for number, wait in enumerate(self._waits):
+            if self._stopping.wait(wait):
+                return
+            if number >= _EARLY or ledger_size(self._state_dir) <= SMALL:
+                self._make()
+
+    def _make(self) -> None:
+        began = time.monotonic()
+        try:
+            remove_unfinished(self._state_dir)
+            newest = next(iter(backups(self._state_dir)), None)
+            if newest is not None and not changed_since(self._state_dir, newest.at):
+                return
+            if not self._has_room():
+                return
+            backup = back_up(self._state_dir, self._stopping)
+            damaged = prune(self._state_dir)
+        except BackupStopped as stopped:
+            _log.info("%s", stopped)
+        except (StoreError, OSError, sqlite3.Error) as error:
+            _log.error("the ledger was not backed up: %s", error)
+        else:
+            _log.info("the ledger was backed up to %s in %.1f s", backup.path, time.monotonic() - began)
+            for path in damaged:
+                _log.error("a backup of the ledger was damaged, and is now %s", path)
+
+    def _has_room(self) -> bool:
+        free, size = shutil.disk_usage(self._state_dir).free, ledger_size(self._state_dir)
+        reserve = self._reserve() or 0
+        if free - size >= reserve and free >= 2 * size:
+            return True
+        _log.warning("the ledger was not backed up: %d bytes are free, it has %d and %d stay free", free, size, reserve)
+        return False

@@ -1,0 +1,196 @@
+"""What a ledger held that another one lacks, as far as a damaged file and the event log still tell."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from msgspec import Raw, Struct
+
+from scraper_supervisor.core.wall import timestamp
+from scraper_supervisor.store.events_file import EVENTS_FILE, read_events
+from scraper_supervisor.store.schema import open_anyway
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_CHUNK: Final = 1_000  # rows read at once
+_PATIENCE: Final = 20_000  # ranges of rows that may be unreadable before the rest is given up, some seconds
+_BEYOND: Final = 1_000_000  # ids to look for above the highest known one, where the file does not tell its own
+
+_ITEMS: Final = "SELECT id, run_id, key, state, seq FROM items WHERE id >= ? AND id < ? ORDER BY id"
+_RESULT: Final = "SELECT CAST(result AS BLOB), sha256 FROM results WHERE run_id = ? AND seq = ? AND item_id = ?"
+
+_Outcome: TypeAlias = Literal["done", "failed", "added"]
+
+
+class Missing(Struct, frozen=True, omit_defaults=True):
+    """An item whose outcome was acknowledged, or that was added, and of which the restored ledger does not know.
+
+    `run` is None where nothing tells. `recoverable`: the damaged ledger has its row, or for one that is done a result
+    that fits its checksum, which is `result`.
+    """
+
+    group: str
+    run: int | None
+    key: str
+    outcome: _Outcome
+    recoverable: bool
+    result: Raw | None = None
+
+
+class Salvage:
+    """Compares a restored ledger with what there was.
+
+    Args:
+        restored: A connection to it.
+    """
+
+    def __init__(self, restored: sqlite3.Connection) -> None:
+        self._restored = restored
+        self._found: dict[tuple[str, int | None, str], Missing] = {}
+        self._stood: set[tuple[str, int | None, str]] = set()  # items that the damaged ledger says are open
+        self._runs: dict[str, list[tuple[str, int]]] = {}  # of a group: when each began, and its number
+        self.unread: str | None = None  # why some of the damaged ledger could not be read
+        self._ids = {place: run_id for run_id, place in self._note_runs(restored).items()}
+
+    @property
+    def missing(self) -> list[Missing]:
+        """What was found so far, by group, run and key."""
+        return sorted(self._found.values(), key=lambda one: (one.group, one.run or 0, one.key))
+
+    def read_ledger(self, path: Path) -> None:
+        """Note what a damaged ledger has, as far as it can be read."""
+        try:
+            with closing(open_anyway(path)) as db:
+                self._read(db)
+        except sqlite3.DatabaseError as error:
+            self.unread = self.unread or str(error)
+
+    def read_events(self, state_dir: Path, since: float) -> None:
+        """Note which items ended by the event log since that time (wall-clock seconds).
+
+        Raises:
+            OSError: The disk does not give it; a log that is not there is an empty one.
+        """
+        start = timestamp(since, "microseconds")
+        try:
+            for event in read_events(state_dir / EVENTS_FILE):
+                if event.event == "item_finished" and event.time >= start and isinstance(event.data, dict):
+                    self._note_event(event.time, event.group, event.worker, event.data)
+        except FileNotFoundError:
+            return
+
+    # ---- the damaged ledger ------------------------------------------------------------------------------------------
+
+    def _read(self, db: sqlite3.Connection) -> None:
+        names = self._note_runs(db)
+        for item, run_id, key, state, seq in self._items(db):
+            if run_id not in names:
+                continue
+            group, run = names[run_id]
+            theirs = self._state(group, run, key)
+            if state not in ("done", "failed"):
+                self._stood.add((group, run, key))
+            if theirs == "done" or theirs == state or (theirs is not None and state not in ("done", "failed")):
+                continue
+            outcome: _Outcome = state if state in ("done", "failed") else "added"
+            sound = _same_key(db, item, run_id, key)
+            result = _result(db, run_id, seq, item) if outcome == "done" and sound else None
+            recoverable = sound and (outcome != "done" or result is not None)
+            self._found[group, run, key] = Missing(group, run, key, outcome, recoverable, result)
+
+    def _items(self, db: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
+        """The rows that can be read; those on a page that cannot are left out."""
+        patience, lost = _PATIENCE, 0
+        ranges = _ranges(self._highest(db))
+        while ranges:
+            low, high = ranges.pop()
+            try:
+                rows = db.execute(_ITEMS, (low, high)).fetchall()
+            except sqlite3.DatabaseError as error:
+                patience -= 1
+                lost += high - low == 1
+                self.unread = f"some of its items can't be read ({error})"
+                if patience == 0:
+                    self.unread = f"most of its items can't be read ({error})"
+                    return
+                if high - low > 1:
+                    middle = (low + high) // 2
+                    ranges += [(middle, high), (low, middle)]
+                continue
+            yield from rows
+
+    def _highest(self, db: sqlite3.Connection) -> int:
+        query = "SELECT coalesce(max(id), 0) FROM items"
+        try:
+            return int(db.execute(query).fetchone()[0])
+        except sqlite3.DatabaseError as error:
+            self.unread = f"some of its items can't be read ({error})"
+            return int(self._restored.execute(query).fetchone()[0]) + _BEYOND
+
+    # ---- the restored ledger -----------------------------------------------------------------------------------------
+
+    def _note_runs(self, db: sqlite3.Connection) -> dict[int, tuple[str, int]]:
+        for name, run, started_at in db.execute(
+            "SELECT name, run, started_at FROM runs JOIN groups ON groups.id = group_id"
+        ).fetchall():
+            begun = self._runs.setdefault(name, [])
+            if (started_at, run) not in begun:
+                begun.append((started_at, run))
+                begun.sort()
+        return _runs(db)
+
+    def _state(self, group: str, run: int | None, key: str) -> str | None:
+        run_id = None if run is None else self._ids.get((group, run))
+        row = self._restored.execute("SELECT state FROM items WHERE run_id = ? AND key = ?", (run_id, key)).fetchone()
+        return None if row is None else str(row[0])
+
+    def _note_event(self, time: str, group: str | None, worker: str | None, data: dict[str, Any]) -> None:
+        outcome, key = data.get("outcome"), data.get("key")
+        group = group or (worker or "").rpartition("-")[0]
+        if outcome not in ("done", "failed") or not isinstance(key, str) or not group:
+            return
+        begun = reversed(self._runs.get(group, []))
+        run = next((run for at, run in begun if at.rstrip("Z") <= time.rstrip("Z")), None)
+        place = (group, run, key)
+        ours = self._found.get(place)
+        if outcome == "failed" and (place in self._stood or ours is not None):  # it was asked for again since
+            return
+        if ours is not None and ours.outcome == "done":
+            return
+        if self._state(group, run, key) not in ("done", outcome):
+            self._found[place] = Missing(group, run, key, outcome, False)
+
+
+def _runs(db: sqlite3.Connection) -> dict[int, tuple[str, int]]:
+    """Group and number of each run, by its id."""
+    rows = db.execute("SELECT runs.id, name, run FROM runs JOIN groups ON groups.id = group_id WHERE NOT removed")
+    return {run_id: (name, run) for run_id, name, run in rows.fetchall()}
+
+
+def _ranges(highest: int) -> list[tuple[int, int]]:
+    """Ranges of ids, the lowest last."""
+    return [(low, low + _CHUNK) for low in range(0, highest + 1, _CHUNK)][::-1]
+
+
+def _same_key(db: sqlite3.Connection, item: int, run_id: int, key: str) -> bool:
+    """Whether the index, a second copy of the keys, says the same."""
+    try:
+        return bool(
+            db.execute("SELECT id FROM items WHERE run_id = ? AND key = ?", (run_id, key)).fetchone() == (item,)
+        )
+    except sqlite3.DatabaseError:
+        return False
+
+
+def _result(db: sqlite3.Connection, run_id: int, seq: int | None, item: int) -> Raw | None:
+    """The item's result, if it can be read and fits its checksum."""
+    try:
+        row = db.execute(_RESULT, (run_id, seq, item)).fetchone()
+    except sqlite3.DatabaseError:
+        return None
+    return Raw(row[0]) if row is not None and hashlib.sha256(row[0]).hexdigest() == row[1] else None

@@ -1,0 +1,72 @@
+"""When the daemon backs the ledger up."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from scraper_supervisor.core.records import Probe
+from scraper_supervisor.daemon.backups import Backups
+from scraper_supervisor.store.backup import backups
+from scraper_supervisor.store.ledger import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    ledger.perform([Probe(1)])
+    yield ledger
+    ledger.close()
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_backup_soon_after_the_start_and_one_after_the_end(ledger: Ledger, tmp_path: Path) -> None:
+    (tmp_path / "backups").mkdir()
+    (tmp_path / "backups" / "ledger-20260501T120000.000Z.db.new").touch()
+    made = Backups(tmp_path, lambda: None, soon=(0.0,))
+    wait_for(lambda: backups(tmp_path))
+    assert len(list((tmp_path / "backups").iterdir())) == 2
+    ledger.perform([Probe(1)])
+    made.stop()
+    ledger.close()
+    made.make_last()
+    assert len(backups(tmp_path)) == 2
+    for name in ("ledger.db", "ledger.db.sha256"):
+        os.utime(tmp_path / name, (1, 1))
+    made.make_last()  # nothing changed
+    assert len(backups(tmp_path)) == 2
+    assert {file.name for file in tmp_path.iterdir()} == {"ledger.db", "ledger.db.sha256", "backups"}
+
+
+def test_no_backup_without_room(ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = Backups(tmp_path, lambda: 1 << 60, soon=(0.0,))
+    with caplog.at_level(logging.WARNING):
+        wait_for(lambda: "the ledger was not backed up: " in caplog.text)
+    made.stop()
+    assert f"{1 << 60} stay free" in caplog.text
+    assert backups(tmp_path) == []
+
+
+def test_a_backup_that_fails_is_logged_and_harms_nothing(
+    ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "backups").write_bytes(b"in the way")
+    made = Backups(tmp_path, lambda: None, soon=(0.0,))
+    with caplog.at_level(logging.ERROR):
+        wait_for(lambda: "the ledger was not backed up: " in caplog.text)
+    assert ledger.perform([Probe(1)]) == [None]
+    made.stop()
