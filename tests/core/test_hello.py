@@ -279,7 +279,7 @@ def test_a_disk_that_cannot_be_read_costs_the_worker_nothing_but_time():
     play >> a.hello()
     assert play.seen.pop(0).result.checkpoint.generation == 1
     assert play.state() == "running"
-    assert play.published("storage_degraded", "storage_recovered") == ["storage_degraded", "storage_recovered"]
+    assert play.published("storage_degraded", "storage_recovered") == ["storage_degraded", "storage_recovered"] * 3
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_refused_with_the_ones_there_are():

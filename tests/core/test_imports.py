@@ -29,6 +29,7 @@ from scraper_supervisor.core.records import (
     LoadState,
     OpenRun,
     Probe,
+    ProbeFolder,
     SaveState,
     SetIntent,
     StateTaken,
@@ -150,7 +151,11 @@ def test_a_disk_that_refuses_a_state_is_asked_again_when_it_works(refused):
         play >> play.durable() << writes(DropState)
     play >> play.lost()
     play.silence().deadline() >> Due() << writes(Probe)
+    if refused is SaveState:
+        play << writes(ProbeFolder)
     play >> answered(play, None) << writes(OpenRun)
+    if refused is SaveState:
+        play >> answered(play, None)
     play >> answered(play, image(play, "g-0")) << writes(TakeState)
     play >> answered(play, StateTaken(2, "cursor/1", STATE)) << writes(LoadState) << writes(SaveState)
     play >> play.durable()

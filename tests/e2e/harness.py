@@ -209,6 +209,7 @@ class Daemon:
         self.config_path = self.folder / "supervisor.toml"
         self.census = Census()
         self.process = None
+        self.prefix = []  # a command that executes the one behind it
         self._env = env or {}
         self.config = config
         self.configure(config)
@@ -232,7 +233,7 @@ class Daemon:
         env = {**os.environ, MARK: self.census.mark, **self._env}
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*SUPERVISOR, "run", "--config", str(self.config_path), *options],
+                [*self.prefix, *SUPERVISOR, "run", "--config", str(self.config_path), *options],
                 cwd=self.folder,
                 env=env,
                 stdin=subprocess.DEVNULL,

@@ -33,6 +33,7 @@ from scraper_supervisor.core.records import (
     Op,
     OpenRun,
     Probe,
+    ProbeFolder,
     Requeue,
     ReserveClaims,
     RunImage,
@@ -152,7 +153,7 @@ class ModelStore:
                 return self._save(op)
             case LoadState():
                 return self._load(op)
-            case Probe():
+            case Probe() | ProbeFolder():
                 pass
         return None
 

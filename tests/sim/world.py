@@ -50,7 +50,7 @@ from scraper_supervisor.core.events import (
     TreeEnded,
 )
 from scraper_supervisor.core.fleet import Fleet
-from scraper_supervisor.core.records import Added, Concluded, FetchLanes, LoadState, Op, SaveState
+from scraper_supervisor.core.records import Added, Concluded, FetchLanes, Op, StateOp
 from scraper_supervisor.core.resources import BrowserSample, Sample
 from scraper_supervisor.core.settings import (
     AbortSettings,
@@ -100,6 +100,7 @@ FAULTS = {  # how likely each is after a step
     "second hello": 0.01,
     "death": 0.01,
     "disk": 0.015,
+    "folder": 0.005,
     "supervisor": 0.004,
     "operator": 0.02,
     "reload": 0.01,
@@ -107,6 +108,9 @@ FAULTS = {  # how likely each is after a step
     "stale": 0.02,
     "lie": 0.02,
 }
+
+
+REFUSED = object()  # what the disk answers while it is broken
 
 
 class Broken(AssertionError):
@@ -142,6 +146,7 @@ class World:
         self.excused = False  # a worker was stopped by name: what it had still to offer may be missing
         self.slow_disk = rng.random() < 0.3
         self.broken_until = 0.0
+        self.broken_folders: dict[str, float] = {}  # worker → until when no checkpoint of it can be read or written
         self._queues: dict[bool, list[Op]] = {True: [], False: []}
         self._committing = {True: False, False: False}
         self.life = 0
@@ -346,7 +351,7 @@ class World:
         if isinstance(op, FetchLanes):
             self._useless[repr(op.lanes)] += 1
             self._must(self._useless[repr(op.lanes)] < 50, f"{op} is asked again and again")
-        kind = isinstance(op, SaveState | LoadState)
+        kind = isinstance(op, StateOp)
         self._queues[kind].append(op)
         if not self._committing[kind]:
             self._commit(kind)
@@ -363,22 +368,27 @@ class World:
             if life != self.life:
                 return
             ops, self._queues[kind] = self._queues[kind], []
-            failed = self.now < self.broken_until
-            answers = [None if failed else self.store.perform(op, self.now) for op in ops]
-            self.later(self.rng.choice((0.0, 0.001)), lambda: answer(ops, answers, failed))
+            answers = [REFUSED if self._refuses(op) else self.store.perform(op, self.now) for op in ops]
+            self.later(self.rng.choice((0.0, 0.001)), lambda: answer(ops, answers))
 
-        def answer(ops: list[Op], answers: list[Any], failed: bool) -> None:
+        def answer(ops: list[Op], answers: list[Any]) -> None:
             if life != self.life:
                 return  # committed, but nobody was told
             for op, one in zip(ops, answers, strict=True):
                 if isinstance(one, Added | Concluded):
                     self._useless.clear()
-                self.feed(PersistFailed(op, 28, "No space left on device") if failed else Persisted(op, one))
+                refused = one is REFUSED
+                self.feed(PersistFailed(op, 28, "No space left on device") if refused else Persisted(op, one))
             self._committing[kind] = False
             if self._queues[kind]:
                 self._commit(kind)
 
         self.later(delay, commit)
+
+    def _refuses(self, op: Op) -> bool:
+        """Whether the disk, or the folder that this is about, is broken now."""
+        folder = self.broken_folders.get(op.worker, 0.0) if isinstance(op, StateOp) else 0.0
+        return self.now < max(self.broken_until, folder)
 
     # ---- processes
 
@@ -510,11 +520,13 @@ class World:
             self._bounds(group.queue)
             if self.left is None and group.state is GroupState.RUNNING and not self.plain:
                 up = any(one.life.up or one.life.phase is Phase.BACKOFF for one in state.team(group))
-                waits = group.completing or state.storage.fault is not None
+                waits = group.completing or state.storage.ledger is not None
                 self._must(up or waits or not state.team(group), f"nobody works for {group.name}")
-        if state.storage.fault is not None:
-            waits = state.storage.probe_at is not None or state.storage.probing
-            self._must(waits, "the disk refused and is never tried again")
+        tried = set(self.fleet.disk._probes.values())
+        for place, trouble in ((None, state.storage.ledger), *state.storage.folders.items()):
+            if trouble is not None:
+                waits = trouble.probe_at is not None or place in tried
+                self._must(waits, f"{place or 'the ledger'} refused and is never tried again")
 
     def _bounds(self, queue: Any) -> None:
         inner = queue.lanes
@@ -546,6 +558,9 @@ class World:
             return
         if name == "disk":
             self.broken_until = self.now + rng.choice((0.01, 1.0, 1.001, 7.0, 40.0))
+        elif name == "folder":
+            if some is not None:
+                self.broken_folders[some.worker] = self.now + rng.choice((0.01, 1.001, 7.0, 300.0))
         elif name == "supervisor":
             self.kill_supervisor()
         elif name == "operator":
@@ -680,6 +695,7 @@ class World:
     def heal(self) -> None:
         """No fault from here on, and everything that was stopped is started."""
         self.faults, self.broken_until, self.slow_disk = False, 0.0, False
+        self.broken_folders.clear()
         self._sample()
         self._configure(msgspec.structs.replace(self.settings, groups=self.whole.groups))
         while self.fleet.state.phase == "starting":
@@ -720,7 +736,7 @@ class World:
         groups = self.fleet.state.groups.values()
         ended = all(group.state is GroupState.COMPLETED for group in groups)
         frozen = any(group.queue.frozen for group in groups)
-        idle = not any(self._committing.values()) and not frozen and self.fleet.state.storage.fault is None
+        idle = not any(self._committing.values()) and not frozen and self.fleet.state.clocks_run()
         return ended and idle and not self.requests and not any(one.alive for one in self.processes.values())
 
     def describe(self) -> str:

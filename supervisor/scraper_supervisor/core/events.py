@@ -50,11 +50,12 @@ class Spawned(Struct, frozen=True):
 
 
 class SpawnFailed(Struct, frozen=True):
-    """No process could be started."""
+    """No process could be started; `errno` is 0 where the system gave none."""
 
     worker: str
     incarnation: int
     message: str
+    errno: int = 0
 
 
 class Exited(Struct, frozen=True):

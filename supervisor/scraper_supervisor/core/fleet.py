@@ -59,6 +59,7 @@ from scraper_supervisor.core.records import (
     Op,
     OpenRun,
     Probe,
+    ProbeFolder,
     QueueOp,
     RunImage,
     SaveState,
@@ -145,7 +146,7 @@ class Fleet:
         state = self.state
         times = [
             self.abort.next_deadline(),
-            state.storage.probe_at,
+            self.disk.next_deadline(),
             self._save_states_at,
             self.recycling.next_deadline(),
         ]
@@ -245,6 +246,8 @@ class Fleet:
         worker = self.state.workers.get(name)
         if worker is None or worker.life.phase is not Phase.RUNNING or worker.goodbye is not None:
             return False
+        if name in self.state.storage.folders:
+            return False
         if worker.recycle is not None or worker.limit is not None or worker.paused:
             return False
         return self.state.groups[worker.group].state is GroupState.RUNNING
@@ -255,8 +258,8 @@ class Fleet:
         match op:
             case Conclude() | AddItems():  # the most by far
                 self._items_answered(op, answer, now)
-            case Probe():
-                self._healed(now)
+            case Probe() | ProbeFolder():
+                self._healed(op, now)
             case LoadIntents():
                 self._begun = True
                 if isinstance(answer, Intents):
@@ -302,6 +305,8 @@ class Fleet:
         if not isinstance(op, LoadState) or not isinstance(answer, StateLoaded):
             return
         self.checkpoints.publish_damage(op.worker, answer)
+        if self._healed(op, now):  # it was read to learn whether it can be
+            return
         if self.restores.loaded(op, answer, now):
             return
         later = self.introductions.read(op, answer, now)
@@ -325,7 +330,7 @@ class Fleet:
                     self.checkpoints.failed(op, event.errno, event.message)
             case ImportBegin() | ImportLines() | ImportFinish() | ImportDrop() | TakeState() | DropState():
                 self.imports.persist_failed(op, event.message)
-            case SetRunState() | SetIntent() | LoadIntents() | OpenRun() | LoadRun() | Probe():
+            case SetRunState() | SetIntent() | LoadIntents() | OpenRun() | LoadRun() | Probe() | ProbeFolder():
                 pass  # the disk's room asks them again
             case _:
                 group = self.state.groups.get(op.group)
@@ -333,14 +338,22 @@ class Fleet:
                     self._effects(group.queue.persist_failed(op, event.errno, event.message), now)
                 self.operators.persist_failed(op, event.message)
 
-    def _healed(self, now: float) -> None:
-        since = self.disk.healed(now)
-        if since is None:
-            return
-        for group in self.state.groups.values():
-            self._effects(group.queue.settle(), now)
-        self.watchdog.stood_still(since, now)
-        self.imports.healed()
+    def _healed(self, op: Probe | ProbeFolder | LoadState, now: float) -> bool:
+        """A place of the store took what it is tried with; whether that ends a trouble."""
+        ended = self.disk.healed(op, now)
+        if ended is None:
+            return False
+        name, since = ended
+        if name is None:
+            for group in self.state.groups.values():
+                self._effects(group.queue.settle(), now)
+            self.imports.healed()
+        ledger, folders = self.state.storage.ledger, self.state.storage.folders
+        until = now if ledger is None else ledger.since  # from then on it is the ledger's trouble that counts
+        for worker in self.state.workers.values():
+            if name in (None, worker.name) and worker.name not in folders and since < until:
+                self.watchdog.stood_still(worker, since, until)
+        return True
 
     # ---- time
 

@@ -60,7 +60,6 @@ class Introductions:
         self._checkpoints = checkpoints
         self._effects = effects
         self._handshakes: dict[int, Handshake] = {}  # by ticket
-        self._unreadable: dict[str, str] = {}  # workers whose checkpoint the disk does not give → correlation id
         self._early: dict[str, list[Handshake]] = {}  # hellos that came before Spawned did
 
     def hello(self, event: Said, hello: Hello) -> None:
@@ -124,7 +123,9 @@ class Introductions:
         self._turn_away(handshake)
         worker = self._state.workers.get(handshake.worker)
         if worker is not None:
-            self._cannot_read(worker, errno, message, now)
+            worker.last_failure = Failure("transient", "system", "checkpoint-unreadable", message)
+            if worker.life.phase is Phase.STARTING and worker.life.deadline is not None:
+                worker.life.deadline = now + self._state.groups[worker.group].settings.start_timeout
         return True
 
     # ---- inside
@@ -165,22 +166,6 @@ class Introductions:
         for event in handshake.later:
             self._state.refuse(event.conn, event.call, NOT_INTRODUCED, "hello was not accepted")
 
-    def _cannot_read(self, worker: Worker, errno: int, message: str, now: float) -> None:
-        worker.last_failure = Failure("transient", "system", "checkpoint-unreadable", message)
-        if worker.life.phase is Phase.STARTING and worker.life.deadline is not None:
-            worker.life.deadline = now + self._state.groups[worker.group].settings.start_timeout
-        if worker.name not in self._unreadable:
-            incident = self._unreadable[worker.name] = self._state.incident_id()
-            self._state.publish(
-                "storage_degraded",
-                "critical",
-                "storage",
-                worker=worker,
-                incident=incident,
-                reason=f"its checkpoint cannot be read: {message}",
-                errno=errno,
-            )
-
     def _welcome(self, handshake: Handshake, answer: StateLoaded, now: float) -> bool:
         said, hello = handshake.said, handshake.said.message
         worker = self._state.workers.get(handshake.worker)
@@ -189,9 +174,6 @@ class Introductions:
             self._refuse(handshake, refusal or "")
             handshake.later.clear()
             return True
-        incident = self._unreadable.pop(worker.name, None)
-        if incident is not None:
-            self._state.publish("storage_recovered", "info", "storage", worker=worker, incident=incident)
         reason = why_unusable(worker.name, answer)
         if reason is not None:
             self._state.refuse(said.conn, said.call, NO_CHECKPOINT, reason)

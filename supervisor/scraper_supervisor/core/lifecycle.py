@@ -5,7 +5,8 @@ The phases are `worker.Life`'s, the restarts `restart`'s, the claims the queue's
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from errno import EDQUOT, EIO, ENOSPC, EROFS
+from typing import TYPE_CHECKING, Final, Literal
 from zlib import crc32
 
 from scraper_supervisor.core import restart
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.events import Exited, Spawned, SpawnFailed
     from scraper_supervisor.core.slo import Slo
     from scraper_supervisor.core.state import FleetState
+
+DISK_ERRORS: Final = frozenset({ENOSPC, EDQUOT, EROFS, EIO})  # with which no start is a worker's fault
+DISK_PAUSE: Final = 1.0  # seconds between tries to start a worker for which the disk has no room
 
 
 class Lifecycle:
@@ -94,11 +98,20 @@ class Lifecycle:
         return worker
 
     def spawn_failed(self, event: SpawnFailed, now: float) -> None:
-        """No process could be started; that counts as a death without any uptime."""
+        """No process could be started; that counts as a death without any uptime, unless the disk is to blame."""
         worker = self._current(event.worker, event.incarnation)
         if worker is None or worker.life.phase is not Phase.SPAWNING:
             return
+        told = worker.last_failure is not None and worker.last_failure.message == event.message
         worker.last_failure = Failure("transient", "system", "spawn-failed", event.message)
+        if event.errno in DISK_ERRORS and worker.life.after != "stop":
+            self._down(worker, "wait", now, until=now + DISK_PAUSE)
+            if not told:
+                reason = f"could not be started ({event.message}); it is tried again until the disk allows it"
+                self._state.publish(
+                    "worker_backoff", "warning", "workers", worker=worker, delay=DISK_PAUSE, reason=reason
+                )
+            return
         self._detected(worker, "death", now)
         if worker.life.after == "stop":
             self._down(worker, "stop", now)

@@ -141,9 +141,9 @@ class Queue:
         """(key, worker, claim) of all items in flight."""
         return [(hand.item.key, hand.worker, hand.claim) for hand in self._hands]
 
-    def stood_still(self, since: float, now: float) -> None:
-        """The disk refused from `since` to `now`: for that long, the clocks of the items in hands stood still."""
-        for hand in self._hands:
+    def stood_still(self, worker: str, since: float, now: float) -> None:
+        """The disk refused from `since` to `now`: for that long, the clocks of the items in its hands stood still."""
+        for hand in self._hands.of(worker):
             hand.since += now - max(since, hand.since)
 
     def waits(self, worker: str) -> bool:

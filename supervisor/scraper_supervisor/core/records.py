@@ -340,9 +340,10 @@ class DropState(Struct, frozen=True, tag=True):
 
 
 class Probe(Struct, frozen=True, tag=True):
-    """Write and sync something small, to learn whether the disk works again. Answer: None."""
+    """Learn whether the ledger can be written again, with `room` bytes to spare on its disk. Answer: None."""
 
     ticket: int
+    room: int = 0
 
 
 ImportOp: TypeAlias = ImportBegin | ImportLines | ImportFinish | ImportDrop | TakeState | DropState
@@ -412,7 +413,15 @@ class StateLoaded(Struct, frozen=True):
     there: tuple[int, ...] = ()
 
 
-StateOp: TypeAlias = SaveState | LoadState
+class ProbeFolder(Struct, frozen=True, tag=True):
+    """Learn whether a worker's folder takes a file of `room` bytes again. Answer: None."""
+
+    ticket: int
+    worker: str
+    room: int
+
+
+StateOp: TypeAlias = SaveState | LoadState | ProbeFolder
 Op: TypeAlias = LedgerOp | StateOp
 Answer: TypeAlias = (
     RunImage

@@ -36,7 +36,7 @@ def snapshot(fleet: Fleet, daemon: Daemon) -> dict[str, Any]:
             "pid": daemon.pid,
             "version": daemon.version,
             "state": supervisor_state(fleet),
-            "reason": state.storage.fault or ("free disk space is below disk_free" if state.storage.low else None),
+            "reason": _disk_reason(fleet),
             "started_at": daemon.started_at,
             "config": {
                 "path": daemon.config_path,
@@ -57,9 +57,20 @@ def snapshot(fleet: Fleet, daemon: Daemon) -> dict[str, Any]:
 def supervisor_state(fleet: Fleet) -> str:
     """starting, running, degraded, draining, aborting or aborted."""
     phase = fleet.state.phase
-    if phase == "running" and not fleet.state.disk_works():
+    storage = fleet.state.storage
+    if phase in ("starting", "running") and (storage.ledger is not None or storage.folders):
         return "degraded"
-    return phase
+    return "degraded" if phase == "running" and storage.low else phase
+
+
+def _disk_reason(fleet: Fleet) -> str | None:
+    """What is wrong with the disk, and whom that holds."""
+    storage = fleet.state.storage
+    if storage.ledger is not None:
+        return f"{storage.ledger.reason}: no item is handed out"
+    if storage.folders:
+        return "; ".join(f"{one.reason}: {worker} is handed no item" for worker, one in storage.folders.items())
+    return "free disk space is below disk_free: no item is handed out" if storage.low else None
 
 
 def slo_view(fleet: Fleet, now: float) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from scraper_supervisor.core.events import (
     Tell,
 )
 from scraper_supervisor.core.queue import Queue
-from scraper_supervisor.core.records import RunState, SaveState
+from scraper_supervisor.core.records import LoadState, RunState, SaveState
 from scraper_supervisor.core.resources import Sample
 from scraper_supervisor.core.restart import RestartHistory
 from scraper_supervisor.core.settings import GroupSettings, RetrySettings, Settings
@@ -164,18 +164,30 @@ class Handshake(Struct):
     later: list[Said] = []
 
 
-class Storage(Struct):
-    """How the disk does. `since` is monotonic seconds."""
+class Trouble(Struct):
+    """A place of the store that refuses: the ledger, or a worker's folder. Times are monotonic seconds.
 
-    fault: str | None = None
-    errno: int = 0
-    since: float | None = None
-    probe_at: float | None = None
-    probing: bool = False
+    `since` is from when the clocks of whom it holds stand still; `room` are the bytes that the next probe asks for.
+    """
+
+    reason: str
+    since: float
+    probe_at: float | None
+    room: int = 0
+    read: LoadState | None = None  # what could not be read, where that is the trouble
+
+
+class Storage(Struct):
+    """How the disk does: `ledger` holds everybody, a worker's own folder that worker alone.
+
+    What goes wrong while something else is wrong belongs to the same incident.
+    """
+
+    ledger: Trouble | None = None
+    folders: dict[str, Trouble] = {}
     incident: str = ""
+    since: float = 0.0  # monotonic seconds, of the incident
     low: bool = False  # below disk_free: nothing is handed out
-    low_since: float = 0.0
-    low_incident: str = ""
 
 
 class FleetState(Struct):
@@ -284,8 +296,8 @@ class FleetState(Struct):
 
     def disk_works(self) -> bool:
         """Whether items may be handed out as far as the disk goes."""
-        return self.storage.fault is None and not self.storage.low
+        return self.storage.ledger is None and not self.storage.low
 
-    def clocks_run(self) -> bool:
-        """Whether items can end: while the ledger refuses, workers are not to blame for what takes its time."""
-        return self.storage.fault is None
+    def clocks_run(self, worker: str | None = None) -> bool:
+        """Whether items can end: while the store refuses, workers are not to blame for what takes its time."""
+        return self.storage.ledger is None and worker not in self.storage.folders

@@ -1,6 +1,6 @@
 """Deadlines and hangs: what is done about a worker, or an item in its hands, that takes too long.
 
-While the ledger refuses, the clocks of items stand still: no worker is to blame for what can't be written.
+While the store refuses, the clocks of items stand still: no worker is to blame for what can't be written.
 """
 
 from __future__ import annotations
@@ -41,35 +41,40 @@ class Watchdog:
     def items_due(self, group: Group, now: float) -> None:
         """Cancel the items that are over item_timeout."""
         timeout = group.settings.item_timeout
-        if timeout is None or not self._state.clocks_run():
+        if timeout is None:
             return
         for name, claim, key, since in group.queue.open_claims():
             worker = self._state.workers[name]
-            if now >= since + timeout and worker.life.alive:
+            if now >= since + timeout and worker.life.alive and self._state.clocks_run(name):
                 self.cancel(worker, claim, key, f"item_timeout of {timeout:g} s", now)
 
     def items_deadline(self, group: Group) -> float | None:
         """When `items_due` has something to do."""
         timeout = group.settings.item_timeout
-        if timeout is None or not self._state.clocks_run():
+        if timeout is None:
             return None
         starts = (
             since
             for name, claim, _, since in group.queue.open_claims()
-            if claim not in self._state.workers[name].cancelling and self._state.workers[name].life.alive
+            if claim not in self._state.workers[name].cancelling
+            and self._state.workers[name].life.alive
+            and self._state.clocks_run(name)
         )
         return min((since + timeout for since in starts), default=None)
 
-    def stood_still(self, since: float, now: float) -> None:
-        """The ledger refused from `since` to `now`."""
-        for group in self._state.groups.values():
-            group.queue.stood_still(since, now)
-        for worker in self._state.workers.values():
-            worker.cancelling = {
-                claim: (key, until + now - since, reason) for claim, (key, until, reason) in worker.cancelling.items()
-            }
-            if worker.progress is not None:
-                worker.progress = now
+    def stood_still(self, worker: Worker, since: float, now: float) -> None:
+        """The store refused from `since` to `now`, so that this worker could not get on."""
+        self._state.groups[worker.group].queue.stood_still(worker.name, since, now)
+        worker.cancelling = {
+            claim: (key, until + now - since, reason) for claim, (key, until, reason) in worker.cancelling.items()
+        }
+        if worker.progress is not None:
+            worker.progress = now
+        if worker.away_since is not None:
+            worker.away_since = now
+        life = worker.life
+        if life.phase is Phase.STARTING and life.deadline is not None and life.started is not None:
+            life.deadline += now - max(since, life.started)
 
     # ---- workers
 
@@ -77,7 +82,7 @@ class Watchdog:
         """Whatever of the worker's deadlines has come."""
         life = worker.life
         group = self._state.groups[worker.group]
-        if life.deadline is not None and now >= life.deadline:
+        if life.deadline is not None and now >= life.deadline and not self._hello_held(worker):
             self._life_due(worker, group, now)
         if not life.alive or life.killed:
             return
@@ -89,12 +94,17 @@ class Watchdog:
     def next_deadline(self, worker: Worker) -> float | None:
         """The earliest time at which `due` has something to do for this worker."""
         life = worker.life
+        deadline = None if self._hello_held(worker) else life.deadline
         if not life.alive or life.killed:
-            return life.deadline
+            return deadline
         group = self._state.groups[worker.group]
-        times = [life.deadline, self._silent_at(worker, group), self._stuck_at(worker, group)]
+        times = [deadline, self._silent_at(worker, group), self._stuck_at(worker, group)]
         times += [until for _, until in self._cancelled(worker, group)]
         return min((time for time in times if time is not None), default=None)
+
+    def _hello_held(self, worker: Worker) -> bool:
+        """Whether its hello is late because no checkpoint can be read."""
+        return worker.life.phase is Phase.STARTING and not self._state.clocks_run(worker.name)
 
     def _life_due(self, worker: Worker, group: Group, now: float) -> None:
         life = worker.life
@@ -132,7 +142,7 @@ class Watchdog:
 
     def _cancelled(self, worker: Worker, group: Group) -> list[tuple[str, float]]:
         """(key, when patience ends) of the cancelled items that the worker still holds."""
-        if not worker.cancelling or not self._state.clocks_run():
+        if not worker.cancelling or not self._state.clocks_run(worker.name):
             return []
         cancelling = worker.cancelling.items()
         return [(key, until) for claim, (key, until, _) in cancelling if group.queue.open_claim(claim)]
@@ -140,11 +150,13 @@ class Watchdog:
     def _silent_at(self, worker: Worker, group: Group) -> float | None:
         """When the worker's silence is a hang; after its goodbye it owes no word, only its end."""
         since = worker.away_since
+        if since is not None and not self._state.clocks_run(worker.name):
+            return None  # its hello may be refused, since no checkpoint can be read
         if since is None and worker.beats:
             since = worker.heard
         return None if worker.goodbye is not None or since is None else since + group.settings.heartbeat_timeout
 
     def _stuck_at(self, worker: Worker, group: Group) -> float | None:
-        if worker.progress is None or not group.queue.busy(worker.name) or not self._state.clocks_run():
+        if worker.progress is None or not group.queue.busy(worker.name) or not self._state.clocks_run(worker.name):
             return None
         return worker.progress + group.settings.progress_timeout

@@ -54,7 +54,7 @@ from scraper_supervisor.core.events import (
 )
 from scraper_supervisor.core.fleet import Fleet
 from scraper_supervisor.core.parse import InvalidSettings, Problem
-from scraper_supervisor.core.snapshot import Daemon, snapshot
+from scraper_supervisor.core.snapshot import Daemon, snapshot, supervisor_state
 from scraper_supervisor.daemon.backups import Backups
 from scraper_supervisor.daemon.control import ControlSocket
 from scraper_supervisor.daemon.host import Notifier, Signals, environment_for_workers
@@ -270,7 +270,7 @@ class App:
         if not self._arming:
             self._arming = True
             self._loop.call_later(max(0.0, self._armed + ARM_EVERY - time.monotonic()), self._arm)
-        if not self._ready and self._fleet.state.phase != "starting":
+        if not self._ready and supervisor_state(self._fleet) != "starting":
             self._ready = True
             self._notifier.ready("serving")
             self._notifier.start_watchdog(self._loop)
@@ -347,7 +347,7 @@ class App:
         try:
             spawned = await self._processes.spawn(spec)
         except SpawnError as error:
-            self.feed(SpawnFailed(worker, incarnation, error.message))
+            self.feed(SpawnFailed(worker, incarnation, error.message, error.errno))
         else:
             self.feed(Spawned(worker, incarnation, spawned.pid, spawned.token))
 

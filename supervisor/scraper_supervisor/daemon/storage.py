@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import sqlite3
 import threading
 import time
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from scraper_supervisor.core.gathering import Gathering
-from scraper_supervisor.core.records import Answer, LedgerOp, LoadState, Op, SaveState, StateOp
+from scraper_supervisor.core.records import Answer, LedgerOp, Op, Probe, StateOp
 from scraper_supervisor.store.checkpoints import Checkpoints
-from scraper_supervisor.store.faults import StoreFault, disk_fault
+from scraper_supervisor.store.faults import StoreError, StoreFault, disk_fault
+from scraper_supervisor.store.files import Files
 from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.schema import FILE_NAME
 
@@ -22,11 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from scraper_supervisor.store.files import Files
 
 Answered: TypeAlias = list[tuple[Op, Answer | StoreFault]]
 
 _BATCH: Final = 2_048  # operations in one transaction: what came later waits some 50 ms at most for it
+_LOOK_EVERY: Final = 1.0  # seconds
 _TIDY: Final = 500  # items of removed runs that an idle moment removes, some 4 ms: what arrives then waits for it
 _TIDY_BUSY: Final = 250  # and so many, some 2 ms, when no moment is idle:
 _TIDY_EVERY: Final = 16  # after so many batches
@@ -60,8 +62,10 @@ class Storage:
     ) -> None:
         self._deliver = deliver
         self._loop = loop
-        self._ledger = Ledger.open(state_dir / FILE_NAME)
-        self._checkpoints = Checkpoints(state_dir, files)
+        self._ledger = Ledger.open(state_dir / FILE_NAME, patient=True)
+        self._state_dir = state_dir
+        self._files = files or Files()
+        self._checkpoints = Checkpoints(state_dir, self._files)
         self._ledger_ops: SimpleQueue[list[LedgerOp] | None] = SimpleQueue()  # None: close
         self._state_ops: SimpleQueue[StateOp | None] = SimpleQueue()
         self._closed = False
@@ -86,7 +90,7 @@ class Storage:
             raise RuntimeError("the storage is closed")
         ledger_ops: list[LedgerOp] = []
         for op in ops:
-            if isinstance(op, SaveState | LoadState):
+            if isinstance(op, StateOp):
                 self._state_ops.put(op)
             else:
                 ledger_ops.append(op)
@@ -105,7 +109,10 @@ class Storage:
         self._state_ops.put(None)
         for thread in self._threads:
             thread.join()
-        self._ledger.close()
+        try:
+            self._ledger.close()
+        except (sqlite3.Error, StoreError) as error:
+            _log.critical("the ledger is not as it was acknowledged: %s", error)
 
     # ---- the ledger's thread -----------------------------------------------------------------------------------------
 
@@ -116,7 +123,7 @@ class Storage:
             waiting = len(ops)
             if not ops and self._going:
                 if not self._ledger.untidy:
-                    ops = self._arrived(None)
+                    ops = self._next()
                 else:
                     self._tidy(_TIDY)
                     batches = 0
@@ -145,15 +152,36 @@ class Storage:
             self._going = False
         return ops
 
+    def _next(self) -> list[LedgerOp]:
+        """What arrives next; while nothing does, the ledger is looked after, and a fault of it told unasked."""
+        while True:
+            ops = self._arrived(_LOOK_EVERY)
+            if ops or not self._going:
+                return ops
+            fault = self._ledger.look()
+            if fault is not None:
+                self._answer([Probe(0)], [fault])
+
     def _more(self, gathered: int) -> list[LedgerOp]:
         """What joins a batch before it is committed."""
         if gathered >= _BATCH or not self._going:
             return []
-        return self._arrived(self._gathering.patience(gathered, time.perf_counter()))
+        return self._tried(self._arrived(self._gathering.patience(gathered, time.perf_counter())))
+
+    def _tried(self, ops: list[LedgerOp]) -> list[LedgerOp]:
+        """Operations, after the disk was asked for the room that a probe among them wants.
+
+        Raises:
+            OSError: it does not have that.
+        """
+        for op in ops:
+            if isinstance(op, Probe):
+                self._files.probe(self._state_dir, op.room)
+        return ops
 
     def _perform(self, ops: list[LedgerOp]) -> list[Answer | StoreFault]:
         try:
-            return self._ledger.perform(ops, self._more)
+            return self._ledger.perform(self._tried(ops), self._more)
         except Exception as error:  # noqa: BLE001 - the fault is the answer
             return [_fault(error)] * len(ops)
 

@@ -6,12 +6,12 @@ import contextlib
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, assert_never
 
 from msgspec import Struct
 
 from scraper_supervisor.core import sealed
-from scraper_supervisor.core.records import Damage, LoadState, SaveState, StateLoaded, StateOp, StateSaved
+from scraper_supervisor.core.records import Damage, LoadState, ProbeFolder, SaveState, StateLoaded, StateOp, StateSaved
 from scraper_supervisor.core.sealed import Damaged, FileName, Sealed, TooNew
 from scraper_supervisor.core.wall import timestamp
 from scraper_supervisor.store.files import TEMPORARY, Files, NotAFile
@@ -89,14 +89,25 @@ class Checkpoints:
         self._clock = clock
         self._known: dict[str, _Memory] = {}
 
-    def perform(self, op: StateOp) -> StateSaved | StateLoaded:
+    def perform(self, op: StateOp) -> StateSaved | StateLoaded | None:
         """Carry out one operation.
 
         Raises:
             OSError: The disk refused; nothing is promised of a state that was to be saved.
             ValueError: The worker's name is none.
         """
-        return self._save(op) if isinstance(op, SaveState) else self._load(op)
+        match op:
+            case SaveState():
+                return self._save(op)
+            case LoadState():
+                return self._load(op)
+            case ProbeFolder():
+                folder = self._folder(op.worker)
+                self._files.make_folder(folder)
+                self._files.probe(folder, op.room)
+                return None
+            case _:
+                assert_never(op)
 
     # ---- saving ------------------------------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ def disk_fault(error: BaseException) -> StoreFault | None:
     A full disk shows as ENOSPC also where SQLite could not make its shared memory larger.
     """
     if isinstance(error, StoreError):
-        return StoreFault(errno.EIO, str(error))
+        return StoreFault(error.errno, str(error))
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return StoreFault(error.errno or errno.EIO, f"{where}{error.strerror or error}")
@@ -56,14 +56,31 @@ def disk_fault(error: BaseException) -> StoreFault | None:
 class StoreError(Exception):
     """The store cannot be used; the message says what is wrong and names the file."""
 
+    errno = errno.EIO
+
 
 class LedgerUnusable(StoreError):
-    """The ledger does not open. It stays where it is."""
+    """The ledger does not open. It stays where it is. `errno` is the system's, EIO where it gave none."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path, reason: str, number: int = errno.EIO) -> None:
         super().__init__(f"{path}: the ledger does not open: {reason}")
         self.path = path
         self.reason = reason
+        self.errno = number
+
+
+class LedgerUnwritable(LedgerUnusable):
+    """The ledger is sound, and the disk does not take what has to be written before it can be used."""
+
+
+class LedgerMoved(StoreError):
+    """A file of the open ledger is not in its place any more: what is committed now would be lost with the process."""
+
+    def __init__(self, path: Path, file: str, *, gone: bool, copy: Path | None = None) -> None:
+        what = "was removed" if gone else "was replaced by another file"
+        then = "it is written again" if copy is None else f"the one in use was copied to {copy}: put it in its place"
+        super().__init__(f"{path}: {file} {what} while it was open; {then}")
+        self.path = path
 
 
 class LedgerDamaged(LedgerUnusable):

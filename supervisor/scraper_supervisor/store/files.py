@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TEMPORARY: Final = ".tmp"  # the ending of a file that is not finished yet
+PROBE_NAME: Final = f".checkpoint-probe{TEMPORARY}"
 
 _FILE_MODE: Final = 0o600  # states hold cookies
 _FOLDER_MODE: Final = 0o700
@@ -120,6 +121,20 @@ class Files:
         """Remove a file; that it stays gone after a power loss is not promised."""
         self.unlink(path)
 
+    def probe(self, folder: Path, room: int) -> None:
+        """Learn whether a folder takes a file of so many bytes, durably; nothing of it stays."""
+        path = folder / PROBE_NAME
+        fd = self.create(path)
+        try:
+            if room:
+                self.reserve(fd, room)
+            self.append(fd, memoryview(b"probe\n"))
+            self.sync(fd)
+            self.sync_folder(folder)
+        finally:
+            os.close(fd)
+            self.unlink(path)
+
     def sync_folder(self, folder: Path) -> None:
         """Make the names in a folder durable."""
         fd = self.open_folder(folder)
@@ -141,6 +156,10 @@ class Files:
     def append(self, fd: int, data: memoryview) -> int:
         """Write at the end of a file, perhaps not all of it; how many bytes it was."""
         return os.write(fd, data)
+
+    def reserve(self, fd: int, size: int) -> None:
+        """Take room for that many bytes of a file."""
+        os.posix_fallocate(fd, 0, size)
 
     def sync(self, fd: int) -> None:
         """Bring a file or folder to the disk."""

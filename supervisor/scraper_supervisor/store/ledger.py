@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sqlite3
 import time
 from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 from scraper_supervisor.store.batch import Batch
-from scraper_supervisor.store.faults import StoreFault, disk_fault
+from scraper_supervisor.store.faults import (
+    LedgerMoved,
+    LedgerUnusable,
+    LedgerUnwritable,
+    StoreError,
+    StoreFault,
+    disk_fault,
+)
 from scraper_supervisor.store.importing import forget, give_up_unfinished
+from scraper_supervisor.store.places import Places
 from scraper_supervisor.store.schema import open_ledger
 from scraper_supervisor.store.seal import seal
 
@@ -25,6 +34,7 @@ Answered: TypeAlias = "Answer | StoreFault"
 _FOLD_COMMITS: Final = 256  # each of them has written some ten pages to the log, however small it was
 _FOLD_OPS: Final = 4_000
 _CLOCK_STEP: Final = 4e-6  # seconds; a retry's place is a double near -8e9, where neighbours are 1 to 2 µs apart
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _CLOCK_LEAD: Final = 1.0  # seconds; a clock that is set back by more is followed
 
 # By id alone: with the run as a condition too, each step would go through the whole index of the run.
@@ -54,30 +64,68 @@ class Ledger:
         self._clock = clock
         self._last = 0.0  # seconds, as _tick told them last
         self._broken = False
+        self._places: Places | None = None  # as the connection's first transaction found them
+        self._moved = False
+        self._waiting = False  # it was never open yet
         self._closed = False
         self.commit_seconds = 0.0  # that the last commit took
         self._unfolded_commits = self._unfolded_ops = 0
         self.untidy = True  # perhaps there are rows of removed runs left; see `tidy`
 
     @classmethod
-    def open(cls, path: Path, clock: Callable[[], float] = time.time) -> Self:
+    def open(cls, path: Path, clock: Callable[[], float] = time.time, *, patient: bool = False) -> Self:
         """Open the ledger; it is made, with mode 0600, if there is none.
+
+        Args:
+            path: The file.
+            clock: Wall-clock seconds.
+            patient: A disk that is full, or takes no writes, is no error: every operation is refused until it does.
 
         Raises:
             NetworkFileSystem, LedgerDamaged, LedgerTooNew, LedgerUnusable: See `open_ledger`.
         """
-        db = open_ledger(path)
-        with contextlib.suppress(sqlite3.Error):  # a full disk, say: they are unseen, and can wait
-            give_up_unfinished(db)
-        return cls(path, db, clock)
+        try:
+            db = open_ledger(path)
+        except LedgerUnusable as error:
+            waits = isinstance(error, LedgerUnwritable) or error.errno in _FULL or _is_full(path.parent)
+            if not (patient and waits):
+                raise
+        else:
+            with contextlib.suppress(sqlite3.Error):  # a full disk, say: they are unseen, and can wait
+                give_up_unfinished(db)
+            return cls(path, db, clock)
+        ledger = cls(path, sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False), clock)
+        ledger._broken = ledger._waiting = True
+        return ledger
 
     def close(self) -> None:
-        """Close the file and seal it; harmless when already done."""
+        """Close the file and seal it; harmless when already done.
+
+        Raises:
+            StoreError: It was not in its place any more, and could not be brought back there.
+        """
+        fault = self.look()
+        places, self._places = self._places, None
         self._db.close()
-        if not self._closed:
+        if fault is not None and places is not None:
+            raise StoreError(fault.message)
+        if not self._closed and not self._waiting:
             self._closed = True
             with contextlib.suppress(OSError):  # without a seal it opens all the same, and less is known of its bytes
                 seal(self._path)
+
+    def look(self) -> StoreFault | None:
+        """Whether the open file is in its place still, and if not, why not; costs a few microseconds.
+
+        What is missing is brought back.
+        """
+        if self._broken:
+            return None
+        try:
+            self._check_places()
+        except (StoreError, OSError, sqlite3.Error) as error:
+            return disk_fault(error) or StoreFault(errno.EIO, _explain(error))
+        return None
 
     def perform(self, ops: list[LedgerOp], more: Callable[[int], Sequence[LedgerOp]] = _nothing) -> list[Answered]:
         """Carry out operations in one durable transaction, and answer in their order.
@@ -169,10 +217,36 @@ class Ledger:
         if self._broken:
             with contextlib.suppress(sqlite3.Error):  # a connection that cannot even roll back
                 self._db.close()
-            self._db = open_ledger(self._path, create=False)
-            self._cursor = self._db.cursor()
-            self._broken = False
+            self._reopen()
+        self._check_places()
         self._cursor.execute("BEGIN IMMEDIATE")
+        if self._places is None:
+            self._places = Places(self._path)
+
+    def _check_places(self) -> None:
+        """Nothing is committed into a file that nobody finds again. What is missing is brought back, and told once."""
+        if self._places is None:
+            return
+        try:
+            if not self._moved:
+                self._places.check()
+                return
+        except LedgerMoved:
+            self._moved = True
+            self._bring_back(self._places)
+            raise
+        self._bring_back(self._places)
+
+    def _bring_back(self, places: Places) -> None:
+        places.bring_back(self._db)
+        self._broken = True  # it is closed: should it not open now, then the next time
+        self._reopen()
+
+    def _reopen(self) -> None:
+        self._db = open_ledger(self._path, create=self._waiting)
+        self._cursor = self._db.cursor()
+        self._broken = self._moved = self._waiting = False
+        self._places = None
 
     def _abandon(self) -> None:
         if not self._broken and self._db.in_transaction:  # SQLite itself has ended it after some errors
@@ -215,6 +289,14 @@ class Ledger:
             execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
         forget(self._cursor, run_id)
         execute("DELETE FROM runs WHERE id = ?", (run_id,))
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether the disk has no block left. SQLite has its own words for that, depending on where it meets it."""
+    try:
+        return os.statvfs(folder).f_bavail == 0
+    except OSError:
+        return False
 
 
 def _explain(error: BaseException) -> str:

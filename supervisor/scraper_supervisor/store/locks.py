@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from typing import TYPE_CHECKING, Final, Self
@@ -59,9 +60,15 @@ class FolderLock:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Locked(self.folder, *_told(os.pread(self._fd, _SIZE, 0))) from None
-        os.ftruncate(self._fd, 0)
         lines = (str(os.getpid()), self._command) if self._command is not None else (str(os.getpid()),)
-        os.pwrite(self._fd, "".join(f"{line}\n" for line in lines).encode(), 0)
+        content = "".join(f"{line}\n" for line in lines).encode()
+        try:
+            os.pwrite(self._fd, content, 0)  # over the last one's, which takes no room
+            os.ftruncate(self._fd, len(content))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # On a full disk the folder is held all the same; whoever is refused is not told by whom.
 
     def __enter__(self) -> Self:
         return self

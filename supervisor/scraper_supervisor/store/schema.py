@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sqlite3
 from contextlib import contextmanager
+from errno import EIO
 from typing import TYPE_CHECKING, Final
 
 from scraper_supervisor.store import migrations, wal
-from scraper_supervisor.store.faults import LedgerDamaged, LedgerTooNew, LedgerUnusable
+from scraper_supervisor.store.faults import LedgerDamaged, LedgerTooNew, LedgerUnusable, LedgerUnwritable, disk_fault
 from scraper_supervisor.store.files import Files
 from scraper_supervisor.store.migrations import VERSION
 from scraper_supervisor.store.mounts import refuse_network
@@ -128,6 +129,7 @@ def open_ledger(path: Path, *, create: bool = True) -> sqlite3.Connection:
         LedgerDamaged: The file is no ledger, or is not whole. It stays in place.
         LedgerTooNew: A later version wrote it. It is left untouched.
         LedgerUnusable: It cannot be opened, by its permissions or the disk.
+        LedgerUnwritable: It is sound, and the disk refuses what has to be written before it can be used.
     """
     refuse_network(path.parent)
     with _refusals(path):
@@ -189,7 +191,10 @@ def refusal(path: Path, error: sqlite3.Error) -> LedgerUnusable:
     """What an error of SQLite says of a ledger."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)  # none: a text is not UTF-8
     damaged = code & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
-    return LedgerDamaged(path, str(error)) if damaged else LedgerUnusable(path, str(error))
+    if damaged:
+        return LedgerDamaged(path, str(error))
+    fault = disk_fault(error)
+    return LedgerUnusable(path, str(error), EIO if fault is None else fault.errno)
 
 
 def uri(path: Path, mode: str) -> str:
@@ -218,7 +223,7 @@ def _refusals(path: Path, *, absent: bool = False) -> Iterator[None]:
     except OSError as error:
         if absent and isinstance(error, FileNotFoundError):
             raise
-        raise LedgerUnusable(path, error.strerror or str(error)) from error
+        raise LedgerUnusable(path, error.strerror or str(error), error.errno or EIO) from error
 
 
 def _look_at_header(path: Path) -> None:
@@ -270,6 +275,13 @@ def _connect(path: Path) -> sqlite3.Connection:
             f"PRAGMA cache_size = -{_CACHE}; PRAGMA wal_autocheckpoint = 0;"  # see Ledger.fold
             f"PRAGMA journal_size_limit = {_WAL_LIMIT};"
         )
+        # What is in the log may never have reached the disk, though it can be read: a sync that failed before the
+        # process ended would leave it so, and what is appended behind it would be lost with it. Written once more:
+        try:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.OperationalError as error:
+            fault = disk_fault(error)
+            raise LedgerUnwritable(path, str(error), EIO if fault is None else fault.errno) from error
         if version < VERSION:
             migrations.migrate(path, db, version)
     except BaseException:

@@ -177,8 +177,8 @@ def _short(path: Path, before: Mark) -> str | None:
                     return None
                 whole = size >= _at(head, before.last + 1)
                 return f"frame {bad} of its log does not fit its checksum" if whole else said
-            ahead = (_number(head.salts) - _number(before.salts)) % 2**32
-            return None if ahead <= _RESTARTS else said
+            ahead = (_number(head.salts) - _number(before.salts)) % 2**32  # times it began anew; 0: another log
+            return None if 0 < ahead <= _RESTARTS else said
     except FileNotFoundError:
         return needed
 

@@ -1,0 +1,97 @@
+"""The files of an open ledger: whether they are still in their places, and how they come back there.
+
+SQLite goes on writing to a file that was removed, or to which another was renamed; what it writes is lost with the
+process. Whoever writes the ledger asks before each commit; what is missing is written back from what is still open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from scraper_supervisor.store.faults import LedgerMoved
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RESCUED: Final = ".rescued"  # the ending of the copy where another file has taken the ledger's place
+
+_Identity: TypeAlias = tuple[int, int] | None  # device and inode; None: there is no such file
+
+
+class Places:
+    """Where the files of an open ledger are.
+
+    Args:
+        path: The ledger; its log and shared memory lie beside it, and exist from the first transaction on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files = [os.fspath(path) + ending for ending in ("", "-wal", "-shm")]
+        self._there = [_identity(file) for file in self._files]
+
+    def check(self) -> None:
+        """See whether each file is the one that it was.
+
+        Raises:
+            LedgerMoved: One is gone, or another has taken its place.
+            OSError: The folder cannot be read.
+        """
+        for file, was in zip(self._files, self._there, strict=True):
+            now = _identity(file)
+            if now != was:
+                raise LedgerMoved(self._path, os.path.basename(file), gone=now is None)
+
+    def bring_back(self, db: sqlite3.Connection) -> None:
+        """Have all that was committed in the ledger's place again, then close the connection.
+
+        Raises:
+            LedgerMoved: Another file is in the ledger's place; a copy of what was committed lies beside it now.
+            OSError, sqlite3.Error: The disk refused; the connection stays open, and nothing is lost yet.
+        """
+        if _identity(self._files[0]) == self._there[0]:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # all of the log into the ledger; the log is made anew
+            db.close()
+            return
+        copy = self._path.with_name(self._path.name + RESCUED)
+        _copy(db, copy)
+        try:
+            os.link(copy, self._path)  # unlike a rename, it never replaces anything
+        except FileExistsError:
+            raise LedgerMoved(self._path, self._path.name, gone=False, copy=copy) from None
+        copy.unlink()
+        _sync(self._path.parent)
+        db.close()
+        for file in self._files[1:]:  # of the ledger that was removed; SQLite makes new ones
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file)
+
+
+def _identity(file: str) -> _Identity:
+    try:
+        found = os.stat(file)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _copy(db: sqlite3.Connection, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    copy = sqlite3.connect(path, isolation_level=None)
+    try:
+        db.backup(copy)
+    finally:
+        copy.close()
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
