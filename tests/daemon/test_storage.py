@@ -201,16 +201,16 @@ async def test_removed_runs_go_in_small_steps_when_no_moment_is_idle(
         def _arrived(self, patience: float | None = 0.0) -> list[LedgerOp]:
             return super()._arrived(patience) or [Probe(0)]
 
-        def _more(self, _: int) -> list[LedgerOp]:
-            return []
+        def _gather(self, ops: list[LedgerOp], waiting: int) -> None:
+            pass
 
     steps: list[tuple[int, int]] = []  # batches before it, its limit
     tidy, perform, batches = Ledger.tidy, Ledger.perform, 0
 
-    def counted(ledger: Ledger, ops: list[LedgerOp], *more: Any) -> Any:
+    def counted(ledger: Ledger, ops: list[LedgerOp]) -> Any:
         nonlocal batches
         batches += 1
-        return perform(ledger, ops, *more)
+        return perform(ledger, ops)
 
     def noted(ledger: Ledger, limit: int) -> StoreFault | None:
         steps.append((batches, limit))

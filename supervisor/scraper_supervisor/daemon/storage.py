@@ -128,7 +128,7 @@ class Storage:
                     self._tidy(_TIDY)
                     batches = 0
             if ops:
-                self._gathering.begin(waiting, time.perf_counter())
+                self._gather(ops, waiting)
                 answers = self._perform(ops)
                 self._answer(ops, answers)
                 self._gathering.committed(len(ops), self._ledger.commit_seconds)
@@ -162,26 +162,21 @@ class Storage:
             if fault is not None:
                 self._answer([Probe(0)], [fault])
 
-    def _more(self, gathered: int) -> list[LedgerOp]:
-        """What joins a batch before it is committed."""
-        if gathered >= _BATCH or not self._going:
-            return []
-        return self._tried(self._arrived(self._gathering.patience(gathered, time.perf_counter())))
-
-    def _tried(self, ops: list[LedgerOp]) -> list[LedgerOp]:
-        """Operations, after the disk was asked for the room that a probe among them wants.
-
-        Raises:
-            OSError: it does not have that.
-        """
-        for op in ops:
-            if isinstance(op, Probe):
-                self._files.probe(self._state_dir, op.room)
-        return ops
+    def _gather(self, ops: list[LedgerOp], waiting: int) -> None:
+        """Wait a moment for what should join a batch, where that pays."""
+        self._gathering.begin(waiting, time.perf_counter())
+        while len(ops) < _BATCH and self._going:
+            patience = self._gathering.patience(len(ops), time.perf_counter())
+            if patience <= 0:
+                return
+            ops += self._arrived(patience)
 
     def _perform(self, ops: list[LedgerOp]) -> list[Answer | StoreFault]:
         try:
-            return self._ledger.perform(self._tried(ops), self._more)
+            for op in ops:
+                if isinstance(op, Probe):  # the disk is asked for the room that it wants
+                    self._files.probe(self._state_dir, op.room)
+            return self._ledger.perform(ops)
         except Exception as error:  # noqa: BLE001 - the fault is the answer
             return [_fault(error)] * len(ops)
 

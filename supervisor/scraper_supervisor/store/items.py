@@ -1,30 +1,26 @@
-"""How many items are written at once, offered or ended, in a few statements, however many there are.
-
-Each statement that Python runs lets go of the interpreter and must win it back from the event loop. With one statement
-an item, the ledger's thread would spend its time waiting for that.
-"""
+"""How items are offered and claims ended, many at once in a few statements (see `rows`)."""
 
 from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
 from scraper_supervisor.core.records import RETRY_ORIGIN, Added, Conclude, Concluded, NewItem
 from scraper_supervisor.core.wall import timestamp
+from scraper_supervisor.store.rows import Row, chunks, flat, values
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from scraper_supervisor.store.tally import Tally
 
 NOTHING_ADDED: Final = Added((), 0)
 
-_MOST: Final = 256  # rows in one statement
 _RESULT: Final = ("run_id", "seq", "item_id", "result", "sha256", "attempts", "finished_at")
 _NEW: Final = ("run_id", "key", "target", "data", "rank", "ord")
 _ITEM: Final = (
@@ -34,8 +30,6 @@ _ITEM: Final = (
 _KEPT: Final = ("ord", "last_failure")  # what stays as it is where nothing new is given
 _STATES: Final = {"done": "done", "failed": "failed", "retry": "open", "open": "open"}  # of an item by the outcome
 
-_T = TypeVar("_T")
-_Row: TypeAlias = tuple[object, ...]
 _Known: TypeAlias = tuple[int, str, str | None, int, int | None]  # id, state, target, timed, seq
 _decode_new = msgspec.json.Decoder(list[tuple[int, int]]).decode  # id, order
 _decode = msgspec.json.Decoder(list[_Known]).decode
@@ -53,14 +47,14 @@ def offer(cursor: sqlite3.Cursor, tally: Tally, items: Sequence[NewItem]) -> Add
         sqlite3.Error: SQLite refused; the transaction is to be rolled back.
     """
     run_id, added = tally.run_id, []
-    rows: list[_Row] = []
+    rows: list[Row] = []
     first = tally.next_order(len(items))
     for order, item in enumerate(items, first):
         data = str(item.data, "utf-8")
         row = (run_id, item.key, item.target, None if data == "null" else data, -item.priority, float(order))
         rows.append(row)
-    for chunk in _chunks(rows):
-        cursor.execute(_insert_items(len(chunk)), _flat(chunk))
+    for chunk in chunks(rows):
+        cursor.execute(_insert_items(len(chunk)), flat(chunk))
         keys = (row[1] for row in chunk)
         (found,) = cursor.execute(_select_new(len(chunk)), (run_id, chunk[0][-1], *keys)).fetchone()
         for item_id, order in sorted(_decode_new(found), key=itemgetter(1)):
@@ -91,8 +85,8 @@ def conclude(
     """
     known = _known(cursor, tally.run_id, [op.item for op in ops])
     answers: list[Concluded] = []
-    results: list[_Row] = []
-    items: list[_Row] = []
+    results: list[Row] = []
+    items: list[Row] = []
     now = tick()
     finished_at = timestamp(now)
     for op in ops:
@@ -132,38 +126,20 @@ def conclude(
         )  # fmt: skip
         added = add(tally, op.offers) if op.offers else NOTHING_ADDED
         answers.append(Concluded(seq, order, added))
-    for chunk in _chunks(results):
-        cursor.execute(_insert_results(len(chunk)), _flat(chunk))
-    for chunk in _chunks(items):
-        cursor.execute(_update_items(len(chunk)), _flat(chunk))
+    for chunk in chunks(results):
+        cursor.execute(_insert_results(len(chunk)), flat(chunk))
+    for chunk in chunks(items):
+        cursor.execute(_update_items(len(chunk)), flat(chunk))
     return answers
 
 
 def _known(cursor: sqlite3.Cursor, run_id: int, items: list[int]) -> dict[int, _Known]:
     """How these items stand, fetched as one row, since each row is a step of its own."""
     known: dict[int, _Known] = {}
-    for chunk in _chunks(items):
+    for chunk in chunks(items):
         (found,) = cursor.execute(_select_items(len(chunk)), (run_id, *chunk)).fetchone()
         known.update((row[0], row) for row in _decode(found))
     return known
-
-
-def _chunks(rows: list[_T]) -> Iterator[list[_T]]:
-    """The rows in pieces whose sizes are powers of two, so that SQLite has to prepare few statements."""
-    start = 0
-    while start < len(rows):
-        size = min(_MOST, 1 << (len(rows) - start).bit_length() - 1)
-        yield rows[start : start + size]
-        start += size
-
-
-def _flat(rows: list[_Row]) -> list[object]:
-    return [value for row in rows for value in row]
-
-
-def _values(columns: int, rows: int) -> str:
-    row = f"({', '.join('?' * columns)})"
-    return ", ".join([row] * rows)
 
 
 @lru_cache
@@ -178,8 +154,8 @@ def _select_items(rows: int) -> str:
 
 @lru_cache
 def _insert_items(rows: int) -> str:
-    values = _values(len(_NEW), rows)
-    return f"INSERT INTO items ({', '.join(_NEW)}) VALUES {values} ON CONFLICT (run_id, key) DO NOTHING"
+    new = values(len(_NEW), rows)
+    return f"INSERT INTO items ({', '.join(_NEW)}) VALUES {new} ON CONFLICT (run_id, key) DO NOTHING"
 
 
 @lru_cache
@@ -192,7 +168,7 @@ def _select_new(rows: int) -> str:
 
 @lru_cache
 def _insert_results(rows: int) -> str:
-    return f"INSERT INTO results ({', '.join(_RESULT)}) VALUES {_values(len(_RESULT), rows)}"
+    return f"INSERT INTO results ({', '.join(_RESULT)}) VALUES {values(len(_RESULT), rows)}"
 
 
 @lru_cache
@@ -200,6 +176,6 @@ def _update_items(rows: int) -> str:
     new = (f"coalesce(new.{name}, items.{name})" if name in _KEPT else f"new.{name}" for name in _ITEM[1:])
     changes = ", ".join(f"{name} = {value}" for name, value in zip(_ITEM[1:], new, strict=True))
     return (
-        f"WITH new ({', '.join(_ITEM)}) AS (VALUES {_values(len(_ITEM), rows)})"
+        f"WITH new ({', '.join(_ITEM)}) AS (VALUES {values(len(_ITEM), rows)})"
         f" UPDATE items NOT INDEXED SET {changes} FROM new WHERE items.id = new.id"
     )

@@ -44,10 +44,6 @@ _FORGET_RESULTS: Final = (
 )
 
 
-def _nothing(_: int) -> Sequence[LedgerOp]:
-    return ()
-
-
 class Ledger:
     """The ledger, open for writing. One thread at a time may use it, and one process has it open for writing.
 
@@ -127,18 +123,14 @@ class Ledger:
             return disk_fault(error) or StoreFault(errno.EIO, _explain(error))
         return None
 
-    def perform(self, ops: list[LedgerOp], more: Callable[[int], Sequence[LedgerOp]] = _nothing) -> list[Answered]:
+    def perform(self, ops: Sequence[LedgerOp]) -> list[Answered]:
         """Carry out operations in one durable transaction, and answer in their order.
 
         When the disk refuses, nothing of the batch is carried out and every answer is the fault. An operation that
         makes no sense gets a fault with EINVAL (LookupError) or EIO, and the others of its batch are carried out.
-
-        Args:
-            ops: The operations; those that `more` brings are added to them.
-            more: Called before the commit with the number of operations so far, until it brings no others.
         """
         try:
-            return self._transact(ops, more)
+            return self._transact(ops)
         except Exception as error:  # noqa: BLE001 - whatever it is, it becomes an answer
             self._abandon()
             fault = disk_fault(error)
@@ -191,9 +183,7 @@ class Ledger:
 
     # ---- transactions ------------------------------------------------------------------------------------------------
 
-    def _transact(
-        self, ops: list[LedgerOp], more: Callable[[int], Sequence[LedgerOp]] = _nothing, *, apart: bool = False
-    ) -> list[Answered]:
+    def _transact(self, ops: Sequence[LedgerOp], *, apart: bool = False) -> list[Answered]:
         self._begin()
         batch = Batch(self._cursor, self._tick)
         answers: list[Answered] = []
@@ -201,9 +191,6 @@ class Ledger:
             answers += [self._apart(batch, op) for op in ops]
         else:
             answers += batch.perform(ops)
-            while late := more(len(ops)):
-                ops += late
-                answers += batch.perform(late)
         batch.write_tallies()
         began = time.perf_counter()
         self._cursor.execute("COMMIT")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
+
+from scraper_supervisor.store.rows import chunks, flat, values
 
 if TYPE_CHECKING:
     import sqlite3
@@ -77,20 +80,56 @@ class Tally:
             " WHERE id = ?",
             (self._done, self._next_order, self._failed, self._parked, self._waiting, run_id),
         )
-        for target, by in self._lanes.items():
-            if not by:
-                continue
-            cursor.execute("UPDATE lanes SET open = open + ? WHERE run_id = ? AND target IS ?", (by, run_id, target))
-            if not cursor.rowcount:
-                cursor.execute("INSERT INTO lanes (run_id, target, open) VALUES (?, ?, ?)", (run_id, target, by))
-            elif by < 0:
-                cursor.execute("DELETE FROM lanes WHERE run_id = ? AND target IS ? AND open = 0", (run_id, target))
-        for worker, change in self._workers.items():
-            cursor.execute(
-                "INSERT INTO totals (run_id, worker, done, failed) VALUES (?, ?, ?, ?) ON CONFLICT (run_id, worker)"
-                " DO UPDATE SET done = done + excluded.done, failed = failed + excluded.failed",
-                (run_id, worker, change.done, change.failed),
-            )
+        self._write_lanes(cursor)
+        totals = [(run_id, worker, change.done, change.failed) for worker, change in self._workers.items()]
+        for chunk in chunks(totals):
+            cursor.execute(_add_totals(len(chunk)), flat(chunk))
         self._failed = self._parked = self._waiting = 0
         self._lanes.clear()
         self._workers.clear()
+
+    def _write_lanes(self, cursor: sqlite3.Cursor) -> None:
+        run_id = self.run_id
+        lanes = [(target, by) for target, by in self._lanes.items() if by]
+        for chunk in chunks(lanes):
+            changes = flat(chunk)
+            cursor.execute(_change_lanes(len(chunk)), (*changes, run_id))
+            if cursor.rowcount < len(chunk):
+                cursor.execute(_add_lanes(len(chunk)), (*changes, run_id, run_id))
+            if any(by < 0 for _, by in chunk):
+                cursor.execute(_drop_lanes(len(chunk)), (*changes, run_id))
+
+
+@lru_cache
+def _add_totals(rows: int) -> str:
+    return (
+        f"INSERT INTO totals (run_id, worker, done, failed) VALUES {values(4, rows)} ON CONFLICT (run_id, worker)"
+        " DO UPDATE SET done = done + excluded.done, failed = failed + excluded.failed"
+    )
+
+
+@lru_cache
+def _change_lanes(rows: int) -> str:
+    return (
+        f"WITH new (target, by) AS (VALUES {values(2, rows)})"
+        " UPDATE lanes INDEXED BY lanes_target SET open = open + new.by FROM new"
+        " WHERE lanes.run_id = ? AND lanes.target IS new.target"
+    )
+
+
+@lru_cache
+def _add_lanes(rows: int) -> str:
+    return (
+        f"WITH new (target, by) AS (VALUES {values(2, rows)})"
+        " INSERT INTO lanes (run_id, target, open) SELECT ?, target, by FROM new"
+        " WHERE NOT EXISTS (SELECT 1 FROM lanes WHERE run_id = ? AND lanes.target IS new.target)"
+    )
+
+
+@lru_cache
+def _drop_lanes(rows: int) -> str:
+    return (
+        f"WITH new (target, by) AS (VALUES {values(2, rows)}) DELETE FROM lanes WHERE rowid IN"
+        " (SELECT lanes.rowid FROM new CROSS JOIN lanes ON lanes.run_id = ? AND lanes.target IS new.target"
+        " WHERE open = 0)"
+    )
