@@ -44,20 +44,27 @@ def fdatasyncs(folder: Path, seconds: float) -> float:
 
 
 def sqlite_alone(folder: Path, seconds: float) -> float:
-    """Items a second of one transaction an item: WAL, synchronous=FULL, one row inserted."""
+    """Items a second of one transaction an item (WAL, synchronous=FULL): its state is changed, its result inserted."""
     path = folder / "alone.db"
     db = sqlite3.connect(path, isolation_level=None)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
-    db.execute("CREATE TABLE IF NOT EXISTS results (id INTEGER PRIMARY KEY, key TEXT, result TEXT NOT NULL)")
+    db.execute("CREATE TABLE items (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, state TEXT NOT NULL)")
+    db.execute("CREATE TABLE results (id INTEGER PRIMARY KEY, result TEXT NOT NULL)")
+    keys = [f"{KEYS}{number:08d}" for number in range(int(MOST * seconds))]
+    db.execute("BEGIN")
+    db.executemany("INSERT INTO items (key, state) VALUES (?, 'open')", ((key,) for key in keys))
+    db.execute("COMMIT")
     begin, count = time.perf_counter(), 0
     while time.perf_counter() - begin < seconds:
         db.execute("BEGIN IMMEDIATE")
-        db.execute("INSERT INTO results (key, result) VALUES (?, ?)", (f"{KEYS}{count:08d}", RESULT.decode()))
+        db.execute("UPDATE items SET state = 'done' WHERE key = ?", (keys[count],))
+        db.execute("INSERT INTO results (id, result) VALUES (?, ?)", (count, RESULT.decode()))
         db.execute("COMMIT")
         count += 1
     rate = count / (time.perf_counter() - begin)
     db.close()
+    path.unlink()
     return rate
 
 

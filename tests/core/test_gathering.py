@@ -44,11 +44,12 @@ def test_two_crowds_of_a_slow_disk_become_one(callers: int) -> None:
     assert gathered[50:] == [callers] * 150
 
 
-def test_a_fast_disk_is_never_waited_for() -> None:
+def test_on_a_fast_disk_the_wait_is_short() -> None:
     gathering = Gathering()
-    gathering.committed(32, LEAST / SHARE * 0.9)
+    gathering.committed(32, LEAST / SHARE * 0.1)
     gathering.begin(5, 10.0)
-    assert gathering.patience(1, 10.0) == 0.0
+    assert gathering.patience(1, 10.0) == pytest.approx(LEAST)
+    assert gathering.patience(36, 10.0 + LEAST) == 0.0
 
 
 def test_who_comes_singly_is_never_waited_for() -> None:
@@ -72,5 +73,5 @@ def test_the_wait_is_bounded_by_a_share_of_a_commit(
     gathering.committed(before, cost)
     gathering.begin(waiting, now)
     patience = gathering.patience(0, now + later)
-    assert 0.0 <= patience <= max(0.0, min(MOST, SHARE * cost) - later) + 1e-6
+    assert 0.0 <= patience <= max(0.0, min(MOST, max(LEAST, SHARE * cost)) - later) + 1e-6
     assert gathering.patience(before + waiting, now) == 0.0

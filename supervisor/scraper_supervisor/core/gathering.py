@@ -3,7 +3,8 @@
 What arrives during a commit goes into the next one. Without waiting, the callers of a slow disk part into two crowds:
 while one is being written the other is away, and each commit carries half of them. Those whom the last commit answered
 are likely to come back at once; a commit that waits a fraction of its own cost for them joins the crowds for good. On a
-fast disk, and for callers that come singly, there is nothing to wait for.
+fast disk what counts is the cost of a batch, and of two threads that want the interpreter at the same time: there, too,
+one crowd is served faster than two. For callers that come singly there is nothing to wait for.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 SHARE: Final = 0.4  # of what a commit costs may be spent on waiting for its callers
-LEAST: Final = 0.0003  # seconds; a shorter wait costs more than it gathers
+LEAST: Final = 0.001  # seconds that may be, however fast the disk
 MOST: Final = 0.005  # seconds
 SMOOTHING: Final = 0.2  # weight of the newest commit in the estimate of what one costs
 
@@ -27,8 +28,7 @@ class Gathering:
     def begin(self, waiting: int, now: float) -> None:
         """A batch is begun, for which so many operations waited while the last one was committed."""
         self._expected += waiting
-        patience = min(MOST, SHARE * self._cost)
-        self._until = now + patience if patience >= LEAST else now
+        self._until = now + min(MOST, max(LEAST, SHARE * self._cost))
 
     def patience(self, gathered: int, now: float) -> float:
         """How long to wait for a further operation; 0: commit now, as all who are expected have come or time is up."""
