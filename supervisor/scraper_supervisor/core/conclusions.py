@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Raw
 
 from scraper_supervisor.core.claims import Closing, Effect, Hand, Hands, ItemEnded
-from scraper_supervisor.core.events import Refuse, Reply
+from scraper_supervisor.core.events import Persist, Refuse, Reply
 from scraper_supervisor.core.records import Conclude, Concluded, FindConclusion, NewItem, Outcome
 from scraper_supervisor.core.verdicts import judge
 from scraper_worker.protocol import DoneAnswer, FailedAnswer, Failure, ItemDone, ItemFailed
@@ -165,7 +165,7 @@ class Conclusions:
                 effects += self.fail(hand, CANCELLED)
             elif hand.closing is not None:
                 hand.closing.op = msgspec.structs.replace(hand.closing.op, ticket=self._requests.ticket())
-                effects.append(self._requests.ask(hand.closing.op))
+                effects.append(Persist(hand.closing.op))
         return effects
 
     def forget_debts(self) -> None:
@@ -192,8 +192,8 @@ class Conclusions:
         return hand if known else None
 
     def _write(self, hand: Hand, closing: Closing) -> list[Effect]:
-        hand.closing = closing
-        return [self._requests.ask(closing.op)]
+        hand.closing = closing  # which is how the answer is known: it needs no entry among the requests
+        return [Persist(closing.op)]
 
     def _op(
         self,

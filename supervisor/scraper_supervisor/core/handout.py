@@ -130,7 +130,10 @@ class HandOut:
                 self._hand_out_reserved(now, ready, effects)
                 index = 0
                 continue
-            del self._waiters[index]
+            if index:
+                del self._waiters[index]
+            else:
+                self._waiters.popleft()
             self._grant(caller, item, now, effects)
         return effects
 

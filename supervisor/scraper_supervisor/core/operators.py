@@ -290,7 +290,7 @@ class Operators:
 
     def persisted(self, op: LedgerOp, answer: Answer) -> None:
         """The ledger carried out what an operator asked of the items."""
-        writing = self._writing.pop(op.ticket, None)
+        writing = self._writing.pop(op.ticket, None) if self._writing else None
         if writing is None:
             return
         request, held = writing

@@ -314,19 +314,13 @@ class Queue:
 
     def persisted(self, op: LedgerOp, answer: Answer, now: float) -> list[Effect]:
         """An operation of ours is durable, or a read answered."""
+        if isinstance(op, Conclude) and isinstance(answer, Concluded):
+            return self._concluded(op, answer, now)
         asked = self._requests.answered(op.ticket)
         if asked is None:
             return []
         caller = asked.caller
         match op, answer:
-            case Conclude(), Concluded():
-                effects = self._conclusions.written(op, answer, now)
-                if effects is None:
-                    return []
-                self.done += op.outcome == "done"
-                self.failed += op.outcome == "failed"
-                self._insert(op.offers, answer.offered)
-                return effects
             case AddItems(), Added():
                 self.offering -= 1
                 if op.run_id == self._requests.run_id:
@@ -351,13 +345,13 @@ class Queue:
 
     def persist_failed(self, op: LedgerOp, errno: int, message: str) -> list[Effect]:
         """An operation of ours left no trace: callers are told, our own conclusions are kept to be written again."""
+        error = storage_error(errno, message)
+        if isinstance(op, Conclude):
+            return self._conclusions.refused(op, error)
         asked = self._requests.answered(op.ticket)
         if asked is None:
             return []
-        error = storage_error(errno, message)
         match op:
-            case Conclude():
-                return self._conclusions.refused(op, error)
             case AddItems():
                 self.offering -= 1
             case FetchLanes():
@@ -376,6 +370,18 @@ class Queue:
         return self._conclusions.settle()
 
     # ---- inside
+
+    def _concluded(self, op: Conclude, answer: Concluded, now: float) -> list[Effect]:
+        effects = self._conclusions.written(op, answer, now)
+        if effects is None:
+            return []
+        if op.outcome == "done":
+            self.done += 1
+        elif op.outcome == "failed":
+            self.failed += 1
+        if op.offers:
+            self._insert(op.offers, answer.offered)
+        return effects
 
     def _loading(self) -> bool:
         return self.image is None or bool(self.frozen) or self._out.numbers.reserving or self.lanes.fetching
