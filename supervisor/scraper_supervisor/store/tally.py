@@ -93,10 +93,10 @@ class Tally:
         lanes = [(target, by) for target, by in self._lanes.items() if by]
         for chunk in chunks(lanes):
             changes = flat(chunk)
-            cursor.execute(_change_lanes(len(chunk)), (*changes, run_id))
-            if cursor.rowcount < len(chunk):
+            now_open = cursor.execute(_change_lanes(len(chunk)), (*changes, run_id)).fetchall()
+            if len(now_open) < len(chunk):
                 cursor.execute(_add_lanes(len(chunk)), (*changes, run_id, run_id))
-            if any(by < 0 for _, by in chunk):
+            if (0,) in now_open:
                 cursor.execute(_drop_lanes(len(chunk)), (*changes, run_id))
 
 
@@ -113,7 +113,7 @@ def _change_lanes(rows: int) -> str:
     return (
         f"WITH new (target, by) AS (VALUES {values(2, rows)})"
         " UPDATE lanes INDEXED BY lanes_target SET open = open + new.by FROM new"
-        " WHERE lanes.run_id = ? AND lanes.target IS new.target"
+        " WHERE lanes.run_id = ? AND lanes.target IS new.target RETURNING open"
     )
 
 
