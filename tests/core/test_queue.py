@@ -1,5 +1,6 @@
 """One queue by itself, against the modelled ledger: loading, claims' numbers, waits, runs that are read again."""
 
+import sys
 from itertools import count
 from urllib.parse import urlsplit
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 from tests.sim.model import ModelStore
 
-from scraper_supervisor.core.calls import Caller, target_of
+from scraper_supervisor.core.calls import Caller, new_items, target_of
 from scraper_supervisor.core.claims import Claimed
 from scraper_supervisor.core.events import Persist, Reply
 from scraper_supervisor.core.handout import CLAIMS_A_RESERVATION, LOADING_PATIENCE
@@ -23,7 +24,7 @@ from scraper_supervisor.core.records import (
     ReserveClaims,
 )
 from scraper_supervisor.core.settings import RetrySettings
-from scraper_worker.protocol import End, Granted, ItemDone
+from scraper_worker.protocol import BadParams, End, Granted, ItemDone, ItemsOffer, decode_params
 
 
 class Bench:
@@ -211,3 +212,18 @@ def test_the_host_of_any_url_is_the_one_that_urllib_finds(scheme, host, rest):
     except ValueError:
         expected = None
     assert target_of(key, None) == expected
+
+
+def test_an_offered_item_keeps_nothing_of_the_line_it_came_in():
+    line = b'{"items":[{"key":"a","data":{"n":1}}],"fill":"' + b"x" * 100_000 + b'"}'
+    before = sys.getrefcount(line)
+    (item,) = new_items(decode_params(ItemsOffer, Raw(line)).items, "items")
+    assert bytes(item.data) == b'{"n":1}'
+    assert sys.getrefcount(line) == before
+
+
+@pytest.mark.parametrize("priority", [2**53, -(2**53), -(2**63), 10**20])
+def test_a_priority_that_no_ledger_could_hold_is_refused(priority):
+    with pytest.raises(BadParams) as error:
+        decode_params(ItemsOffer, Raw(b'{"items":["b",{"key":"a","priority":%d}]}' % priority))
+    assert error.value.path == "items[1].priority"

@@ -252,6 +252,7 @@ def test_bad_params_are_named_by_their_path(line):
         ("items.offer", {"items": ["good", ""]}, "items[1]"),
         ("items.offer", {"items": ["good", "a\nb"]}, "items[1]"),
         ("items.offer", {"items": [{"key": "k" * 4097}]}, "items[0].key"),
+        ("items.offer", {"items": [{"key": "a", "priority": 2**63}]}, "items[0].priority"),
         ("item.done", {}, "key"),
         ("item.done", {"key": "a", "offers": ["\u0085"]}, "offers[0]"),
         ("item.failed", {"key": "a", "failure": {**FAILURE, "kind": "odd"}}, "failure.kind"),

@@ -421,7 +421,7 @@ def test_one_senseless_operation_does_not_poison_the_others(ledger: Ledger) -> N
     assert isinstance(answers[0], Added)
     assert isinstance(answers[3], Concluded)
     assert [answer.errno for answer in answers if isinstance(answer, StoreFault)] == [
-        errno.EINVAL, errno.EIO, errno.EINVAL, errno.EINVAL, errno.EINVAL,
+        errno.EINVAL, errno.EINVAL, errno.EINVAL, errno.EINVAL, errno.EINVAL,
     ]  # fmt: skip
     image = ask(ledger, LoadRun(1, G), RunImage)
     assert (image.done, image.lanes) == (1, (Lane("a.test", 1),))

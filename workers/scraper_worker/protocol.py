@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 PROTOCOL: Final = 1
 MAX_LINE: Final = 16 * 1024 * 1024  # bytes; larger where max_state asks for it
@@ -35,6 +35,7 @@ NO_CHECKPOINT: Final = -32006
 NOT_CLAIMED: Final = -32007
 TOO_MANY_CALLS: Final = -32008
 
+Priority: TypeAlias = Annotated[int, Meta(ge=-(2**53) + 1, le=2**53 - 1)]  # what every JSON peer can hold exactly
 Kind: TypeAlias = Literal["transient", "permanent", "blocked", "infrastructure"]
 Category: TypeAlias = Literal["network", "browser", "system", "application", "external"]
 CallId: TypeAlias = int | float | str | None
@@ -65,7 +66,7 @@ class Offer(Struct, frozen=True, omit_defaults=True):
     key: str
     target: str | None = None
     data: Raw = Raw(b"null")
-    priority: int = 0
+    priority: Priority = 0
 
 
 # ---- worker → supervisor --------------------------------------------------------------------------------------------

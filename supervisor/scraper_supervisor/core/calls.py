@@ -104,7 +104,8 @@ def new_items(entries: list[str | Offer], path: str) -> tuple[NewItem, ...]:
             items.append(NewItem(entry, target_of(entry, None), Raw(b"null"), 0))
         else:
             check_key(entry.key, f"{path}[{index}].key")
-            items.append(NewItem(entry.key, target_of(entry.key, entry.target), entry.data, entry.priority))
+            data = entry.data.copy()  # else the queue would keep the whole line that it came in
+            items.append(NewItem(entry.key, target_of(entry.key, entry.target), data, entry.priority))
     return tuple(items)
 
 

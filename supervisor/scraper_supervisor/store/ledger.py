@@ -127,7 +127,7 @@ class Ledger:
         """Carry out operations in one durable transaction, and answer in their order.
 
         When the disk refuses, nothing of the batch is carried out and every answer is the fault. An operation that
-        makes no sense gets a fault with EINVAL (LookupError) or EIO, and the others of its batch are carried out.
+        makes no sense gets a fault with EINVAL, and the others of its batch are carried out.
         """
         try:
             return self._transact(ops)
@@ -253,7 +253,7 @@ class Ledger:
                 raise
             batch.forget_tallies()
             self._cursor.execute("ROLLBACK TO op")
-            answer = StoreFault(errno.EINVAL if isinstance(error, LookupError) else errno.EIO, _explain(error))
+            answer = StoreFault(errno.EINVAL, _explain(error))  # it made no sense by itself: the disk is well
         self._cursor.execute("RELEASE op")
         return answer
 
