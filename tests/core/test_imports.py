@@ -45,8 +45,9 @@ def group_state(play):
     return play.fleet.state.groups["g"].state.public
 
 
-def ask(step, request, text=""):
-    return Asked(request, f"items.import.{step}", ("g",), text=text)
+def ask(play, step, request, text=""):
+    """A request of the import that was begun last."""
+    return Asked(request, f"items.import.{step}", ("g",), text=text, token=getattr(play, "token", None))
 
 
 def answered(play, answer):
@@ -66,8 +67,9 @@ def stopped(*keys, **settings):
 
 
 def begun(play):
-    play >> ask("begin", 2) << Persist(ImportBegin(ANY, "g"))
-    play >> answered(play, Imported(9)) << Answered(2, True, {})
+    play >> ask(play, "begin", 2) << Persist(ImportBegin(ANY, "g"))
+    play.token = play.held[0].ticket
+    play >> answered(play, Imported(9)) << Answered(2, True, {"token": play.token})
     return play
 
 
@@ -77,17 +79,17 @@ def image(play, *owed):
 
 
 def finishing(play):
-    play >> ask("finish", 4) << Persist(ImportFinish(ANY, "g", 9))
+    play >> ask(play, "finish", 4) << Persist(ImportFinish(ANY, "g", 9))
     assert group_state(play) == "running"  # which is what a group is told to be whose run is being read
     return play
 
 
 def test_a_run_is_imported_in_steps_and_the_group_stays_stopped():
     play = begun(stopped("x"))
-    play >> ask("lines", 3, "one\ntwo\nth") << Persist(ImportLines(ANY, "g", 9, b"one\ntwo\n"))
+    play >> ask(play, "lines", 3, "one\ntwo\nth") << Persist(ImportLines(ANY, "g", 9, b"one\ntwo\n"))
     play >> answered(play, Imported(9)) << Answered(3, True, {})
-    play >> ask("lines", 3, "re") << Answered(3, True, {})
-    play >> ask("lines", 3, "e\n") << Persist(ImportLines(ANY, "g", 9, b"three\n"))
+    play >> ask(play, "lines", 3, "re") << Answered(3, True, {})
+    play >> ask(play, "lines", 3, "e\n") << Persist(ImportLines(ANY, "g", 9, b"three\n"))
     play >> answered(play, Imported(9)) << Answered(3, True, {})
     finishing(play)
     play >> answered(play, Imported(9, 2)) << writes(OpenRun)
@@ -171,16 +173,16 @@ def test_a_group_that_works_is_to_be_stopped_first(step):
         play = begun(stopped("x"))
         play.flow() >> Asked(5, "start", ("g",)) << Spawn("g-0", 2, ANY)
     play.ignoring(Spawn)
-    play >> ask(step, 6) << Answered(6, False, "g is running; stop it first: stop g")
+    play >> ask(play, step, 6) << Answered(6, False, "g is running; stop it first: stop g")
 
 
 def test_what_was_not_begun_can_not_be_gone_on_with():
     play = stopped("x")
     for step in ("lines", "finish", "drop"):
-        play >> ask(step, 2, "x\n") << Answered(2, False, ANY)
+        play >> ask(play, step, 2, "x\n") << Answered(2, False, ANY)
     play >> Asked(2, "items.import.begin", ("h",)) << Answered(2, False, "no group is named 'h'; known are: g")
     play >> Terminated("bye")
-    play.ignoring(object) >> ask("begin", 3) << Answered(3, False, ANY)
+    play.ignoring(object) >> ask(play, "begin", 3) << Answered(3, False, ANY)
 
 
 def test_a_completed_group_is_stopped_by_an_import():
@@ -193,7 +195,7 @@ def test_a_completed_group_is_stopped_by_an_import():
     play.dies(a, 0).ignoring(HangUp)
     assert group_state(play) == "completed"
     begun(play.hold())
-    play >> ask("finish", 4) << writes(SetIntent) << writes(ImportFinish)
+    play >> ask(play, "finish", 4) << writes(SetIntent) << writes(ImportFinish)
     play.held.pop(0)
     play >> answered(play, Imported(9, 2)) << writes(OpenRun)
     still_open = replace(image(play), state="running", waiting=1)
@@ -207,7 +209,30 @@ def test_a_run_that_cannot_be_finished_leaves_the_group_with_the_old_one(how):
     play << writes(OpenRun) << Answered(4, False, ANY)
     play >> play.durable()
     assert (group_state(play), play.fleet.state.groups["g"].queue.image.run) == ("stopped", 1)
-    play >> ask("finish", 5) << Answered(5, False, ANY)
+    play >> ask(play, "finish", 5) << Answered(5, False, ANY)
+
+
+def test_two_imports_of_one_group_never_mix():
+    play = begun(stopped("x"))
+    play >> ask(play, "lines", 3, "mine\n") << writes(ImportLines)
+    first, ours = play.token, play.held.pop(0)
+    play >> ask(play, "begin", 4) << writes(ImportBegin)
+    play.token = play.held[0].ticket
+    play >> answered(play, Imported(10)) << Answered(4, True, {"token": play.token})
+    play >> Persisted(ours, Imported(9, problem="it was given up")) << Answered(3, False, "g: it was given up")
+    for step in ("lines", "finish", "drop"):
+        other = Asked(5, f"items.import.{step}", ("g",), text="mine\n", token=first)
+        play >> other << Answered(5, False, "g: no import is going on; another one may have taken its place")
+    play >> ask(play, "lines", 6, "theirs\n") << Persist(ImportLines(ANY, "g", 10, b"theirs\n"))
+    play >> answered(play, Imported(10)) << Answered(6, True, {})
+    play >> ask(play, "finish", 7) << Persist(ImportFinish(ANY, "g", 10))
+
+
+def test_an_import_that_cannot_begin_leaves_the_other_as_it_was():
+    play = begun(stopped("x"))
+    play >> ask(play, "begin", 3) << writes(ImportBegin)
+    play >> play.lost() << Answered(3, False, ANY)
+    finishing(play)
 
 
 @pytest.mark.parametrize("step", ["begin", "lines"])
@@ -215,32 +240,32 @@ def test_an_import_whose_command_is_gone_is_given_up(step):
     play = stopped("x")
     if step == "lines":
         begun(play)
-    play >> ask(step, 3, "x\n") << writes(ImportBegin if step == "begin" else ImportLines)
+    play >> ask(play, step, 3, "x\n") << writes(ImportBegin if step == "begin" else ImportLines)
     play >> Withdrawn(3)
-    play.silence() >> answered(play, Imported(9)) << Answered(0, True, {}) << Persist(ImportDrop(ANY, "g", 9))
+    play.silence() >> answered(play, Imported(9)) << Answered(0, True, ANY) << Persist(ImportDrop(ANY, "g", 9))
     play >> answered(play, Imported(9))
-    play.silence() >> ask("lines", 4, "x\n") << Answered(4, False, ANY)
+    play.silence() >> ask(play, "lines", 4, "x\n") << Answered(4, False, ANY)
 
 
 def test_an_import_that_is_dropped_is_forgotten():
     play = begun(stopped("x"))
-    play >> ask("drop", 3) << Persist(ImportDrop(ANY, "g", 9))
+    play >> ask(play, "drop", 3) << Persist(ImportDrop(ANY, "g", 9))
     play >> answered(play, Imported(9)) << Answered(3, True, {})
-    play >> ask("lines", 4, "x\n") << Answered(4, False, ANY)
+    play >> ask(play, "lines", 4, "x\n") << Answered(4, False, ANY)
 
 
 def test_lines_that_are_refused_end_the_import():
     play = begun(stopped("x"))
-    play >> ask("lines", 3, "x\n") << writes(ImportLines)
+    play >> ask(play, "lines", 3, "x\n") << writes(ImportLines)
     play >> answered(play, Imported(9, problem="item 'x' comes twice"))
     play << Answered(3, False, "g: item 'x' comes twice")
-    play >> ask("finish", 4) << Answered(4, False, ANY)
+    play >> ask(play, "finish", 4) << Answered(4, False, ANY)
 
 
 def test_a_line_that_is_cut_short_is_not_finished():
     play = begun(stopped("x"))
-    play >> ask("lines", 3, "half") << Answered(3, True, {})
-    play >> ask("finish", 4) << Answered(4, False, "g: the last line of the import is cut short")
+    play >> ask(play, "lines", 3, "half") << Answered(3, True, {})
+    play >> ask(play, "finish", 4) << Answered(4, False, "g: the last line of the import is cut short")
 
 
 def test_start_fresh_while_an_import_is_being_finished_has_the_last_word():

@@ -82,9 +82,9 @@ def test_an_import_that_is_cut_off_leaves_the_group_as_it_was(daemons, puppet_co
     daemon = daemons({"workers": {"g": {"command": puppet_command}}}).start()
     assert command(daemon, "stop", "g")[0] == 0
     daemon.control("items.add", names=["g"], keys=["old"])
-    daemon.control("items.import.begin", names=["g"])
+    token = daemon.control("items.import.begin", names=["g"])["token"]
     item = {"key": "new", "target": None, "data": None, "priority": 0, "order": 1, "state": "pending", "attempts": 0}
-    daemon.control("items.import.lines", names=["g"], text=json.dumps({"item": item}) + "\n")
+    daemon.control("items.import.lines", names=["g"], token=token, text=json.dumps({"item": item}) + "\n")
     daemon.kill()
     daemon.start()
     assert (daemon.group("g")["run"], daemon.group("g")["items"]["total"]) == (1, 1)

@@ -44,6 +44,7 @@ class NotNow(ValueError):
 class _Session(Struct):
     """An import that is not finished."""
 
+    token: int  # tells this import from one that took its place
     run_id: int
     lines: Joiner
 
@@ -83,21 +84,21 @@ class Imports:
                 self._must_rest(group)
                 op = ImportBegin(ticket, name)
             case "items.import.lines":
-                session = self._session(name)
+                session = self._session(event, name)
                 lines = session.lines.take(event.text)
                 if not lines:
                     self._state.answer(event.request, True, {})
                     return
                 op = ImportLines(ticket, name, session.run_id, lines)
             case "items.import.finish":
-                session = self._session(name)
+                session = self._session(event, name)
                 self._must_rest(group)
                 if session.lines.cut:
                     raise NotNow(f"{name}: the last line of the import is cut short")
                 op = ImportFinish(ticket, name, session.run_id)
                 self._close(group, ticket)
             case _:
-                op = ImportDrop(ticket, name, self._session(name).run_id)
+                op = ImportDrop(ticket, name, self._session(event, name).run_id)
         self._asked[ticket] = event.request
         self._state.persist(op)
 
@@ -114,9 +115,9 @@ class Imports:
         if self._state.phase in ("starting", "draining"):
             raise NotNow(f"the supervisor is {self._state.phase}; import into {group.name} when it is running or down")
 
-    def _session(self, name: str) -> _Session:
+    def _session(self, event: Asked, name: str) -> _Session:
         session = self._sessions.get(name)
-        if session is None:
+        if session is None or session.token != event.token:
             raise NotNow(f"{name}: no import is going on; another one may have taken its place")
         return session
 
@@ -140,21 +141,29 @@ class Imports:
         if request is None or not isinstance(answer, Imported):
             return
         if isinstance(op, ImportBegin):
-            self._sessions[op.group] = _Session(answer.run_id, Joiner())
+            self._sessions[op.group] = _Session(op.ticket, answer.run_id, Joiner())
         elif answer.problem is not None or not isinstance(op, ImportLines):
-            self._sessions.pop(op.group, None)
+            self._forget(op.group, op.run_id)
         if isinstance(op, ImportFinish):
             self._reopen(op)
         if answer.problem is not None:
             self._state.answer(request, False, f"{op.group}: {answer.problem}")
         elif not isinstance(op, ImportFinish):
-            self._state.answer(request, True, {})
+            self._state.answer(request, True, {"token": op.ticket} if isinstance(op, ImportBegin) else {})
         elif op.group in self._state.groups:
             self._finished[op.group] = (request, answer.run)
         else:
             self._state.answer(request, True, {"run": answer.run, "state": None})
-        if request == 0 and op.group in self._sessions:  # its command is gone
-            self._state.persist(ImportDrop(self._state.ticket(), op.group, self._sessions.pop(op.group).run_id))
+        if request == 0 and self._forget(op.group, answer.run_id):  # its command is gone
+            self._state.persist(ImportDrop(self._state.ticket(), op.group, answer.run_id))
+
+    def _forget(self, group: str, run_id: int) -> bool:
+        """An import is over; whether it was still going on. Another one that took its place goes on."""
+        session = self._sessions.get(group)
+        if session is None or session.run_id != run_id:
+            return False
+        del self._sessions[group]
+        return True
 
     def persist_failed(self, op: ImportOp, message: str) -> None:
         """The disk refused an operation: the import is given up, or its states are installed when the disk works."""
@@ -165,7 +174,8 @@ class Imports:
         request = self._asked.pop(op.ticket, None)
         if request is None:
             return
-        self._sessions.pop(op.group, None)
+        if not isinstance(op, ImportBegin):
+            self._forget(op.group, op.run_id)
         if isinstance(op, ImportFinish):
             self._reopen(op)
         self._state.answer(request, False, f"{op.group}: storage unavailable: {message}; nothing was imported")
