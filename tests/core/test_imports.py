@@ -14,6 +14,7 @@ from scraper_supervisor.core.events import (
     HangUp,
     Persist,
     Persisted,
+    PersistFailed,
     Reconfigured,
     Spawn,
     Terminated,
@@ -127,6 +128,7 @@ class HoldsStates:
     def __init__(self, store):
         self._store = store
         self._owed = ("g-0",)
+        self.states, self.tries = store.states, 0
         store.intents.clear()
 
     def perform(self, op, now):
@@ -153,17 +155,82 @@ def test_a_disk_that_refuses_a_state_is_asked_again_when_it_works(refused):
         play >> play.durable() << writes(DropState)
     play >> play.lost()
     play.silence().deadline() >> Due() << writes(Probe)
-    if refused is SaveState:
-        play << writes(ProbeFolder)
-    play >> answered(play, None) << writes(OpenRun)
-    if refused is SaveState:
+    if refused is SaveState:  # it is the folder that is waited for
         play >> answered(play, None)
+        play.silence().deadline() >> Due() << writes(ProbeFolder)
+    play >> answered(play, None) << writes(OpenRun)
     play >> answered(play, image(play, "g-0")) << writes(TakeState)
     play >> answered(play, StateTaken(2, "cursor/1", STATE)) << writes(LoadState) << writes(SaveState)
     play >> play.durable()
     play >> play.durable() << writes(DropState)
     play >> answered(play, None) << writes(OpenRun)
     play >> answered(play, image(play)) << Answered(4, True, {"run": 2, "state": "stopped"})
+
+
+@pytest.mark.parametrize("worker", ["g-0", "g-7"])  # g-7 is more than the group has
+@pytest.mark.parametrize("unreadable", [False, True])
+def test_a_folder_that_refuses_an_imported_state_is_tried_each_second_until_it_is_well(worker, unreadable):
+    play = begun(stopped("x"))
+    finishing(play) >> answered(play, Imported(9, 2)) << writes(OpenRun)
+    play >> answered(play, image(play, worker)) << writes(TakeState)
+    play >> answered(play, StateTaken(2, "cursor/1", STATE)) << writes(LoadState) << writes(SaveState)
+    play >> (play.lost() if unreadable else play.durable())
+    play >> play.lost()
+    if not unreadable:  # it may be the whole disk
+        play >> Due() << writes(Probe)
+        play >> answered(play, None)
+    probe = writes(LoadState if unreadable else ProbeFolder)
+    for now in (1.0, 2.0, 3.0):
+        play.silence().at(now - 0.001) >> Due()
+        play.silence().at(now) >> Due() << probe
+        play >> (play.lost() if now < 3.0 else play.durable())
+    play << writes(OpenRun)
+    assert play.published("storage_degraded", "storage_recovered") == ["storage_degraded", "storage_recovered"]
+    play >> answered(play, image(play, worker)) << writes(TakeState)
+    play >> answered(play, StateTaken(2, "cursor/1", STATE)) << writes(LoadState) << writes(SaveState)
+    play >> play.durable()
+    play >> play.durable() << writes(DropState)
+    play >> answered(play, None) << writes(OpenRun)
+    play >> answered(play, image(play)) << Answered(4, True, {"run": 2, "state": "stopped"})
+
+
+class Refusing(Play):
+    """The folders of checkpoints refuse for a while."""
+
+    refuses = True
+
+    def _take(self, commands):
+        for command in commands:
+            if self.refuses and isinstance(command, Persist) and isinstance(command.op, SaveState | ProbeFolder):
+                self.store.tries += 1
+                assert self.store.tries < 100, "it is tried without a pause"
+                self._take(self.fleet.handle(PersistFailed(command.op, 13, "Permission denied"), self.now))
+            else:
+                super()._take([command])
+
+
+def test_a_state_that_is_owed_at_the_start_is_waited_for_and_then_the_supervisor_is_up():
+    play = Refusing(store=HoldsStates(stopped("x").store))
+    play.until(5.5)
+    assert (play.silence().fleet.state.phase, play.store.tries) == ("starting", 1 + 5)
+    play.refuses = False
+    play.until(7.0) << Spawn("g-0", 1, ANY)
+    assert (play.now, play.fleet.state.phase) == (6.0, "running")
+    assert play.store.states["g-0"] == [(1, 1, "cursor/1", STATE)]
+    assert play.published("storage_degraded", "storage_recovered") == ["storage_degraded", "storage_recovered"]
+
+
+def test_a_folder_is_nobodys_matter_once_the_group_that_waits_for_it_begins_afresh():
+    play = begun(stopped("x"))
+    finishing(play) >> answered(play, Imported(9, 2)) << writes(OpenRun)
+    play >> answered(play, image(play, "g-7")) << writes(TakeState)
+    play >> answered(play, StateTaken(2, "cursor/1", STATE)) << writes(LoadState) << writes(SaveState)
+    play >> play.lost()
+    play >> play.lost()
+    play >> Asked(5, "start", ("g",), fresh=True) << writes(SetIntent) << writes(OpenRun)
+    play.at(1.0) >> Due()
+    play.silence()
+    assert play.published("storage_degraded", "storage_recovered") == ["storage_degraded", "storage_recovered"]
 
 
 @pytest.mark.parametrize("step", ["begin", "finish"])

@@ -53,7 +53,8 @@ class _Install(Struct):
     """The states of a run that are to become checkpoints before it is opened."""
 
     image: RunImage
-    owed: list[str]
+    owed: list[str]  # the first is at work
+    opening: int  # what the group waits for; it waits for something else once it begins afresh
     ticket: int = 0  # of the operation that is waited for
     failed: bool = False  # it left no trace: all begins anew when the disk works again
 
@@ -193,7 +194,7 @@ class Imports:
         if group is None or op.ticket != group.opening:
             return True
         if image.owed:
-            install = self._installs[op.group] = _Install(image, list(image.owed))
+            install = self._installs[op.group] = _Install(image, list(image.owed), op.ticket)
             self._take(op.group, install)
             return False
         self._installs.pop(op.group, None)
@@ -219,20 +220,35 @@ class Imports:
             install.failed = install.failed or install.ticket == op.ticket
 
     def healed(self) -> None:
-        """The disk works again: what it refused begins anew, from what the ledger still owes."""
+        """A place of the store works again: what it refused begins anew, from what the ledger still owes."""
         for name, install in list(self._installs.items()):
-            group = self._state.groups.get(name)
-            if install.failed:
+            if install.failed and self._state.clocks_run(install.owed[0]):
                 del self._installs[name]
-                if group is not None and group.state is GroupState.OPENING:
-                    self._groups.open(group, group.mode)
+                self._open(name, install)
+
+    def awaits(self, worker: str) -> bool:
+        """Whether a group is not opened before a state is in this worker's folder."""
+        return any(
+            install.owed[:1] == [worker] and self._wanting(name, install) is not None
+            for name, install in self._installs.items()
+        )
+
+    def _wanting(self, name: str, install: _Install) -> Group | None:
+        """The group, if it still waits for this."""
+        group = self._state.groups.get(name)
+        current = group is not None and group.state is GroupState.OPENING and group.opening == install.opening
+        return group if current else None
+
+    def _open(self, name: str, install: _Install) -> None:
+        group = self._wanting(name, install)
+        if group is not None:
+            self._groups.open(group, group.mode)
 
     def _take(self, name: str, install: _Install) -> None:
         install.ticket = self._state.ticket()
         self._state.persist(TakeState(install.ticket, name, install.image.run_id, install.owed[0]))
 
     def _go_on(self, name: str, install: _Install, op: ImportOp, answer: Answer) -> None:
-        group = self._state.groups.get(name)
         if isinstance(op, TakeState) and isinstance(answer, StateTaken):
             install.ticket = self._state.ticket()
             # First the folder is asked for a state of this run: what is there before is from then on known as older,
@@ -243,8 +259,8 @@ class Imports:
         install.owed.pop(0)
         if install.owed:
             self._take(name, install)
-        elif group is not None and group.state is GroupState.OPENING:
-            self._groups.open(group, group.mode)
+        else:
+            self._open(name, install)
 
     def _save(self, install: _Install, worker: str, taken: StateTaken) -> SaveState:
         image, checkpoint = install.image, self._state.settings.checkpoint
