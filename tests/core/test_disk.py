@@ -13,6 +13,7 @@ from scraper_supervisor.core.settings import ResourceSettings, RestartSettings
 from scraper_supervisor.core.snapshot import Daemon, snapshot
 from scraper_worker.protocol import (
     STORAGE_UNAVAILABLE,
+    CheckpointLoad,
     CheckpointSave,
     DoneAnswer,
     Granted,
@@ -242,6 +243,31 @@ def test_an_operation_that_made_no_sense_is_no_fault_of_the_disk():
     play >> PersistFailed(play.held.pop(), 22, "there is no such run") << a.refused(STORAGE_UNAVAILABLE)
     assert told(play) == []
     assert play.fleet.next_deadline() != 1.0
+
+
+def test_a_probe_that_makes_no_sense_to_the_disk_is_made_again():
+    play = Play()
+    a = play.up()
+    play.hold()
+    play >> a(ItemsOffer(["x"])) << writes(AddItems)
+    play >> play.lost() << a.refused(STORAGE_UNAVAILABLE)
+    for now in (1.0, 2.0):
+        play.at(now) >> Due() << writes(Probe)
+        play >> PersistFailed(play.held.pop(), 22, "Invalid argument")
+    play.silence().at(3.0) >> Due() << writes(Probe)
+    play >> play.durable()
+    assert told(play) == ["storage_degraded", "storage_recovered"]
+
+
+def test_an_old_generation_that_cannot_be_read_holds_nobody():
+    play = Play("x")
+    a = play.up()
+    play.hold()
+    play >> a(CheckpointLoad(generation=1)) << Persist(LoadState(ANY, "g-0", ANY, 1))
+    play >> PersistFailed(play.held.pop(), 5, "Input/output error")
+    play << a.refused(STORAGE_UNAVAILABLE, {"errno": 5, "retry_after": 1.0})
+    play >> a(ItemNext()) << a.gets(Granted("x", ANY, None, ANY, 1))
+    assert (told(play), supervisor(play)["state"]) == ([], "running")
 
 
 def free(play, bytes_free):

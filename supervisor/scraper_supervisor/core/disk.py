@@ -66,10 +66,12 @@ class Disk:
     def failed(self, event: PersistFailed, now: float) -> None:
         """An operation left no trace. Those of our own that nobody else repeats are kept to be asked again."""
         op = event.op
-        if event.errno == EINVAL:  # the operation made no sense, the disk is well: asking again would not end
-            return
         if op.ticket in self._probes:
             self._still_refuses(self._probes.pop(op.ticket), event, now)
+        elif event.errno == EINVAL:  # the operation made no sense, the disk is well: asking again would not end
+            return
+        elif isinstance(op, LoadState) and op.generation is not None:
+            return  # one old file says nothing of the others; who asked for it is told
         elif isinstance(op, StateOp):
             self._folder_failed(op, event, now)
         else:
