@@ -176,6 +176,11 @@ def test_beside_a_daemon(project: Path, call: Call, run: bytes, daemon: FakeDaem
     refused = call("items", "import", "matches", "run.jsonl")
     assert (refused.exit_code, refused.stderr) == (1, "error: matches: storage unavailable\n")
     assert daemon.requests[-1][0] == "items.import.drop"
+    daemon.answers["items.import.lines"] = {}
+    daemon.answers["items.import.finish"] = RpcError(-32000, "matches: seqs are missing")
+    refused = call("items", "import", "matches", "run.jsonl")
+    assert (refused.exit_code, refused.stderr) == (1, "error: matches: seqs are missing\n")
+    assert daemon.requests[-1] == ("items.import.drop", {"names": ["matches"], "token": 7})
     daemon.answers["items.import.begin"] = RpcError(-32000, "matches is running; stop it first: stop matches")
     refused = call("items", "import", "matches", "run.jsonl")
     assert (refused.exit_code, refused.stderr) == (1, "error: matches is running; stop it first: stop matches\n")

@@ -37,6 +37,7 @@ from scraper_supervisor.core.records import (
     TakeState,
 )
 from scraper_supervisor.core.settings import CheckpointSettings
+from scraper_supervisor.core.state import GroupState
 from scraper_worker.protocol import End, Goodbye, ItemDone, ItemNext
 
 STATE = Raw(b'{"page":7}')
@@ -240,7 +241,10 @@ def test_a_group_that_works_is_to_be_stopped_first(step):
         play = begun(stopped("x"))
         play.flow() >> Asked(5, "start", ("g",)) << Spawn("g-0", 2, ANY)
     play.ignoring(Spawn)
-    play >> ask(play, step, 6) << Answered(6, False, "g is running; stop it first: stop g")
+    play.hold() >> ask(play, step, 6)
+    if step == "finish":
+        play << Persist(ImportDrop(ANY, "g", 9))  # who asks for the end of an import does not come back to it
+    play << Answered(6, False, "g is running; stop it first: stop g")
 
 
 def test_what_was_not_begun_can_not_be_gone_on_with():
@@ -252,8 +256,9 @@ def test_what_was_not_begun_can_not_be_gone_on_with():
     play.ignoring(object) >> ask(play, "begin", 3) << Answered(3, False, ANY)
 
 
-def test_a_completed_group_is_stopped_by_an_import():
-    play = Play("x")
+def completed(**settings):
+    """A group whose only item is done, and a disk that does not answer by itself."""
+    play = Play("x", **settings)
     a = play.up()
     x = play.gives(a)
     play >> a(ItemDone("x", x.claim)) << a.gets(ANY)
@@ -261,7 +266,35 @@ def test_a_completed_group_is_stopped_by_an_import():
     play >> a(Goodbye("complete")) << a.gets(ANY)
     play.dies(a, 0).ignoring(HangUp)
     assert group_state(play) == "completed"
-    begun(play.hold())
+    return play.hold()
+
+
+@pytest.mark.parametrize("how", ["problem", "lost"])
+def test_a_completed_group_goes_on_as_it_was_after_an_import_that_failed(how):
+    play = begun(completed(on_complete="repeat", repeat_delay=60.0))
+    play >> ask(play, "finish", 4) << Persist(SetIntent(ANY, "g", "stopped")) << writes(ImportFinish)
+    play >> play.durable()
+    play >> (answered(play, Imported(9, 0, "seqs are missing")) if how == "problem" else play.lost())
+    play << Persist(SetIntent(ANY, "g", None)) << writes(OpenRun) << Answered(4, False, ANY)
+    play.flow()
+    assert (group_state(play), play.store.intents) == ("completed", {})
+    play.until(70.0) << Spawn("g-0", 2, ANY)
+
+
+def test_an_aborted_group_is_not_started_by_an_import_that_failed():
+    play = begun(stopped("x"))
+    group = play.fleet.state.groups["g"]
+    group.state = GroupState.ABORTED
+    play.fleet.groups.set_intent("g", None)
+    play >> ask(play, "finish", 4) << writes(SetIntent) << writes(SetIntent) << writes(ImportFinish)
+    play.held[:2] = []
+    play >> answered(play, Imported(9, 0, "seqs are missing")) << writes(OpenRun) << Answered(4, False, ANY)
+    play >> play.durable()
+    assert group_state(play.silence()) == "stopped"
+
+
+def test_a_completed_group_is_stopped_by_an_import():
+    play = begun(completed())
     play >> ask(play, "finish", 4) << writes(SetIntent) << writes(ImportFinish)
     play.held.pop(0)
     play >> answered(play, Imported(9, 2)) << writes(OpenRun)
@@ -332,7 +365,9 @@ def test_lines_that_are_refused_end_the_import():
 def test_a_line_that_is_cut_short_is_not_finished():
     play = begun(stopped("x"))
     play >> ask(play, "lines", 3, "half") << Answered(3, True, {})
-    play >> ask(play, "finish", 4) << Answered(4, False, "g: the last line of the import is cut short")
+    play >> ask(play, "finish", 4) << Persist(ImportDrop(ANY, "g", 9))
+    play << Answered(4, False, "g: the last line of the import is cut short")
+    play >> ask(play, "drop", 5) << Answered(5, False, ANY)
 
 
 def test_start_fresh_while_an_import_is_being_finished_has_the_last_word():

@@ -103,11 +103,13 @@ def _send(queue: Client | OfflineQueue, group: str, content: IO[bytes], digest: 
             queue.call("items.import.lines", names=[group], token=token, text=piece)
         if again.digest() != digest:
             raise Refused(f"{group}: the file was changed while it was read; nothing was imported")
+        answer: dict[str, object] = queue.call(
+            "items.import.finish", timeout=_FINISH_TIMEOUT, names=[group], token=token
+        )
     except BaseException:
         with contextlib.suppress(Denied, NoDaemon, Refused):  # then it is given up already, or by the next start
             queue.call("items.import.drop", names=[group], token=token)
         raise
-    answer: dict[str, object] = queue.call("items.import.finish", timeout=_FINISH_TIMEOUT, names=[group], token=token)
     return answer
 
 

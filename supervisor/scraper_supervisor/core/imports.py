@@ -31,7 +31,7 @@ from scraper_supervisor.core.state import ENDED, Group, GroupState
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.events import Asked
-    from scraper_supervisor.core.groups import Groups
+    from scraper_supervisor.core.groups import Groups, Intent
     from scraper_supervisor.core.state import FleetState
 
 METHODS: Final = frozenset({"items.import.begin", "items.import.lines", "items.import.finish", "items.import.drop"})
@@ -68,6 +68,7 @@ class Imports:
         self._sessions: dict[str, _Session] = {}
         self._asked: dict[int, int] = {}  # ticket → request; 0 once nobody waits for its answer
         self._installs: dict[str, _Install] = {}  # by group
+        self._unstopped: dict[int, Intent | None] = {}  # ticket of a finish → the completed group's intent before it
         self._finished: dict[str, tuple[int, int]] = {}  # group → (request, run) to be told when its states are in
 
     # ---- what an operator asks
@@ -93,9 +94,13 @@ class Imports:
                 op = ImportLines(ticket, name, session.run_id, lines)
             case "items.import.finish":
                 session = self._session(event, name)
-                self._must_rest(group)
-                if session.lines.cut:
-                    raise NotNow(f"{name}: the last line of the import is cut short")
+                try:
+                    self._must_rest(group)
+                    if session.lines.cut:
+                        raise NotNow(f"{name}: the last line of the import is cut short")
+                except NotNow:
+                    self._give_up(name, session.run_id)
+                    raise
                 op = ImportFinish(ticket, name, session.run_id)
                 self._close(group, ticket)
             case _:
@@ -125,6 +130,8 @@ class Imports:
     def _close(self, group: Group, ticket: int) -> None:
         """From now on nothing is asked of the run that is to give way."""
         if group.intent not in ("drained", "stopped"):
+            if group.state is GroupState.COMPLETED:  # one that failed or was aborted must not start for being reopened
+                self._unstopped[ticket] = group.intent
             self._groups.set_intent(group.name, "stopped")
         group.queue.close()
         group.state, group.opening = GroupState.OPENING, ticket
@@ -146,7 +153,7 @@ class Imports:
         elif answer.problem is not None or not isinstance(op, ImportLines):
             self._forget(op.group, op.run_id)
         if isinstance(op, ImportFinish):
-            self._reopen(op)
+            self._reopen(op, ok=answer.problem is None)
         if answer.problem is not None:
             self._state.answer(request, False, f"{op.group}: {answer.problem}")
         elif not isinstance(op, ImportFinish):
@@ -155,8 +162,12 @@ class Imports:
             self._finished[op.group] = (request, answer.run)
         else:
             self._state.answer(request, True, {"run": answer.run, "state": None})
-        if request == 0 and self._forget(op.group, answer.run_id):  # its command is gone
-            self._state.persist(ImportDrop(self._state.ticket(), op.group, answer.run_id))
+        if request == 0:  # its command is gone
+            self._give_up(op.group, answer.run_id)
+
+    def _give_up(self, group: str, run_id: int) -> None:
+        if self._forget(group, run_id):
+            self._state.persist(ImportDrop(self._state.ticket(), group, run_id))
 
     def _forget(self, group: str, run_id: int) -> bool:
         """An import is over; whether it was still going on. Another one that took its place goes on."""
@@ -178,10 +189,15 @@ class Imports:
         if not isinstance(op, ImportBegin):
             self._forget(op.group, op.run_id)
         if isinstance(op, ImportFinish):
-            self._reopen(op)
+            self._reopen(op, ok=False)
         self._state.answer(request, False, f"{op.group}: storage unavailable: {message}; nothing was imported")
 
-    def _reopen(self, op: ImportFinish) -> None:
+    def _reopen(self, op: ImportFinish, *, ok: bool) -> None:
+        """The group's newest run is opened: the imported one, or the old one as if nothing had been asked."""
+        if op.ticket in self._unstopped:
+            former = self._unstopped.pop(op.ticket)
+            if not ok and self._state.intents.get(op.group) == "stopped":
+                self._groups.set_intent(op.group, former)
         group = self._state.groups.get(op.group)
         if group is not None and group.state is GroupState.OPENING and group.opening == op.ticket:
             self._groups.open(group, "continue")  # else it was removed, or begins afresh
