@@ -157,7 +157,7 @@ def test_a_state_that_the_disk_does_not_take_is_told_and_waits_for_the_daemon(
 def test_beside_a_daemon(project: Path, call: Call, run: bytes, daemon: FakeDaemon) -> None:
     (project / "run.jsonl").write_bytes(run)
     daemon.answers |= {
-        "items.import.begin": {},
+        "items.import.begin": {"token": 7},
         "items.import.lines": {},
         "items.import.finish": {"run": 4, "state": "stopped"},
         "items.import.drop": {},
@@ -167,6 +167,7 @@ def test_beside_a_daemon(project: Path, call: Call, run: bytes, daemon: FakeDaem
     assert result.stderr == "matches is stopped; go on with: start matches\n"
     methods = [method.removeprefix("items.import.") for method, _ in daemon.requests]
     assert methods == ["begin", *["lines"] * (len(methods) - 2), "finish"]
+    assert {params.get("token") for _, params in daemon.requests[1:]} == {7}
     texts = [params["text"] for method, params in daemon.requests if method == "items.import.lines"]
     assert max(map(len, texts)) == transfer_commands.PIECE
     assert "".join(texts).encode() == run
@@ -175,6 +176,11 @@ def test_beside_a_daemon(project: Path, call: Call, run: bytes, daemon: FakeDaem
     refused = call("items", "import", "matches", "run.jsonl")
     assert (refused.exit_code, refused.stderr) == (1, "error: matches: storage unavailable\n")
     assert daemon.requests[-1][0] == "items.import.drop"
+    daemon.answers["items.import.lines"] = {}
+    daemon.answers["items.import.finish"] = RpcError(-32000, "matches: seqs are missing")
+    refused = call("items", "import", "matches", "run.jsonl")
+    assert (refused.exit_code, refused.stderr) == (1, "error: matches: seqs are missing\n")
+    assert daemon.requests[-1] == ("items.import.drop", {"names": ["matches"], "token": 7})
     daemon.answers["items.import.begin"] = RpcError(-32000, "matches is running; stop it first: stop matches")
     refused = call("items", "import", "matches", "run.jsonl")
     assert (refused.exit_code, refused.stderr) == (1, "error: matches is running; stop it first: stop matches\n")
@@ -188,7 +194,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 
     def spoil(_: Any) -> dict[str, Any]:
         path.write_bytes(run.replace(b'"key":"c"', b'"key":"d"'))
-        return {}
+        return {"token": 7}
 
     daemon.answers |= {"items.import.begin": spoil, "items.import.lines": {}, "items.import.drop": {}}
     result = call("items", "import", "matches", "run.jsonl")

@@ -7,12 +7,13 @@ from msgspec import Raw
 from tests.core.playbook import Play, writes
 
 from scraper_supervisor.core.disk import PROBE_ROOM
-from scraper_supervisor.core.events import Due, Persist, PersistFailed, Sampled, Spawn, SpawnFailed
+from scraper_supervisor.core.events import Due, HangUp, Persist, Persisted, PersistFailed, Sampled, Spawn, SpawnFailed
 from scraper_supervisor.core.records import AddItems, Conclude, LoadState, Probe, ProbeFolder, SaveState
 from scraper_supervisor.core.settings import ResourceSettings, RestartSettings
 from scraper_supervisor.core.snapshot import Daemon, snapshot
 from scraper_worker.protocol import (
     STORAGE_UNAVAILABLE,
+    CheckpointLoad,
     CheckpointSave,
     DoneAnswer,
     Granted,
@@ -177,6 +178,37 @@ def test_clocks_that_two_faults_held_one_after_the_other_stood_still_all_the_tim
     assert play.fleet.next_deadline() == 45.0
 
 
+def test_a_start_that_came_after_one_of_two_faults_keeps_its_whole_time():
+    play = Play("x", start_timeout=30.0)
+    a = play.up()
+    play.hold().at(10.0)
+    alone(play, a)
+    play.at(11.0) >> Due() << writes(ProbeFolder)
+    play.at(20.0) >> a(ItemsOffer(["y"])) << writes(AddItems)
+    probing, offered = play.held
+    play.held = [offered]
+    play >> play.lost() << a.refused(STORAGE_UNAVAILABLE)
+    play.at(21.0) >> Due() << writes(Probe)
+    play.dies(a).ignoring(HangUp)
+    b = play.puppet(play.seen.pop())
+    play.at(50.0) >> b.runs()
+    play.at(60.0) >> Persisted(probing, None)  # the folder is well, the ledger is not
+    play.at(61.0) >> play.durable()
+    assert play.fleet.next_deadline() == 61.0 + 30.0
+
+
+def test_clocks_that_began_after_a_fault_are_not_moved_by_it():
+    play = Play("x", item_timeout=20.0, progress_timeout=25.0)
+    a = play.up()
+    play.at(50.0)
+    play.gives(a)
+    assert play.fleet.next_deadline() == 70.0
+    worker = play.fleet.state.workers["g-0"]
+    worker.away_since = 50.0
+    play.fleet.watchdog.stood_still(worker, 10.0, 20.0)
+    assert (play.fleet.next_deadline(), worker.progress, worker.away_since) == (65.0, 50.0, 50.0)
+
+
 def test_a_hello_whose_checkpoint_cannot_be_read_is_waited_for():
     play = Play("x", start_timeout=30.0, heartbeat_timeout=15.0, restart_policy=RestartSettings(max_restarts=1))
     a = play.spawned()
@@ -242,6 +274,31 @@ def test_an_operation_that_made_no_sense_is_no_fault_of_the_disk():
     play >> PersistFailed(play.held.pop(), 22, "there is no such run") << a.refused(STORAGE_UNAVAILABLE)
     assert told(play) == []
     assert play.fleet.next_deadline() != 1.0
+
+
+def test_a_probe_that_makes_no_sense_to_the_disk_is_made_again():
+    play = Play()
+    a = play.up()
+    play.hold()
+    play >> a(ItemsOffer(["x"])) << writes(AddItems)
+    play >> play.lost() << a.refused(STORAGE_UNAVAILABLE)
+    for now in (1.0, 2.0):
+        play.at(now) >> Due() << writes(Probe)
+        play >> PersistFailed(play.held.pop(), 22, "Invalid argument")
+    play.silence().at(3.0) >> Due() << writes(Probe)
+    play >> play.durable()
+    assert told(play) == ["storage_degraded", "storage_recovered"]
+
+
+def test_an_old_generation_that_cannot_be_read_holds_nobody():
+    play = Play("x")
+    a = play.up()
+    play.hold()
+    play >> a(CheckpointLoad(generation=1)) << Persist(LoadState(ANY, "g-0", ANY, 1))
+    play >> PersistFailed(play.held.pop(), 5, "Input/output error")
+    play << a.refused(STORAGE_UNAVAILABLE, {"errno": 5, "retry_after": 1.0})
+    play >> a(ItemNext()) << a.gets(Granted("x", ANY, None, ANY, 1))
+    assert (told(play), supervisor(play)["state"]) == ([], "running")
 
 
 def free(play, bytes_free):

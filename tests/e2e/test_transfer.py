@@ -82,10 +82,45 @@ def test_an_import_that_is_cut_off_leaves_the_group_as_it_was(daemons, puppet_co
     daemon = daemons({"workers": {"g": {"command": puppet_command}}}).start()
     assert command(daemon, "stop", "g")[0] == 0
     daemon.control("items.add", names=["g"], keys=["old"])
-    daemon.control("items.import.begin", names=["g"])
+    token = daemon.control("items.import.begin", names=["g"])["token"]
     item = {"key": "new", "target": None, "data": None, "priority": 0, "order": 1, "state": "pending", "attempts": 0}
-    daemon.control("items.import.lines", names=["g"], text=json.dumps({"item": item}) + "\n")
+    daemon.control("items.import.lines", names=["g"], token=token, text=json.dumps({"item": item}) + "\n")
     daemon.kill()
     daemon.start()
     assert (daemon.group("g")["run"], daemon.group("g")["items"]["total"]) == (1, 1)
     assert list(daemon.items("g")) == ["old"]
+
+
+def test_an_import_whose_folder_refuses_waits_until_it_is_well(daemons, hello, puppet_command):
+    group = {"command": puppet_command, "count": 2, "on_complete": "wait", "stop_timeout": "0.2s"}
+    source = daemons({"workers": {"g": group}}).start()
+    line, _ = hello(source, "g-1")
+    line.call("items.offer", items=["a"])
+    line.call("checkpoint.save", schema="cursor/2", state={"page": 7})
+    _, exported, _ = command(source, "items", "export", "g")
+
+    target = daemons({"workers": {"g": {**group, "count": 1}}}).start()
+    assert command(target, "stop", "g")[0] == 0
+    folder = target.state / "checkpoints" / "g-1"  # of a worker that is not hired
+    folder.parent.mkdir(exist_ok=True)
+    folder.write_bytes(b"")  # nobody can write a file into a file
+    importing = subprocess.Popen(
+        [*SUPERVISOR, "items", "import", "g", "-", "--config", str(target.config_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with importing:
+        try:
+            importing.stdin.write(exported)
+            importing.stdin.close()
+            assert "the checkpoints of g-1" in target.wait_event("storage_degraded")["data"]["reason"]
+        finally:
+            target.kill()
+    target.launch()
+    target.wait(lambda: len(target.events("storage_degraded")) == 2, "it is told once in each life")
+    folder.unlink()
+    target.wait(target._serves, "it serves")
+    target.wait(lambda: target.group("g")["state"] == "stopped", "the run is opened")
+    assert len(target.events("storage_degraded")) == 2
+    assert (folder / "checkpoint-000000000001.json").exists()

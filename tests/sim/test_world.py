@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from tests.sim.world import World, replay, save
 
 from scraper_supervisor.core import handout, lanes
+from scraper_supervisor.core.events import Reconfigured
 
 SEEDS = int(os.environ.get("SIM_SEEDS", "150"))
 FIRST = int(os.environ.get("SIM_FIRST", "0"))
@@ -55,6 +57,22 @@ def test_safe_at_every_step_and_complete_when_the_faults_end(part, tmp_path):
 def test_a_saved_log_replays_to_the_same_commands(tmp_path):
     world = World(7)
     for _ in range(200):
+        world.step()
+    save(world, tmp_path / "log")
+    assert replay(tmp_path / "log", world.whole) == world.commands
+
+
+def test_a_successor_in_a_replay_has_the_last_of_the_configurations_that_came_together(tmp_path):
+    world = World(7)
+    while world.fleet.state.phase == "starting":
+        world.step()
+    more = {name: replace(one, count=one.count + 3) for name, one in world.whole.groups.items()}
+    last = replace(world.whole, groups=more)
+    world._inbox = [Reconfigured(world.whole)]
+    world.settings = last
+    world.feed(Reconfigured(last))
+    world.kill_supervisor()
+    for _ in range(50):
         world.step()
     save(world, tmp_path / "log")
     assert replay(tmp_path / "log", world.whole) == world.commands

@@ -791,7 +791,7 @@ def replay(path: Any, settings: Settings) -> int:
             continue
         else:
             events = pickle.loads(record.pickled)
-            settings = next((event.settings for event in events if isinstance(event, Reconfigured)), settings)
+            settings = ([settings] + [event.settings for event in events if isinstance(event, Reconfigured)])[-1]
             commands = fleet.step(events, record.time)
         digest = _digest(digest, commands)
     return digest

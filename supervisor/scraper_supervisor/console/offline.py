@@ -151,6 +151,7 @@ class OfflineQueue:
         match method:
             case "items.import.begin":
                 self._import = self._imported(ImportBegin(0, self._group)).run_id
+                return {"token": self._import}
             case "items.import.lines":
                 lines = self._lines.take(text)
                 if lines:

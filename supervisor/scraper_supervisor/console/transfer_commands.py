@@ -97,17 +97,19 @@ def _checked(file: IO[bytes]) -> Iterator[tuple[IO[bytes], Checker, bytes]]:
 
 def _send(queue: Client | OfflineQueue, group: str, content: IO[bytes], digest: bytes) -> dict[str, object]:
     again = hashlib.sha256()
-    queue.call("items.import.begin", names=[group])
+    token = queue.call("items.import.begin", names=[group])["token"]  # tells ours from another command's
     try:
         for piece in _pieces(_hashed(content, again)):
-            queue.call("items.import.lines", names=[group], text=piece)
+            queue.call("items.import.lines", names=[group], token=token, text=piece)
         if again.digest() != digest:
             raise Refused(f"{group}: the file was changed while it was read; nothing was imported")
+        answer: dict[str, object] = queue.call(
+            "items.import.finish", timeout=_FINISH_TIMEOUT, names=[group], token=token
+        )
     except BaseException:
         with contextlib.suppress(Denied, NoDaemon, Refused):  # then it is given up already, or by the next start
-            queue.call("items.import.drop", names=[group])
+            queue.call("items.import.drop", names=[group], token=token)
         raise
-    answer: dict[str, object] = queue.call("items.import.finish", timeout=_FINISH_TIMEOUT, names=[group])
     return answer
 
 

@@ -32,6 +32,8 @@ from scraper_supervisor.core.records import (
 from scraper_supervisor.core.state import Trouble
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scraper_supervisor.core.events import PersistFailed
     from scraper_supervisor.core.state import FleetState
 
@@ -42,10 +44,14 @@ GIB: Final = 2**30
 
 
 class Disk:
-    """The one place that decides whether the disk works."""
+    """The one place that decides whether the disk works.
 
-    def __init__(self, state: FleetState) -> None:
+    `awaited` tells of a folder whether an import is to be saved there, before its worker is hired or without it.
+    """
+
+    def __init__(self, state: FleetState, awaited: Callable[[str], bool]) -> None:
         self._state = state
+        self._awaited = awaited
         self._probes: dict[int, str | None] = {}  # ticket → worker whose folder is tried, None: the ledger
         self._again: list[LoadIntents | OpenRun | LoadRun] = []
         self._states_unset: dict[str, SetRunState] = {}  # by group
@@ -60,10 +66,12 @@ class Disk:
     def failed(self, event: PersistFailed, now: float) -> None:
         """An operation left no trace. Those of our own that nobody else repeats are kept to be asked again."""
         op = event.op
-        if event.errno == EINVAL:  # the operation made no sense, the disk is well: asking again would not end
-            return
         if op.ticket in self._probes:
             self._still_refuses(self._probes.pop(op.ticket), event, now)
+        elif event.errno == EINVAL:  # the operation made no sense, the disk is well: asking again would not end
+            return
+        elif isinstance(op, LoadState) and op.generation is not None:
+            return  # one old file says nothing of the others; who asked for it is told
         elif isinstance(op, StateOp):
             self._folder_failed(op, event, now)
         else:
@@ -90,7 +98,7 @@ class Disk:
             if not _comes(trouble, now):
                 continue
             ticket = self._state.ticket()
-            if worker not in self._state.workers:  # it was removed: its folder is nobody's matter any more
+            if worker not in self._state.workers and not self._awaited(worker):  # nobody needs its folder
                 del storage.folders[worker]
                 self._tell_if_over(now)
             elif trouble.read is not None:
@@ -170,7 +178,9 @@ class Disk:
             elif storage.ledger is None:  # what cannot be read says nothing of the whole disk
                 self._begin(now)
                 self._degraded(reason, event.errno)
-            probe_at = now + PROBE_EVERY if isinstance(op, LoadState) else now
+            # An import comes again as soon as the folder is well: it is its probe that puts a second between two tries.
+            soon = not isinstance(op, LoadState) and not self._awaited(op.worker)
+            probe_at = now if soon else now + PROBE_EVERY
             trouble = storage.folders[op.worker] = Trouble(reason, now, probe_at)
         trouble.reason = reason
         if isinstance(op, LoadState):

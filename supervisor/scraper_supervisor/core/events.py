@@ -115,6 +115,7 @@ class Asked(Struct, frozen=True):
     wait: bool = True
     generation: int | None = None
     text: str = ""
+    token: int | None = None  # of an import, as its begin was answered
 
 
 class Withdrawn(Struct, frozen=True):

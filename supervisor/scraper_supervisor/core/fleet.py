@@ -97,7 +97,7 @@ class Fleet:
         self.mode: Mode = mode
         self.abort = AbortWindow(settings.abort)
         self.slo = Slo()
-        self.disk = Disk(self.state)
+        self.disk = Disk(self.state, self._awaited)
         self.lifecycle = Lifecycle(self.state, self.slo, self.abort, self._effects)
         self.watchdog = Watchdog(self.state, self.lifecycle)
         self.outcomes = Outcomes(self.state, self.lifecycle, self.abort)
@@ -347,13 +347,17 @@ class Fleet:
         if name is None:
             for group in self.state.groups.values():
                 self._effects(group.queue.settle(), now)
-            self.imports.healed()
+        self.imports.healed()
         ledger, folders = self.state.storage.ledger, self.state.storage.folders
         until = now if ledger is None else ledger.since  # from then on it is the ledger's trouble that counts
         for worker in self.state.workers.values():
             if name in (None, worker.name) and worker.name not in folders and since < until:
                 self.watchdog.stood_still(worker, since, until)
         return True
+
+    def _awaited(self, worker: str) -> bool:
+        """Whether this worker's folder is tried though nobody may be hired for it: an import is to be saved there."""
+        return self.imports.awaits(worker)
 
     # ---- time
 

@@ -31,7 +31,7 @@ from scraper_supervisor.core.state import ENDED, Group, GroupState
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.events import Asked
-    from scraper_supervisor.core.groups import Groups
+    from scraper_supervisor.core.groups import Groups, Intent
     from scraper_supervisor.core.state import FleetState
 
 METHODS: Final = frozenset({"items.import.begin", "items.import.lines", "items.import.finish", "items.import.drop"})
@@ -44,6 +44,7 @@ class NotNow(ValueError):
 class _Session(Struct):
     """An import that is not finished."""
 
+    token: int  # tells this import from one that took its place
     run_id: int
     lines: Joiner
 
@@ -52,7 +53,8 @@ class _Install(Struct):
     """The states of a run that are to become checkpoints before it is opened."""
 
     image: RunImage
-    owed: list[str]
+    owed: list[str]  # the first is at work
+    opening: int  # what the group waits for; it waits for something else once it begins afresh
     ticket: int = 0  # of the operation that is waited for
     failed: bool = False  # it left no trace: all begins anew when the disk works again
 
@@ -66,6 +68,7 @@ class Imports:
         self._sessions: dict[str, _Session] = {}
         self._asked: dict[int, int] = {}  # ticket → request; 0 once nobody waits for its answer
         self._installs: dict[str, _Install] = {}  # by group
+        self._unstopped: dict[int, Intent | None] = {}  # ticket of a finish → the completed group's intent before it
         self._finished: dict[str, tuple[int, int]] = {}  # group → (request, run) to be told when its states are in
 
     # ---- what an operator asks
@@ -83,21 +86,25 @@ class Imports:
                 self._must_rest(group)
                 op = ImportBegin(ticket, name)
             case "items.import.lines":
-                session = self._session(name)
+                session = self._session(event, name)
                 lines = session.lines.take(event.text)
                 if not lines:
                     self._state.answer(event.request, True, {})
                     return
                 op = ImportLines(ticket, name, session.run_id, lines)
             case "items.import.finish":
-                session = self._session(name)
-                self._must_rest(group)
-                if session.lines.cut:
-                    raise NotNow(f"{name}: the last line of the import is cut short")
+                session = self._session(event, name)
+                try:
+                    self._must_rest(group)
+                    if session.lines.cut:
+                        raise NotNow(f"{name}: the last line of the import is cut short")
+                except NotNow:
+                    self._give_up(name, session.run_id)
+                    raise
                 op = ImportFinish(ticket, name, session.run_id)
                 self._close(group, ticket)
             case _:
-                op = ImportDrop(ticket, name, self._session(name).run_id)
+                op = ImportDrop(ticket, name, self._session(event, name).run_id)
         self._asked[ticket] = event.request
         self._state.persist(op)
 
@@ -114,15 +121,17 @@ class Imports:
         if self._state.phase in ("starting", "draining"):
             raise NotNow(f"the supervisor is {self._state.phase}; import into {group.name} when it is running or down")
 
-    def _session(self, name: str) -> _Session:
+    def _session(self, event: Asked, name: str) -> _Session:
         session = self._sessions.get(name)
-        if session is None:
+        if session is None or session.token != event.token:
             raise NotNow(f"{name}: no import is going on; another one may have taken its place")
         return session
 
     def _close(self, group: Group, ticket: int) -> None:
         """From now on nothing is asked of the run that is to give way."""
         if group.intent not in ("drained", "stopped"):
+            if group.state is GroupState.COMPLETED:  # one that failed or was aborted must not start for being reopened
+                self._unstopped[ticket] = group.intent
             self._groups.set_intent(group.name, "stopped")
         group.queue.close()
         group.state, group.opening = GroupState.OPENING, ticket
@@ -140,21 +149,33 @@ class Imports:
         if request is None or not isinstance(answer, Imported):
             return
         if isinstance(op, ImportBegin):
-            self._sessions[op.group] = _Session(answer.run_id, Joiner())
+            self._sessions[op.group] = _Session(op.ticket, answer.run_id, Joiner())
         elif answer.problem is not None or not isinstance(op, ImportLines):
-            self._sessions.pop(op.group, None)
+            self._forget(op.group, op.run_id)
         if isinstance(op, ImportFinish):
-            self._reopen(op)
+            self._reopen(op, ok=answer.problem is None)
         if answer.problem is not None:
             self._state.answer(request, False, f"{op.group}: {answer.problem}")
         elif not isinstance(op, ImportFinish):
-            self._state.answer(request, True, {})
+            self._state.answer(request, True, {"token": op.ticket} if isinstance(op, ImportBegin) else {})
         elif op.group in self._state.groups:
             self._finished[op.group] = (request, answer.run)
         else:
             self._state.answer(request, True, {"run": answer.run, "state": None})
-        if request == 0 and op.group in self._sessions:  # its command is gone
-            self._state.persist(ImportDrop(self._state.ticket(), op.group, self._sessions.pop(op.group).run_id))
+        if request == 0:  # its command is gone
+            self._give_up(op.group, answer.run_id)
+
+    def _give_up(self, group: str, run_id: int) -> None:
+        if self._forget(group, run_id):
+            self._state.persist(ImportDrop(self._state.ticket(), group, run_id))
+
+    def _forget(self, group: str, run_id: int) -> bool:
+        """An import is over; whether it was still going on. Another one that took its place goes on."""
+        session = self._sessions.get(group)
+        if session is None or session.run_id != run_id:
+            return False
+        del self._sessions[group]
+        return True
 
     def persist_failed(self, op: ImportOp, message: str) -> None:
         """The disk refused an operation: the import is given up, or its states are installed when the disk works."""
@@ -165,12 +186,18 @@ class Imports:
         request = self._asked.pop(op.ticket, None)
         if request is None:
             return
-        self._sessions.pop(op.group, None)
+        if not isinstance(op, ImportBegin):
+            self._forget(op.group, op.run_id)
         if isinstance(op, ImportFinish):
-            self._reopen(op)
+            self._reopen(op, ok=False)
         self._state.answer(request, False, f"{op.group}: storage unavailable: {message}; nothing was imported")
 
-    def _reopen(self, op: ImportFinish) -> None:
+    def _reopen(self, op: ImportFinish, *, ok: bool) -> None:
+        """The group's newest run is opened: the imported one, or the old one as if nothing had been asked."""
+        if op.ticket in self._unstopped:
+            former = self._unstopped.pop(op.ticket)
+            if not ok and self._state.intents.get(op.group) == "stopped":
+                self._groups.set_intent(op.group, former)
         group = self._state.groups.get(op.group)
         if group is not None and group.state is GroupState.OPENING and group.opening == op.ticket:
             self._groups.open(group, "continue")  # else it was removed, or begins afresh
@@ -183,7 +210,7 @@ class Imports:
         if group is None or op.ticket != group.opening:
             return True
         if image.owed:
-            install = self._installs[op.group] = _Install(image, list(image.owed))
+            install = self._installs[op.group] = _Install(image, list(image.owed), op.ticket)
             self._take(op.group, install)
             return False
         self._installs.pop(op.group, None)
@@ -209,20 +236,35 @@ class Imports:
             install.failed = install.failed or install.ticket == op.ticket
 
     def healed(self) -> None:
-        """The disk works again: what it refused begins anew, from what the ledger still owes."""
+        """A place of the store works again: what it refused begins anew, from what the ledger still owes."""
         for name, install in list(self._installs.items()):
-            group = self._state.groups.get(name)
-            if install.failed:
+            if install.failed and self._state.clocks_run(install.owed[0]):
                 del self._installs[name]
-                if group is not None and group.state is GroupState.OPENING:
-                    self._groups.open(group, group.mode)
+                self._open(name, install)
+
+    def awaits(self, worker: str) -> bool:
+        """Whether a group is not opened before a state is in this worker's folder."""
+        return any(
+            install.owed[:1] == [worker] and self._wanting(name, install) is not None
+            for name, install in self._installs.items()
+        )
+
+    def _wanting(self, name: str, install: _Install) -> Group | None:
+        """The group, if it still waits for this."""
+        group = self._state.groups.get(name)
+        current = group is not None and group.state is GroupState.OPENING and group.opening == install.opening
+        return group if current else None
+
+    def _open(self, name: str, install: _Install) -> None:
+        group = self._wanting(name, install)
+        if group is not None:
+            self._groups.open(group, group.mode)
 
     def _take(self, name: str, install: _Install) -> None:
         install.ticket = self._state.ticket()
         self._state.persist(TakeState(install.ticket, name, install.image.run_id, install.owed[0]))
 
     def _go_on(self, name: str, install: _Install, op: ImportOp, answer: Answer) -> None:
-        group = self._state.groups.get(name)
         if isinstance(op, TakeState) and isinstance(answer, StateTaken):
             install.ticket = self._state.ticket()
             # First the folder is asked for a state of this run: what is there before is from then on known as older,
@@ -233,8 +275,8 @@ class Imports:
         install.owed.pop(0)
         if install.owed:
             self._take(name, install)
-        elif group is not None and group.state is GroupState.OPENING:
-            self._groups.open(group, group.mode)
+        else:
+            self._open(name, install)
 
     def _save(self, install: _Install, worker: str, taken: StateTaken) -> SaveState:
         image, checkpoint = install.image, self._state.settings.checkpoint

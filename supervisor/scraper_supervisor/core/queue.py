@@ -144,7 +144,7 @@ class Queue:
     def stood_still(self, worker: str, since: float, now: float) -> None:
         """The disk refused from `since` to `now`: for that long, the clocks of the items in its hands stood still."""
         for hand in self._hands.of(worker):
-            hand.since += now - max(since, hand.since)
+            hand.since += max(0.0, now - max(since, hand.since))  # it may have been handed out after that
 
     def waits(self, worker: str) -> bool:
         """Whether the worker has an item.next open."""

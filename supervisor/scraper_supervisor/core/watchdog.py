@@ -69,12 +69,12 @@ class Watchdog:
             claim: (key, until + now - since, reason) for claim, (key, until, reason) in worker.cancelling.items()
         }
         if worker.progress is not None:
-            worker.progress = now
+            worker.progress = max(worker.progress, now)
         if worker.away_since is not None:
-            worker.away_since = now
+            worker.away_since = max(worker.away_since, now)
         life = worker.life
         if life.phase is Phase.STARTING and life.deadline is not None and life.started is not None:
-            life.deadline += now - max(since, life.started)
+            life.deadline += max(0.0, now - max(since, life.started))  # it may have been started after that
 
     # ---- workers
 

@@ -35,6 +35,7 @@ class ControlParams(Struct, frozen=True, forbid_unknown_fields=True):
     wait: bool = True
     generation: int | None = None
     text: str = ""
+    token: int | None = None
 
 
 class ControlConnection(Connection):
@@ -139,6 +140,7 @@ class ControlSocket(Listener):
                     params.wait,
                     params.generation,
                     params.text,
+                    params.token,
                 )
             )
 

@@ -41,16 +41,21 @@ _ERRNO = {
 def disk_fault(error: BaseException) -> StoreFault | None:
     """The fault that an error of the disk or of the database file is; None if it is neither.
 
-    A full disk shows as ENOSPC also where SQLite could not make its shared memory larger.
+    A full disk shows as ENOSPC also where SQLite could not make its shared memory larger. A system call's EINVAL is EIO
+    here: it is the disk that does not do what it is asked.
     """
     if isinstance(error, StoreError):
-        return StoreFault(error.errno, str(error))
+        return StoreFault(_of_the_disk(error.errno), str(error))
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return StoreFault(error.errno or errno.EIO, f"{where}{error.strerror or error}")
+        return StoreFault(_of_the_disk(error.errno), f"{where}{error.strerror or error}")
     code = error.sqlite_errorcode if isinstance(error, sqlite3.Error) and hasattr(error, "sqlite_errorcode") else 0
     number = errno.ENOSPC if code == sqlite3.SQLITE_IOERR_SHMSIZE else _ERRNO.get(code & 0xFF)
     return None if number is None else StoreFault(number, f"the ledger: {error}")
+
+
+def _of_the_disk(number: int | None) -> int:
+    return errno.EIO if not number or number == errno.EINVAL else number
 
 
 class StoreError(Exception):
