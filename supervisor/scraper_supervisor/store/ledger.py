@@ -102,9 +102,14 @@ class Ledger:
         """
         fault = self.look()
         places, self._places = self._places, None
+        rescued = None
+        if fault is not None and places is not None and fault.errno == errno.EBUSY:
+            with contextlib.suppress(OSError, sqlite3.Error):  # told below all the same
+                rescued = places.rescue(self._db)
         self._db.close()
         if fault is not None and places is not None:
-            raise StoreError(fault.message)
+            where = "" if rescued is None else f"; what was committed is in {rescued}: put it in its place"
+            raise StoreError(fault.message + where)
         if not self._closed and not self._waiting:
             self._closed = True
             with contextlib.suppress(OSError):  # without a seal it opens all the same, and less is known of its bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from contextlib import contextmanager
-from errno import EIO
+from errno import EBUSY, EIO
 from typing import TYPE_CHECKING, Final
 
 from scraper_supervisor.store import migrations, wal
@@ -278,10 +278,12 @@ def _connect(path: Path) -> sqlite3.Connection:
         # What is in the log may never have reached the disk, though it can be read: a sync that failed before the
         # process ended would leave it so, and what is appended behind it would be lost with it. Written once more:
         try:
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            busy, logged, folded = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.OperationalError as error:
             fault = disk_fault(error)
             raise LedgerUnwritable(path, str(error), EIO if fault is None else fault.errno) from error
+        if busy or folded != logged:  # which is no error to SQLite
+            raise LedgerUnwritable(path, "another process is reading it; end that, or try again", EBUSY)
         if version < VERSION:
             migrations.migrate(path, db, version)
     except BaseException:
