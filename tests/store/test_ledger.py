@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 from msgspec import Raw
 
+from scraper_supervisor.core.portable import PortableItem, Writer
 from scraper_supervisor.core.records import (
     RETRY_ORIGIN,
     Added,
@@ -23,6 +24,9 @@ from scraper_supervisor.core.records import (
     FetchLanes,
     FetchWaiting,
     FindConclusion,
+    ImportBegin,
+    Imported,
+    ImportLines,
     Intents,
     Lane,
     LedgerOp,
@@ -426,6 +430,32 @@ def test_one_senseless_operation_does_not_poison_the_others(ledger: Ledger) -> N
     image = ask(ledger, LoadRun(1, G), RunImage)
     assert (image.done, image.lanes) == (1, (Lane("a.test", 1),))
     assert lane(ledger, run) == ["y"]
+
+
+@pytest.mark.parametrize("what", ["results", "failures", "data", "imported data"])
+def test_the_log_is_folded_back_by_what_it_holds(ledger: Ledger, path: Path, what: str) -> None:
+    """Of 1 MiB each, a few dozen commits are many."""
+    log = path.with_name("ledger.db-wal")
+    run = open_run(ledger)
+    text = b'"%s"' % (b"x" * 2**20)
+    ids = [id_ for _, id_, _ in add(ledger, run, *(item(f"k{n}") for n in range(48))).added]
+    imported, writer = ask(ledger, ImportBegin(1, "other"), Imported).run_id, Writer()
+    folds = 0
+    for number, id_ in enumerate(ids):
+        if what == "results":
+            ask(ledger, ending(run, id_, "done", result=Raw(text)), Concluded)
+        elif what == "failures":
+            ask(ledger, ending(run, id_, "failed", failure=Raw(text)), Concluded)
+        elif what == "data":
+            add(ledger, run, item(f"large{number}", data=text))
+        else:
+            line = writer.line(PortableItem(f"k{number}", None, Raw(text), 0, float(number), "pending", 0))
+            assert ask(ledger, ImportLines(1, "other", imported, line), Imported).problem is None
+        assert log.stat().st_size < 24 * 2**20
+        if ledger.log_is_long:
+            assert ledger.fold() is None
+            folds += 1
+    assert 2 <= folds <= 4
 
 
 def test_a_connection_that_broke_is_opened_anew(ledger: Ledger) -> None:

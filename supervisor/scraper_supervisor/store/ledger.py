@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Answered: TypeAlias = "Answer | StoreFault"
 
 _FOLD_COMMITS: Final = 256  # each of them has written some ten pages to the log, however small it was
-_FOLD_OPS: Final = 4_000
+_FOLD_OPS: Final = 4_000  # or pages' worth of what came with them, 16 MiB
 _CLOCK_STEP: Final = 4e-6  # seconds; a retry's place is a double near -8e9, where neighbours are 1 to 2 µs apart
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _CLOCK_LEAD: Final = 1.0  # seconds; a clock that is set back by more is followed
