@@ -464,6 +464,17 @@ def test_a_connection_that_broke_is_opened_anew(ledger: Ledger) -> None:
     assert ask(ledger, LoadRun(1, G), RunImage) == run
 
 
+def test_a_connection_that_is_closed_is_opened_anew(ledger: Ledger) -> None:
+    run = open_run(ledger)
+    ledger._db.close()
+    fault = ledger.tidy(10)
+    assert fault is not None
+    assert fault.errno == errno.EIO
+    assert ledger.tidy(10) is None
+    ledger._db.close()
+    assert len(add(ledger, run, item("x")).added) == 1
+
+
 def test_what_is_asked_often_is_a_range_of_an_index(ledger: Ledger) -> None:
     from scraper_supervisor.store import batch  # the queries are nobody else's matter
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -179,6 +180,53 @@ def test_another_file_in_its_place_is_left_there_and_a_copy_is_made(ledger: Ledg
     for ending in FILES[1:]:
         path.with_name(path.name + ending).unlink(missing_ok=True)
     assert keys(path) == ["a"]
+
+
+def test_what_the_old_ledger_left_need_not_go(ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk refuses when the ledger is back already, and closed."""
+    assert isinstance(ask(ledger, "b"), Added)
+    real, refused = os.unlink, []
+
+    def unlink(file: str | Path) -> None:
+        if os.fspath(file).endswith(("-wal", "-shm")):
+            refused.append(file)
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file)
+        real(file)
+
+    os.unlink(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        fault = ask(ledger, "c")
+    assert isinstance(fault, StoreFault)
+    assert "ledger.db was removed while it was open" in fault.message
+    assert len(refused) == 2
+    assert isinstance(ask(ledger, "c"), Added)
+    assert keys(path) == ["a", "b", "c"]
+    ledger.close()
+    assert keys(path) == ["a", "b", "c"]
+
+
+def test_a_name_that_does_not_reach_the_disk_is_given_again(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        for _ in range(2):
+            fault = ask(ledger, "b")
+            assert isinstance(fault, StoreFault)
+            assert (fault.errno, path.exists()) == (errno.EIO, False)
+    assert isinstance(ask(ledger, "b"), Added)
+    assert keys(path) == ["a", "b"]
+    assert list(path.parent.glob("*.rescued")) == []
+    ledger.close()
 
 
 def test_a_folder_that_is_gone_is_a_fault_until_it_is_back(ledger: Ledger, path: Path) -> None:

@@ -241,11 +241,13 @@ class Ledger:
         self._places = None
 
     def _abandon(self) -> None:
-        if not self._broken and self._db.in_transaction:  # SQLite itself has ended it after some errors
-            try:
+        if self._broken:
+            return
+        try:
+            if self._db.in_transaction:  # SQLite itself has ended it after some errors
                 self._cursor.execute("ROLLBACK")
-            except sqlite3.Error:
-                self._broken = True
+        except sqlite3.Error:  # or it is closed
+            self._broken = True
 
     def _apart(self, batch: Batch, op: LedgerOp) -> Answered:
         batch.write_tallies()

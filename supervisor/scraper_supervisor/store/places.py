@@ -75,11 +75,16 @@ class Places:
             os.link(copy, self._path)  # unlike a rename, it never replaces anything
         except FileExistsError:
             raise LedgerMoved(self._path, self._path.name, gone=False, copy=copy) from None
-        copy.unlink()
-        _sync(self._path.parent)
+        try:
+            _sync(self._path.parent)
+        except OSError:
+            self._path.unlink()  # else it would be taken for another file when it is tried again
+            raise
         db.close()
-        for file in self._files[1:]:  # of the ledger that was removed; SQLite makes new ones
-            with contextlib.suppress(FileNotFoundError):
+        # What goes on from here can't be undone: it is closed. The files are those of the ledger that was removed;
+        # SQLite makes new ones, and what it finds in a log that stays is in the copy too.
+        for file in (os.fspath(copy), *self._files[1:]):
+            with contextlib.suppress(OSError):
                 os.unlink(file)
 
 
