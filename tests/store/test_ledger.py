@@ -43,6 +43,7 @@ from scraper_supervisor.core.records import (
     SetRunState,
     WorkerTotals,
 )
+from scraper_supervisor.store import ledger as ledger_module
 from scraper_supervisor.store.faults import StoreFault
 from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.queries import LedgerReader
@@ -169,6 +170,28 @@ def test_old_runs_are_removed_in_idle_moments(ledger: Ledger, path: Path) -> Non
     assert db.execute("SELECT count(*) FROM items").fetchone() == (50,)
     assert db.execute("SELECT count(*) FROM runs").fetchone() == (2,)
     db.close()
+
+
+def test_old_runs_with_large_results_are_removed_in_smaller_steps(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row at a time where that takes all the time there is; a step is never empty."""
+    while ledger.untidy:
+        assert ledger.tidy(10) is None
+    run = open_run(ledger)
+    added = add(ledger, run, *(item(f"k{n}") for n in range(12)))
+    ledger.perform([ending(run, id_, "done") for _, id_, _ in added.added])
+    open_run(ledger, "fresh", keep_runs=1)
+    monkeypatch.setattr(ledger_module, "_TIDY_SECONDS", 0.0)
+    left = []
+    while ledger.untidy:
+        assert ledger.tidy(100) is None
+        with LedgerReader(path) as reader:
+            left.append(reader._db.execute("SELECT count(*) FROM results").fetchone()[0])
+    assert left[:13] == [*range(11, -1, -1), 0]
+    with LedgerReader(path) as reader:
+        assert reader._db.execute("SELECT count(*) FROM items").fetchone() == (0,)
+        assert [info.run for info in reader.runs(G)] == [2]
 
 
 def test_claims_reserved_are_not_given_again(ledger: Ledger, path: Path) -> None:
