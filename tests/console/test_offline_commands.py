@@ -102,8 +102,10 @@ def test_checkpoints(project: Path, call: Call) -> None:
     assert (shown["generation"], shown["state"], len(shown["sha256"])) == (2, {"page": 1}, 64)
     assert '"page": 0' in call("checkpoint", "show", "matches-0", "--generation", "1").stdout
     assert call("checkpoint", "show", "matches-0", "--generation", "9").exit_code == 1
-    for name in ("nobody", "../state", "."):
-        assert call("checkpoint", "verify", name).exit_code == 1
+    for name in ("", "nobody", "../state", "."):
+        for command in ("list", "show", "verify"):
+            refused = call("checkpoint", command, name)
+            assert (refused.exit_code, "no worker of that name" in refused.stderr) == (1, True)
 
 
 def test_verify(project: Path, call: Call) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import stat
 import threading
 from typing import TYPE_CHECKING
@@ -113,6 +114,22 @@ def test_the_newest_sound_ones_are_kept(ledger: Ledger, tmp_path: Path) -> None:
     }
     assert len(list((tmp_path / "backups").iterdir())) == 4
     assert prune(tmp_path) == []
+
+
+@pytest.mark.parametrize("seal", [None, b"", b"nonsense\n" * 2])
+def test_without_a_seal_a_backup_is_read_before_it_counts(ledger: Ledger, tmp_path: Path, seal: bytes | None) -> None:
+    made = [back_up(tmp_path, NEVER, lambda n=n: START + n) for n in range(6)]  # type: ignore[misc]  # bound at once
+    for one in made[2:]:
+        path = one.path.with_name(f"{one.path.name}.sha256")
+        path.unlink() if seal is None else path.write_bytes(seal)
+    made[5].path.write_bytes(b"damaged")
+    made[4].path.write_bytes(made[4].path.read_bytes()[:-4096])
+    db = sqlite3.connect(made[3].path, isolation_level=None)
+    db.execute("PRAGMA user_version = 77")
+    db.close()
+    assert prune(tmp_path) == [tmp_path / "corrupt" / one.path.name for one in (made[5], made[4])]
+    assert [one.at for one in backups(tmp_path)] == [START + 3, START + 2, START + 1], "a later version's counts not"
+    assert contents(made[2].path) == contents(made[1].path) != {}
 
 
 def test_what_is_unfinished_is_removed(ledger: Ledger, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 from msgspec import Raw
 
+from scraper_supervisor.core.portable import PortableItem, Writer
 from scraper_supervisor.core.records import (
     RETRY_ORIGIN,
     Added,
@@ -23,6 +24,9 @@ from scraper_supervisor.core.records import (
     FetchLanes,
     FetchWaiting,
     FindConclusion,
+    ImportBegin,
+    Imported,
+    ImportLines,
     Intents,
     Lane,
     LedgerOp,
@@ -39,6 +43,7 @@ from scraper_supervisor.core.records import (
     SetRunState,
     WorkerTotals,
 )
+from scraper_supervisor.store import ledger as ledger_module
 from scraper_supervisor.store.faults import StoreFault
 from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.queries import LedgerReader
@@ -165,6 +170,28 @@ def test_old_runs_are_removed_in_idle_moments(ledger: Ledger, path: Path) -> Non
     assert db.execute("SELECT count(*) FROM items").fetchone() == (50,)
     assert db.execute("SELECT count(*) FROM runs").fetchone() == (2,)
     db.close()
+
+
+def test_old_runs_with_large_results_are_removed_in_smaller_steps(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row at a time where that takes all the time there is; a step is never empty."""
+    while ledger.untidy:
+        assert ledger.tidy(10) is None
+    run = open_run(ledger)
+    added = add(ledger, run, *(item(f"k{n}") for n in range(12)))
+    ledger.perform([ending(run, id_, "done") for _, id_, _ in added.added])
+    open_run(ledger, "fresh", keep_runs=1)
+    monkeypatch.setattr(ledger_module, "_TIDY_SECONDS", 0.0)
+    left = []
+    while ledger.untidy:
+        assert ledger.tidy(100) is None
+        with LedgerReader(path) as reader:
+            left.append(reader._db.execute("SELECT count(*) FROM results").fetchone()[0])
+    assert left[:13] == [*range(11, -1, -1), 0]
+    with LedgerReader(path) as reader:
+        assert reader._db.execute("SELECT count(*) FROM items").fetchone() == (0,)
+        assert [info.run for info in reader.runs(G)] == [2]
 
 
 def test_claims_reserved_are_not_given_again(ledger: Ledger, path: Path) -> None:
@@ -428,10 +455,47 @@ def test_one_senseless_operation_does_not_poison_the_others(ledger: Ledger) -> N
     assert lane(ledger, run) == ["y"]
 
 
+@pytest.mark.parametrize("what", ["results", "failures", "data", "imported data"])
+def test_the_log_is_folded_back_by_what_it_holds(ledger: Ledger, path: Path, what: str) -> None:
+    """Of 1 MiB each, a few dozen commits are many."""
+    log = path.with_name("ledger.db-wal")
+    run = open_run(ledger)
+    text = b'"%s"' % (b"x" * 2**20)
+    ids = [id_ for _, id_, _ in add(ledger, run, *(item(f"k{n}") for n in range(48))).added]
+    imported, writer = ask(ledger, ImportBegin(1, "other"), Imported).run_id, Writer()
+    folds = 0
+    for number, id_ in enumerate(ids):
+        if what == "results":
+            ask(ledger, ending(run, id_, "done", result=Raw(text)), Concluded)
+        elif what == "failures":
+            ask(ledger, ending(run, id_, "failed", failure=Raw(text)), Concluded)
+        elif what == "data":
+            add(ledger, run, item(f"large{number}", data=text))
+        else:
+            line = writer.line(PortableItem(f"k{number}", None, Raw(text), 0, float(number), "pending", 0))
+            assert ask(ledger, ImportLines(1, "other", imported, line), Imported).problem is None
+        assert log.stat().st_size < 24 * 2**20
+        if ledger.log_is_long:
+            assert ledger.fold() is None
+            folds += 1
+    assert 2 <= folds <= 4
+
+
 def test_a_connection_that_broke_is_opened_anew(ledger: Ledger) -> None:
     run = open_run(ledger)
     ledger._broken = True
     assert ask(ledger, LoadRun(1, G), RunImage) == run
+
+
+def test_a_connection_that_is_closed_is_opened_anew(ledger: Ledger) -> None:
+    run = open_run(ledger)
+    ledger._db.close()
+    fault = ledger.tidy(10)
+    assert fault is not None
+    assert fault.errno == errno.EIO
+    assert ledger.tidy(10) is None
+    ledger._db.close()
+    assert len(add(ledger, run, item("x")).added) == 1
 
 
 def test_what_is_asked_often_is_a_range_of_an_index(ledger: Ledger) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import stat
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,14 +15,16 @@ from msgspec import Raw
 
 from scraper_supervisor.core.records import Added, AddItems, Answer, NewItem, OpenRun, ProbeFolder, RunImage
 from scraper_supervisor.store import ledger as ledger_module
+from scraper_supervisor.store import schema
 from scraper_supervisor.store.checkpoints import Checkpoints
-from scraper_supervisor.store.faults import LedgerUnusable, StoreError, StoreFault
+from scraper_supervisor.store.faults import LedgerUnusable, LedgerUnwritable, StoreError, StoreFault
 from scraper_supervisor.store.files import Files
 from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.locks import FolderLock
 from scraper_supervisor.store.queries import LedgerReader
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 FILES = ("", "-wal", "-shm")
@@ -32,6 +38,26 @@ def ask(ledger: Ledger, key: str) -> Answer | StoreFault:
 def keys(path: Path) -> list[str]:
     with LedgerReader(path) as reader:
         return sorted(row.key for row in reader.items("g"))
+
+
+@contextlib.contextmanager
+def read_elsewhere(path: Path) -> Iterator[None]:
+    """Another process has a view of the ledger open, as it is now."""
+    program = """
+import sqlite3, sys
+db = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True, isolation_level=None)
+db.execute("BEGIN")
+print(db.execute("SELECT count(*) FROM items").fetchone(), flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", program, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"(")
+        yield
+        process.stdin.close()
+        assert process.wait() == 0
 
 
 @pytest.fixture
@@ -61,6 +87,63 @@ def test_what_was_removed_is_told_and_comes_back_with_all_that_was_committed(
     assert isinstance(ask(ledger, "b"), Added)
     assert keys(path) == ["a", "b"]
     assert (path.stat().st_mode & 0o777, list(path.parent.glob("*.rescued"))) == (0o600, [])
+    ledger.close()
+
+
+@pytest.mark.parametrize("gone", [FILES[1:2], FILES[1:]], ids=["log", "log and memory"])
+def test_nothing_is_given_up_while_another_process_reads(ledger: Ledger, path: Path, gone: tuple[str, ...]) -> None:
+    """What was committed since its view began can't be folded into the ledger before the view ends."""
+    ledger._db.execute("PRAGMA busy_timeout = 10")
+    with read_elsewhere(path):
+        assert isinstance(ask(ledger, "b"), Added)
+        for ending in gone:
+            os.unlink(f"{path}{ending}")
+        for _ in range(2):
+            fault = ask(ledger, "c")
+            assert isinstance(fault, StoreFault)
+            assert (fault.errno, "once no other process reads it" in fault.message) == (errno.EBUSY, True)
+        fault = ledger.look()
+        assert fault is not None
+        assert fault.errno == errno.EBUSY
+    assert isinstance(ask(ledger, "c"), Added)
+    assert keys(path) == ["a", "b", "c"]
+    ledger.close()
+    assert keys(path) == ["a", "b", "c"]
+
+
+def test_what_another_process_keeps_from_its_place_is_copied_when_it_is_closed(ledger: Ledger, path: Path) -> None:
+    ledger._db.execute("PRAGMA busy_timeout = 10")
+    copy = path.with_name("ledger.db.rescued")
+    with read_elsewhere(path):
+        assert isinstance(ask(ledger, "b"), Added)
+        os.unlink(f"{path}-wal")
+        with pytest.raises(StoreError, match=f"what was committed is in {copy}"):
+            ledger.close()
+    for ending in FILES:
+        path.with_name(path.name + ending).unlink(missing_ok=True)
+    copy.rename(path)
+    assert keys(path) == ["a", "b"]
+
+
+def test_a_ledger_is_not_opened_where_a_reader_keeps_its_log(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a daemon that was killed leaves it, with a reader that goes on."""
+    monkeypatch.setattr(schema, "_BUSY", 0.01)
+    copy = path.parent / "killed" / path.name
+    copy.parent.mkdir()
+    for ending in FILES:
+        copy.with_name(copy.name + ending).write_bytes(path.with_name(path.name + ending).read_bytes())
+    with read_elsewhere(copy):
+        with pytest.raises(LedgerUnwritable, match="another process is reading it"):
+            Ledger.open(copy)
+        waiting = Ledger.open(copy, patient=True)
+        fault = ask(waiting, "b")
+        assert isinstance(fault, StoreFault)
+        assert fault.errno == errno.EBUSY
+    assert isinstance(ask(waiting, "b"), Added)
+    assert keys(copy) == ["a", "b"]
+    waiting.close()
     ledger.close()
 
 
@@ -97,6 +180,53 @@ def test_another_file_in_its_place_is_left_there_and_a_copy_is_made(ledger: Ledg
     for ending in FILES[1:]:
         path.with_name(path.name + ending).unlink(missing_ok=True)
     assert keys(path) == ["a"]
+
+
+def test_what_the_old_ledger_left_need_not_go(ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk refuses when the ledger is back already, and closed."""
+    assert isinstance(ask(ledger, "b"), Added)
+    real, refused = os.unlink, []
+
+    def unlink(file: str | Path) -> None:
+        if os.fspath(file).endswith(("-wal", "-shm")):
+            refused.append(file)
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file)
+        real(file)
+
+    os.unlink(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        fault = ask(ledger, "c")
+    assert isinstance(fault, StoreFault)
+    assert "ledger.db was removed while it was open" in fault.message
+    assert len(refused) == 2
+    assert isinstance(ask(ledger, "c"), Added)
+    assert keys(path) == ["a", "b", "c"]
+    ledger.close()
+    assert keys(path) == ["a", "b", "c"]
+
+
+def test_a_name_that_does_not_reach_the_disk_is_given_again(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        for _ in range(2):
+            fault = ask(ledger, "b")
+            assert isinstance(fault, StoreFault)
+            assert (fault.errno, path.exists()) == (errno.EIO, False)
+    assert isinstance(ask(ledger, "b"), Added)
+    assert keys(path) == ["a", "b"]
+    assert list(path.parent.glob("*.rescued")) == []
+    ledger.close()
 
 
 def test_a_folder_that_is_gone_is_a_fault_until_it_is_back(ledger: Ledger, path: Path) -> None:

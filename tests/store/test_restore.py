@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from msgspec import Raw
+from tests.store.ledger_writer import contents
+from tests.store.test_schema import die_in_a_transaction
 
 from scraper_supervisor.core.records import (
     Added,
@@ -122,6 +124,8 @@ def test_what_the_backup_lacks_is_told_from_the_damaged_ledger_and_the_events(si
     corrupt = site.folder / "corrupt" / "ledger-20260501T121000.000Z"
     assert told.moved == [str(corrupt / f"ledger.db{end}") for end in ("", "-wal", "-shm", ".sha256")]
     assert {str(file) for file in corrupt.iterdir()} == set(told.moved)
+    assert site.path.read_bytes()[18:20] == b"\2\2", "it uses the log from the first moment on"
+    assert {file.name for file in site.folder.glob("ledger*")} == {"ledger.db", "ledger.db.sha256"}
     with LedgerReader(site.path) as reader:
         assert reader.verify() is None
         (info,) = reader.runs(G)
@@ -133,6 +137,28 @@ def test_what_the_backup_lacks_is_told_from_the_damaged_ledger_and_the_events(si
     row = ledger._db.execute("SELECT restored_at, backup, backup_at FROM restores").fetchone()
     assert row == ("2026-05-01T12:10:00.000Z", site.backup.path.name, "2026-05-01T12:01:00.000Z")
     ledger.close()
+
+
+def test_a_journal_that_a_death_left_is_undone_and_the_ledger_is_sound(site: Site) -> None:
+    shutil.copy(site.backup.path, site.path)
+    for ending in ("-wal", "-shm", ".sha256"):
+        site.path.with_name(f"ledger.db{ending}").unlink(missing_ok=True)
+    before = contents(site.path)
+    die_in_a_transaction(site.path)
+    with pytest.raises(NotRestored, match="the ledger is sound"):
+        restore(site.folder)
+    assert contents(site.path) == before
+
+
+def test_a_journal_goes_with_the_ledger_that_is_damaged(site: Site) -> None:
+    break_header(site.path)
+    site.path.with_name("ledger.db-journal").write_bytes(b"x" * 512)
+    for ending in ("-journal", "-wal", "-shm"):
+        site.path.with_name(f"ledger.db.restored{ending}").write_bytes(b"x" * 8192)  # of a restore that was cut off
+    moved = restore(site.folder).moved
+    assert [os.path.basename(path) for path in moved] == ["ledger.db", "ledger.db-journal", "ledger.db.sha256"]
+    assert {file.name for file in site.folder.glob("ledger*")} == {"ledger.db", "ledger.db.sha256"}
+    Ledger.open(site.path).close()
 
 
 def test_a_page_that_cannot_be_read_leaves_the_others(site: Site) -> None:

@@ -94,6 +94,7 @@ def test_a_reader_takes_no_lock_from_the_writer_of_its_process(path: Path) -> No
     "left",
     [
         "ledger.db-wal",
+        "ledger.db-journal",
         "ledger.db.sha256",
         "backups/ledger-20260501T120000Z.db",
         "checkpoints/matches-0/checkpoint-000000000001.json",
@@ -105,6 +106,105 @@ def test_a_missing_ledger_beside_what_it_left_is_damage(path: Path, left: str) -
     with pytest.raises(LedgerDamaged, match=f"it is missing, while {re.escape(left)} is still there"):
         Ledger.open(path)
     assert not path.exists()
+
+
+# ---- deaths ----------------------------------------------------------------------------------------------------------
+
+DYING = """
+import os, sys
+from pathlib import Path
+from scraper_supervisor.store.ledger import Ledger
+left = int(sys.argv[2])
+def step(frame, event, argument):
+    global left
+    left -= event in ("c_call", "c_return")
+    if left <= 0:
+        os._exit(9)
+sys.setprofile(step)
+Ledger.open(Path(sys.argv[1]))
+sys.setprofile(None)
+os._exit(0)
+"""
+
+
+def open_and_die(path: Path, step: int) -> int:
+    """Open a ledger in a process that dies at that step, and tell its exit code: 9, or 0 if there are fewer steps."""
+    return subprocess.run([sys.executable, "-c", DYING, str(path), str(step)], check=False).returncode
+
+
+def uses_log(path: Path) -> bool:
+    """Whether the file itself says so: SQLite changes nothing else to make it say so, by way of a journal."""
+    return path.read_bytes()[18:20] == b"\2\2"
+
+
+@pytest.mark.slow
+def test_a_ledger_whose_making_ends_anywhere_opens(path: Path) -> None:
+    """The process dies at each of its steps in turn: the ledger has its name when it is whole and uses the log."""
+    code, step, seen = 9, 1, set()
+    while code == 9:
+        for file in path.parent.iterdir():
+            file.unlink()
+        code = open_and_die(path, step)
+        seen_new = path.with_name("ledger.db.new").exists()
+        seen.add((path.exists(), seen_new))
+        assert not path.exists() or uses_log(path)
+        ledger = Ledger.open(path)
+        assert ledger.perform([Probe(1)]) == [None]
+        ledger.close()
+        assert {file.name for file in path.parent.iterdir()} == {"ledger.db", "ledger.db.sha256"}
+        step += 4 if seen_new else 40
+    assert (seen, code) == ({(False, False), (False, True), (True, False)}, 0)
+
+
+def test_what_a_making_that_died_left_is_not_taken_for_its_own(path: Path) -> None:
+    for ending in ("", "-journal", "-wal", "-shm"):
+        path.with_name(f"ledger.db.new{ending}").write_bytes(b"x" * 8192)
+    Ledger.open(path).close()
+    assert uses_log(path)
+    assert {file.name for file in path.parent.iterdir()} == {"ledger.db", "ledger.db.sha256"}
+
+
+def die_in_a_transaction(path: Path) -> None:
+    """Change a ledger that is to use no log, and die with some of its pages written: a journal has what they were."""
+    program = """
+import os, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA journal_mode = DELETE")
+db.executescript("PRAGMA cache_size = 1; PRAGMA cache_spill = 1; BEGIN; UPDATE items SET attempts = 77;")
+db.executemany("INSERT INTO intents VALUES (?, 'paused')", [(f"name {number}" * 9,) for number in range(1000)])
+os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == 9
+    assert path.with_name("ledger.db-journal").stat().st_size > 0
+
+
+def test_what_a_death_left_in_a_journal_is_undone(path: Path) -> None:
+    """Of a copy that was put in its place by hand: SQLite changes it by way of a journal to have it use the log."""
+    make_version_1(path).close()
+    die_in_a_transaction(path)
+    with pytest.raises(LedgerUnusable):
+        LedgerReader(path)  # it may not write
+    Ledger.open(path).close()
+    assert not path.with_name("ledger.db-journal").exists()
+    assert read(path) == OLD_ROWS == read(path.with_name("ledger.db.v1"))
+
+
+def test_a_journal_that_is_not_its_own_changes_nothing(path: Path) -> None:
+    Ledger.open(path).close()
+    before = path.read_bytes()
+    other = path.parent / "other" / "ledger.db"
+    other.parent.mkdir()
+    make_version_1(other).close()
+    die_in_a_transaction(other)
+    journal = path.with_name("ledger.db-journal")
+    shutil.copy(other.with_name(journal.name), journal)
+    with pytest.raises(
+        LedgerDamaged, match=r"it was closed, and ledger\.db-journal that is not its own lies beside it"
+    ):
+        Ledger.open(path)
+    assert path.read_bytes() == before
+    journal.unlink()
+    Ledger.open(path).close()
 
 
 # ---- versions --------------------------------------------------------------------------------------------------------
@@ -270,28 +370,13 @@ def test_the_copy_of_an_older_ledger_holds_what_was_in_its_log(path: Path) -> No
 def test_a_migration_that_ends_anywhere_leaves_the_old_or_the_new(path: Path) -> None:
     """The process dies at each of its steps in turn; the next one opens what is left."""
     make_version_1(path).close()
-    program = """
-import os, sqlite3, sys
-from pathlib import Path
-from scraper_supervisor.store.ledger import Ledger
-left = int(sys.argv[2])
-def step(frame, event, argument):
-    global left
-    left -= event in ("c_call", "c_return")
-    if left <= 0:
-        os._exit(9)
-sys.setprofile(step)
-Ledger.open(Path(sys.argv[1]))
-sys.setprofile(None)
-os._exit(0)
-"""
     origin = path.read_bytes()
     seen, code, step = set(), 9, 1
     while code == 9:
         for file in path.parent.iterdir():
             file.unlink()
         path.write_bytes(origin)
-        code = subprocess.run([sys.executable, "-c", program, str(path), str(step)], check=False).returncode
+        code = open_and_die(path, step)
         db = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
         (version,) = db.execute("PRAGMA user_version").fetchone()
         db.close()

@@ -157,6 +157,8 @@ def _state(app: App, worker: str | None) -> Path:
     state_dir = Path(app.load().folders.state_dir)
     if not state_dir.is_dir():
         raise Refused(f"{state_dir}: there is no state folder yet")
-    if worker is not None and ("/" in worker or worker.startswith(".") or not (state_dir / FOLDER / worker).is_dir()):
-        raise Refused(f"{worker}: no worker of that name has checkpoints in {state_dir / FOLDER}")
+    if worker is None:
+        return state_dir
+    if not worker or "/" in worker or worker.startswith(".") or not (state_dir / FOLDER / worker).is_dir():
+        raise Refused(f"{worker or repr(worker)}: no worker of that name has checkpoints in {state_dir / FOLDER}")
     return state_dir

@@ -50,7 +50,10 @@ def ledger_files(state_dir: Path) -> list[dict[str, Any]]:
     found: list[tuple[Path, str | None]] = []
     if path.exists() or remains(path) is not None:
         found.append((path, fault(path)))
-    found += [(backup.path, fault(backup.path)) for backup in backups(state_dir)]
+    for backup in backups(state_dir):
+        reason = fault(backup.path)
+        if reason is None or backup.path.exists():  # else a daemon has removed it meanwhile
+            found.append((backup.path, reason))
     found += [(seal_of(one), reason) for one, _ in found if (reason := _seal_fault(one)) is not None]
     return [{"path": str(one), "kind": "ledger", "ok": reason is None, "reason": reason} for one, reason in found]
 

@@ -15,10 +15,10 @@ from msgspec import Struct
 
 from scraper_supervisor.core.wall import timestamp
 from scraper_supervisor.store import wal
-from scraper_supervisor.store.faults import LedgerUnreadable, StoreError
+from scraper_supervisor.store.faults import LedgerDamaged, LedgerTooNew, LedgerUnreadable, StoreError
 from scraper_supervisor.store.files import Files
 from scraper_supervisor.store.schema import BACKUP_NAMES, BACKUPS, FILE_NAME, open_reader, uri
-from scraper_supervisor.store.seal import broken_seal, digest, seal_of, write_seal
+from scraper_supervisor.store.seal import broken_seal, digest, has_seal, seal_of, write_seal
 from scraper_supervisor.store.verify import find_damage
 
 if TYPE_CHECKING:
@@ -124,14 +124,19 @@ def prune(state_dir: Path) -> list[Path]:
     """Keep the newest sound backups, and remove those before; tells which were found damaged and moved to corrupt/.
 
     Raises:
-        OSError: The disk refuses.
+        LedgerUnusable, OSError: The disk refuses.
     """
     sound, damaged = 0, []
     for backup in backups(state_dir):
         if sound == KEPT:
             backup.path.unlink()
             seal_of(backup.path).unlink(missing_ok=True)
-        elif broken_seal(backup.path) is None:
+            continue
+        try:
+            damage = _damage(backup.path)
+        except LedgerTooNew:  # left alone, and no use to this version
+            continue
+        if damage is None:
             sound += 1
         else:
             folder = state_dir / CORRUPT
@@ -141,6 +146,17 @@ def prune(state_dir: Path) -> list[Path]:
                     Files().move(path, folder / path.name)
             damaged.append(folder / backup.path.name)
     return damaged
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a backup, by its seal; by what is in it where no seal tells, which takes longer."""
+    if has_seal(path):
+        return broken_seal(path)
+    try:
+        with closing(open_reader(path)) as db:
+            return find_damage(path, db, quick=wal.size_of(path) > SMALL)
+    except LedgerDamaged as error:
+        return error.reason
 
 
 def _copy(path: Path, new: Path, fd: int, stopping: Event) -> None:

@@ -64,6 +64,7 @@ _Other: TypeAlias = (
     | SetRunState
 )
 
+_PAGE: Final = 4_096  # bytes
 _NULL: Final = b"null"
 _CANCELLED: Final = (
     '{"kind":"permanent","category":"application","signature":"cancelled","message":"cancelled by an operator"}'
@@ -93,7 +94,13 @@ class Batch:
         self._now = 0.0
         self._tallies: dict[int, Tally] = {}
         self.removed_runs = False
-        self.weight = 0  # how many items it has touched, about
+        self._touched = 0  # items, about
+        self._bytes = 0  # of keys, data, results and failures; a large one is many pages
+
+    @property
+    def weight(self) -> int:
+        """How much it has written: items, about, and as many more as it has written pages' worth of their texts."""
+        return self._touched + self._bytes // _PAGE
 
     def write_tallies(self) -> None:
         """Write the counts of all runs that changed. To be called before the transaction is committed."""
@@ -111,7 +118,7 @@ class Batch:
             LookupError: One names a run, group or item that is not there.
             sqlite3.Error: SQLite refused; the transaction is to be rolled back.
         """
-        self.weight += len(ops)
+        self._touched += len(ops)
         answers: list[Answer] = []
         together: dict[int, Conclude] = {}  # by item: the end of a second claim of it comes after the first
         for op in ops:
@@ -171,18 +178,22 @@ class Batch:
                 execute("INSERT INTO probes (id, count) VALUES (1, 1) ON CONFLICT (id) DO UPDATE SET count = count + 1")
             case _:
                 self.removed_runs = True  # perhaps: an import that was given up
-                self.weight += op.lines.count(b"\n") if isinstance(op, ImportLines) else 0
+                if isinstance(op, ImportLines):
+                    self._touched += op.lines.count(b"\n")
+                    self._bytes += len(op.lines)
                 return importing.perform(self._cursor, op, self._now)
         return None
 
     # ---- items -------------------------------------------------------------------------------------------------------
 
     def _add(self, tally: Tally, items: Sequence[NewItem]) -> Added:
-        self.weight += len(items)
+        self._touched += len(items)
+        self._bytes += sum(len(item.key) + len(item.data) for item in items)
         return offer(self._cursor, tally, items)
 
     def _conclude(self, ops: list[Conclude]) -> list[Concluded]:
         """End claims, all of different items; those of one run together."""
+        self._bytes += sum(len(op.result or b"") + len(op.failure or b"") + len(op.answer or b"") for op in ops)
         by_run: dict[int, list[Conclude]] = {}
         for op in ops:
             by_run.setdefault(op.run_id, []).append(op)

@@ -88,6 +88,16 @@ class LedgerMoved(StoreError):
         self.path = path
 
 
+class LedgerHeld(StoreError):
+    """The open ledger has to be put in order, and another process is reading it; `errno` is EBUSY."""
+
+    errno = errno.EBUSY
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path}: {why}; it is put in order once no other process reads it")
+        self.path = path
+
+
 class LedgerDamaged(LedgerUnusable):
     """The ledger is no database, or not whole. It stays where it is."""
 

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 Answered: TypeAlias = "Answer | StoreFault"
 
 _FOLD_COMMITS: Final = 256  # each of them has written some ten pages to the log, however small it was
-_FOLD_OPS: Final = 4_000
+_FOLD_OPS: Final = 4_000  # or pages' worth of what came with them, 16 MiB
+_TIDY_SECONDS: Final = 0.004  # about; a result of 1 MiB takes longer than that to remove, 500 small ones do not
 _CLOCK_STEP: Final = 4e-6  # seconds; a retry's place is a double near -8e9, where neighbours are 1 to 2 µs apart
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _CLOCK_LEAD: Final = 1.0  # seconds; a clock that is set back by more is followed
@@ -102,9 +103,14 @@ class Ledger:
         """
         fault = self.look()
         places, self._places = self._places, None
+        rescued = None
+        if fault is not None and places is not None and fault.errno == errno.EBUSY:
+            with contextlib.suppress(OSError, sqlite3.Error):  # told below all the same
+                rescued = places.rescue(self._db)
         self._db.close()
         if fault is not None and places is not None:
-            raise StoreError(fault.message)
+            where = "" if rescued is None else f"; what was committed is in {rescued}: put it in its place"
+            raise StoreError(fault.message + where)
         if not self._closed and not self._waiting:
             self._closed = True
             with contextlib.suppress(OSError):  # without a seal it opens all the same, and less is known of its bytes
@@ -144,7 +150,7 @@ class Ledger:
         return [fault] * len(ops)
 
     def tidy(self, limit: int) -> StoreFault | None:
-        """Remove up to `limit` items of removed runs; `untidy` tells whether some are left.
+        """Remove up to `limit` items of removed runs, fewer if they are large; `untidy` tells whether some are left.
 
         The file does not shrink: what becomes free in it is used again.
         """
@@ -155,7 +161,6 @@ class Ledger:
                 self._tidy_run(row[0], limit)
             self.untidy = row is not None
             self._cursor.execute("COMMIT")
-            self._unfolded_ops += limit if self.untidy else 0
         except Exception as error:  # noqa: BLE001 - as in perform
             self._abandon()
             self.untidy = False  # again after the next run that is removed, or the next start
@@ -236,11 +241,13 @@ class Ledger:
         self._places = None
 
     def _abandon(self) -> None:
-        if not self._broken and self._db.in_transaction:  # SQLite itself has ended it after some errors
-            try:
+        if self._broken:
+            return
+        try:
+            if self._db.in_transaction:  # SQLite itself has ended it after some errors
                 self._cursor.execute("ROLLBACK")
-            except sqlite3.Error:
-                self._broken = True
+        except sqlite3.Error:  # or it is closed
+            self._broken = True
 
     def _apart(self, batch: Batch, op: LedgerOp) -> Answered:
         batch.write_tallies()
@@ -266,16 +273,28 @@ class Ledger:
 
     def _tidy_run(self, run_id: int, limit: int) -> None:
         execute = self._cursor.execute
-        execute(_FORGET_RESULTS, (run_id, run_id, limit))
-        if self._cursor.rowcount >= limit:
-            return
-        execute(_FORGET_ITEMS, (run_id, limit))
-        if self._cursor.rowcount >= limit:
+        if not self._forget(_FORGET_RESULTS, (run_id, run_id), limit) or not self._forget(
+            _FORGET_ITEMS, (run_id,), limit
+        ):
             return
         for table in ("lanes", "totals"):
             execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
         forget(self._cursor, run_id)
         execute("DELETE FROM runs WHERE id = ?", (run_id,))
+
+    def _forget(self, query: str, run: tuple[int, ...], limit: int) -> bool:
+        """Remove up to `limit` rows, at least one, as far as time allows; whether none is left."""
+        ends = time.perf_counter() + _TIDY_SECONDS
+        step, left = 1, limit
+        while left and (left == limit or time.perf_counter() < ends):
+            self._cursor.execute(query, (*run, step))
+            removed = self._cursor.rowcount
+            self._unfolded_ops += removed
+            if removed < step:
+                return True
+            left -= step
+            step = min(2 * step, left)
+        return False
 
 
 def _is_full(folder: Path) -> bool:

@@ -11,7 +11,7 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from scraper_supervisor.store.faults import LedgerMoved
+from scraper_supervisor.store.faults import LedgerHeld, LedgerMoved
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,28 +45,46 @@ class Places:
             if now != was:
                 raise LedgerMoved(self._path, os.path.basename(file), gone=now is None)
 
+    def rescue(self, db: sqlite3.Connection) -> Path:
+        """Copy all that was committed to a durable file beside the ledger; tells which.
+
+        Raises:
+            OSError, sqlite3.Error: The disk refused.
+        """
+        copy = self._path.with_name(self._path.name + RESCUED)
+        _copy(db, copy)
+        return copy
+
     def bring_back(self, db: sqlite3.Connection) -> None:
         """Have all that was committed in the ledger's place again, then close the connection.
 
         Raises:
             LedgerMoved: Another file is in the ledger's place; a copy of what was committed lies beside it now.
-            OSError, sqlite3.Error: The disk refused; the connection stays open, and nothing is lost yet.
+            LedgerHeld: Another process is reading the ledger; the connection stays open, and nothing is lost yet.
+            OSError, sqlite3.Error: The disk refused; as above.
         """
         if _identity(self._files[0]) == self._there[0]:
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # all of the log into the ledger; the log is made anew
+            # All of the log into the ledger; the log is made anew. Where a reader is in the way, SQLite raises nothing.
+            busy, logged, folded = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if busy or folded != logged:
+                raise LedgerHeld(self._path, "a file of it was removed while it was open")
             db.close()
             return
-        copy = self._path.with_name(self._path.name + RESCUED)
-        _copy(db, copy)
+        copy = self.rescue(db)
         try:
             os.link(copy, self._path)  # unlike a rename, it never replaces anything
         except FileExistsError:
             raise LedgerMoved(self._path, self._path.name, gone=False, copy=copy) from None
-        copy.unlink()
-        _sync(self._path.parent)
+        try:
+            _sync(self._path.parent)
+        except OSError:
+            self._path.unlink()  # else it would be taken for another file when it is tried again
+            raise
         db.close()
-        for file in self._files[1:]:  # of the ledger that was removed; SQLite makes new ones
-            with contextlib.suppress(FileNotFoundError):
+        # What goes on from here can't be undone: it is closed. The files are those of the ledger that was removed;
+        # SQLite makes new ones, and what it finds in a log that stays is in the copy too.
+        for file in (os.fspath(copy), *self._files[1:]):
+            with contextlib.suppress(OSError):
                 os.unlink(file)
 
 

@@ -22,7 +22,7 @@ from scraper_supervisor.store.files import Files
 from scraper_supervisor.store.queries import LedgerReader
 from scraper_supervisor.store.raw import pread_all, reading
 from scraper_supervisor.store.salvage import Missing, Salvage
-from scraper_supervisor.store.schema import BACKUPS, FILE_NAME, uri
+from scraper_supervisor.store.schema import BACKUPS, FILE_NAME, discard, journal_of, refusals, roll_back, uri, use_log
 from scraper_supervisor.store.seal import digest, seal, seal_of
 
 if TYPE_CHECKING:
@@ -77,14 +77,15 @@ def restore(state_dir: Path, clock: Callable[[], float] = time.time) -> Restored
     try:
         _prepare(backup, new, timestamp(clock()))
         moved = list(_move_away(path, state_dir / CORRUPT / f"ledger-{moment}"))
-        with closing(sqlite3.connect(uri(new, "ro"), uri=True, isolation_level=None)) as db:
+        # Nobody writes to it yet; a common reader would leave an empty log beside it.
+        with closing(sqlite3.connect(f"{uri(new, 'ro')}&immutable=1", uri=True, isolation_level=None)) as db:
             salvage = Salvage(db)
             remains = _remains(state_dir, backup)
             if remains is not None:
                 salvage.read_ledger(remains)
             salvage.read_events(state_dir, backup.at)
     except BaseException as error:
-        new.unlink(missing_ok=True)
+        discard(new)
         if isinstance(error, sqlite3.Error):
             raise NotRestored(f"{new}: {error}; the same command may be given again") from error
         raise
@@ -115,6 +116,8 @@ def _damage(path: Path) -> str:
         NotRestored: Nothing.
     """
     try:
+        with refusals(path):
+            roll_back(path)
         with LedgerReader(path) as reader:
             found = reader.verify()
     except FileNotFoundError:
@@ -139,7 +142,7 @@ def _newest_sound(state_dir: Path) -> tuple[Backup, list[Unsound]]:
 
 def _prepare(backup: Backup, new: Path, now: str) -> None:
     """Make the ledger that is to be, durably, under another name."""
-    new.unlink(missing_ok=True)
+    discard(new)
     fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with reading(backup.path) as source:
@@ -160,6 +163,7 @@ def _prepare(backup: Backup, new: Path, now: str) -> None:
                 (now, backup.path.name, timestamp(backup.at)),
             )
             db.execute("COMMIT")
+            use_log(new, db)
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -167,7 +171,7 @@ def _prepare(backup: Backup, new: Path, now: str) -> None:
 
 def _move_away(path: Path, folder: Path) -> Iterator[Path]:
     """Move what is there of the ledger. Itself first: its log must not be missed while it is in place."""
-    for file in (path, wal.log_of(path), path.with_name(f"{path.name}-shm"), seal_of(path)):
+    for file in (path, wal.log_of(path), journal_of(path), path.with_name(f"{path.name}-shm"), seal_of(path)):
         if file.exists():
             Files().make_folder(folder)
             Files().move(file, folder / file.name)

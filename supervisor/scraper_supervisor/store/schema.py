@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import contextmanager
-from errno import EIO
+from contextlib import closing, contextmanager
+from errno import EBUSY, EIO
 from typing import TYPE_CHECKING, Final
 
 from scraper_supervisor.store import migrations, wal
@@ -132,10 +132,11 @@ def open_ledger(path: Path, *, create: bool = True) -> sqlite3.Connection:
         LedgerUnwritable: It is sound, and the disk refuses what has to be written before it can be used.
     """
     refuse_network(path.parent)
-    with _refusals(path):
+    with refusals(path):
         if not path.exists():
             _create(path, create=create)
         with GUARD:
+            roll_back(path)
             reader = open_reader(path)  # looks without writing, as the following lines might
             try:
                 (version,) = reader.execute("PRAGMA user_version").fetchone()
@@ -150,6 +151,31 @@ def open_ledger(path: Path, *, create: bool = True) -> sqlite3.Connection:
             return _connect(path)
 
 
+def journal_of(path: Path) -> Path:
+    """A ledger's rollback journal. None of ours has one: it is made to use the log before it gets its name."""
+    return path.with_name(f"{path.name}-journal")
+
+
+def roll_back(path: Path) -> None:
+    """Undo what a process that died had begun to change by way of a rollback journal; harmless if there is none.
+
+    Of a ledger that was put in its place by hand, SQLite notes in such a journal that it is to use the log from now on.
+    No connection that only reads can open what is left then. The caller has the ledger to itself.
+
+    Raises:
+        LedgerDamaged, LedgerTooNew: The file is no ledger of ours, or the journal is not its own; both stay.
+        sqlite3.Error, OSError: The disk refuses.
+    """
+    journal = journal_of(path)
+    if not wal.size_of(journal) or not path.exists():
+        return
+    _look_at_header(path)
+    if seal_of(path).exists():
+        raise LedgerDamaged(path, f"it was closed, and {journal.name} that is not its own lies beside it; remove that")
+    with GUARD, closing(sqlite3.connect(uri(path, "rw"), uri=True, isolation_level=None, timeout=_BUSY)) as db:
+        db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+
+
 def open_reader(path: Path) -> sqlite3.Connection:
     """Open an existing ledger for reading only, whoever else has it open. One of an older version is read as it is.
 
@@ -157,7 +183,7 @@ def open_reader(path: Path) -> sqlite3.Connection:
         FileNotFoundError: There is none.
         LedgerDamaged, LedgerTooNew, LedgerUnusable: As with `open_ledger`.
     """
-    with _refusals(path, absent=True), GUARD:
+    with refusals(path, absent=True), GUARD:
         _look_at_header(path)
         foreign_log = seal_of(path).exists() and wal.size_of(wal.log_of(path)) > 0
         reason = broken_seal(path) if foreign_log else wal.torn_off(path)
@@ -204,7 +230,7 @@ def uri(path: Path, mode: str) -> str:
 
 def remains(path: Path) -> str | None:
     """What a ledger that is gone has left, as a path in its folder; a run must not begin from nothing beside it."""
-    for beside in (wal.log_of(path), seal_of(path)):
+    for beside in (wal.log_of(path), journal_of(path), seal_of(path)):
         if beside.exists():
             return beside.name
     for pattern in (f"{BACKUPS}/{BACKUP_NAMES}", "checkpoints/*/checkpoint-*"):
@@ -215,7 +241,8 @@ def remains(path: Path) -> str | None:
 
 
 @contextmanager
-def _refusals(path: Path, *, absent: bool = False) -> Iterator[None]:
+def refusals(path: Path, *, absent: bool = False) -> Iterator[None]:
+    """Turn what SQLite and the system raise into what `open_ledger` does; `absent` lets FileNotFoundError through."""
     try:
         yield
     except sqlite3.Error as error:
@@ -247,12 +274,13 @@ def _create(path: Path, *, create: bool) -> None:
     if not create:
         raise LedgerDamaged(path, "it is missing")
     new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
+    discard(new)
     fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         db = sqlite3.connect(uri(new, "rw"), uri=True, isolation_level=None)
         try:
             db.executescript(f"PRAGMA journal_mode = MEMORY; BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+            use_log(new, db)
         finally:
             db.close()
         os.fsync(fd)
@@ -262,14 +290,33 @@ def _create(path: Path, *, create: bool) -> None:
     Files().sync_folder(path.parent)
 
 
+def discard(new: Path) -> None:
+    """Remove a ledger that has not its name yet, with all that SQLite left beside it.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    for file in (journal_of(new), wal.log_of(new), new.with_name(f"{new.name}-shm"), new):
+        file.unlink(missing_ok=True)
+
+
+def use_log(path: Path, db: sqlite3.Connection) -> None:
+    """Have a ledger use the write-ahead log; that is kept in its file.
+
+    Raises:
+        LedgerUnusable: SQLite does not do it.
+    """
+    (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise LedgerUnusable(path, f"its journal mode is {mode}, expected wal")
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     # Opened by the thread that starts the daemon, used by the writer's thread alone.
     db = sqlite3.connect(uri(path, "rw"), uri=True, isolation_level=None, timeout=_BUSY, check_same_thread=False)
     try:
         version = _check_version(path, db)
-        (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise LedgerUnusable(path, f"its journal mode is {mode}, expected wal")
+        use_log(path, db)
         db.executescript(
             "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY;"
             f"PRAGMA cache_size = -{_CACHE}; PRAGMA wal_autocheckpoint = 0;"  # see Ledger.fold
@@ -278,10 +325,12 @@ def _connect(path: Path) -> sqlite3.Connection:
         # What is in the log may never have reached the disk, though it can be read: a sync that failed before the
         # process ended would leave it so, and what is appended behind it would be lost with it. Written once more:
         try:
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            busy, logged, folded = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.OperationalError as error:
             fault = disk_fault(error)
             raise LedgerUnwritable(path, str(error), EIO if fault is None else fault.errno) from error
+        if busy or folded != logged:  # which is no error to SQLite
+            raise LedgerUnwritable(path, "another process is reading it; end that, or try again", EBUSY)
         if version < VERSION:
             migrations.migrate(path, db, version)
     except BaseException:

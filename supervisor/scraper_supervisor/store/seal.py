@@ -80,6 +80,15 @@ def broken_seal(path: Path) -> str | None:
     return None
 
 
+def has_seal(path: Path) -> bool:
+    """Whether a file has a seal that can be read.
+
+    Raises:
+        OSError: The disk does not give it.
+    """
+    return bool(_sums(path))
+
+
 def damaged_seal(path: Path) -> str | None:
     """What is wrong with the seal itself; None if nothing, or if there is none.
 
