@@ -22,6 +22,7 @@ _CHUNK: Final = 1_000  # rows read at once
 _PATIENCE: Final = 20_000  # ranges of rows that may be unreadable before the rest is given up, some seconds
 _BEYOND: Final = 1_000_000  # ids to look for above the highest of the restored ledger, and one more for each
 _ROW: Final = 64  # bytes of the file: with its place in an index, a row takes about as many. Its own ids may be damaged
+_MOST_RUNS: Final = 1 << 24  # of a group; a higher number is damage
 _STATES: Final = frozenset({"open", "parked", "done", "failed"})
 
 _ITEMS: Final = "SELECT id, run_id, key, state, seq FROM items WHERE id >= ? AND id < ? ORDER BY id"
@@ -64,6 +65,11 @@ class Salvage:
     def missing(self) -> list[Missing]:
         """What was found so far, by group, run and key."""
         return sorted(self._found.values(), key=lambda one: (one.group, one.run or 0, one.key))
+
+    @property
+    def highest_runs(self) -> dict[str, int]:
+        """The highest run of each group in either ledger, those included that are removed."""
+        return {group: max(run for _, run in begun) for group, begun in self._runs.items()}
 
     def read_ledger(self, path: Path) -> None:
         """Note what a damaged ledger has, as far as it can be read."""
@@ -147,7 +153,8 @@ class Salvage:
         for name, run, started_at in db.execute(
             "SELECT name, run, started_at FROM runs JOIN groups ON groups.id = group_id WHERE run > 0"
         ).fetchall():
-            if not isinstance(name, str) or not isinstance(run, int) or not isinstance(started_at, str):
+            sound = isinstance(name, str) and isinstance(run, int) and isinstance(started_at, str)
+            if not sound or run > _MOST_RUNS:
                 self.unread = "some of its runs have values that can't be"
                 continue
             begun = self._runs.setdefault(name, [])

@@ -33,6 +33,7 @@ _COUNTS: Final = (
 _STATES: Final = frozenset({"open", "parked", "done", "failed"})
 _TABLES: Final = (
     "groups", "runs", "items", "results", "lanes", "totals", "intents", "probes", "restores", "imported_states",
+    "used_runs",
 )  # fmt: skip
 _LANES: Final = (
     "SELECT run_id, target, count(*) FROM items WHERE state = 'open' AND not_before IS NULL GROUP BY run_id, target"
@@ -93,8 +94,8 @@ def _broken_types(db: sqlite3.Connection) -> str | None:
 
 def _is_of_other_type(_at: int, column: str, declared: str, required: int, _default: object, key: int) -> str:
     """A condition, of a row that `PRAGMA table_info` gives for a column."""
-    allowed = f"'{declared.lower()}'" if required or key else f"'{declared.lower()}', 'null'"
-    return f"typeof({column}) NOT IN ({allowed})"
+    is_other = f"typeof({column}) != '{declared.lower()}'"
+    return is_other if required or key else f"{column} IS NOT NULL AND {is_other}"
 
 
 def _broken_results(db: sqlite3.Connection) -> str | None:
