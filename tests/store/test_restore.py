@@ -223,6 +223,18 @@ def test_values_of_another_type_are_damage_and_are_passed_over(
         restore(site.folder)
 
 
+def test_a_schema_that_is_no_text_is_damage(site: Site) -> None:
+    """SQLite quotes it in the message of its error, which is no text then."""
+    content = site.path.read_bytes()
+    site.path.write_bytes(content.replace(b"CREATE TABLE items (", b"CREATE TABLE items \x83", 1))
+    with pytest.raises(LedgerDamaged, match="its schema is damaged"):
+        Ledger.open(site.path)
+    told = restore(site.folder)
+    assert told.damage == "its schema is damaged"
+    assert told.unread is not None
+    assert {one.key for one in told.missing} == {f"k{number}" for number in [*range(100, 200), 350]}
+
+
 def test_an_id_out_of_all_bounds_costs_neither_memory_nor_the_other_items(site: Site) -> None:
     with closing(sqlite3.connect(site.path)) as db, db:
         db.execute("UPDATE items SET id = ? WHERE key = 'k349'", (1 << 50,))

@@ -71,6 +71,8 @@ def find_damage(path: Path, db: sqlite3.Connection, *, quick: bool = False) -> s
         return found or _broken_counts(db) or broken_seal(path)
     except sqlite3.DatabaseError as error:
         return f"SQLite finds: {error}"
+    except UnicodeDecodeError:  # of SQLite's message, which quotes a damaged schema
+        return "its schema is damaged"
 
 
 def _broken_pages(db: sqlite3.Connection, check: str) -> str | None:
