@@ -70,3 +70,25 @@ def test_a_backup_that_fails_is_logged_and_harms_nothing(
         wait_for(lambda: "the ledger was not backed up: " in caplog.text)
     assert ledger.perform([Probe(1)]) == [None]
     made.stop()
+
+
+def test_a_failure_that_nobody_thought_of_ends_neither_the_backups_nor_the_daemon(
+    ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = [True]
+
+    def reserve() -> int | None:
+        if failing:
+            failing.pop()
+            raise TypeError("no such number")
+        return None
+
+    made = Backups(tmp_path, reserve, soon=(0.0, 0.0))
+    with caplog.at_level(logging.ERROR):
+        wait_for(lambda: backups(tmp_path))
+    assert "TypeError: no such number" in caplog.text
+    made.stop()
+    ledger.perform([Probe(1)])
+    failing.append(True)
+    made.make_last()
+    assert len(backups(tmp_path)) == 1

@@ -8,11 +8,16 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec import Raw
 from tests.store.ledger_writer import contents
 from tests.store.test_schema import die_in_a_transaction
@@ -37,7 +42,6 @@ from scraper_supervisor.store.salvage import Missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 G = "matches"
 START = 1_777_636_800.0  # 2026-05-01T12:00:00Z
@@ -89,6 +93,12 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def closed_site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """One that is copied before it is harmed."""
+    return Site(tmp_path_factory.mktemp("site"))
 
 
 def break_header(path: Path) -> None:
@@ -179,6 +189,106 @@ def leaf_of_items(path: Path) -> int:
         if part[0] == 13 and b"k150a.test" in part:
             return page
     raise AssertionError("no such page")
+
+
+def change(statement: str) -> Callable[[Path], None]:
+    """Have a value of another type, as one changed byte of a row's header makes it: nothing else is different."""
+
+    def harm(path: Path) -> None:
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute("PRAGMA ignore_check_constraints = ON")
+            assert db.execute(statement).rowcount > 0
+
+    return harm
+
+
+def lose_result(path: Path) -> None:
+    """The header of k150's result says NULL, where it said a text of 12 bytes before one of 64 bytes."""
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"\x25\x81\x0d", 0, content.index(b'{"item":151}'))
+    content[at] = 0
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "table", "unread"),
+    [
+        (lose_result, "results", None),
+        (change("UPDATE results SET result = CAST(result AS BLOB) WHERE seq = 151"), "results", None),
+        (change("UPDATE results SET sha256 = CAST(sha256 AS BLOB) WHERE seq = 151"), "results", None),
+        (change("UPDATE items SET key = CAST(key AS BLOB) WHERE key = 'k150'"), "items", "some of its items have"),
+        (change("UPDATE items SET state = CAST(state AS BLOB) WHERE key = 'k150'"), "items", "some of its items have"),
+        (change("UPDATE items SET run_id = 1.5 WHERE key = 'k150'"), "items", "some of its items have"),
+        (change("UPDATE items SET seq = x'' WHERE key = 'k150'"), "items", None),
+        (change("UPDATE lanes SET open = x''"), "lanes", None),
+        (change("UPDATE totals SET done = x''"), "totals", None),
+        (change("UPDATE runs SET done = x''"), "runs", None),
+        (change("UPDATE runs SET run = x''"), "runs", "some of its items are of a run that can't be read"),
+        (change("UPDATE runs SET started_at = x''"), "runs", "some of its runs have values that can't be"),
+        (change("UPDATE groups SET name = CAST(name AS BLOB)"), "groups", "some of its items are of a run that"),
+    ],
+)
+def test_values_of_another_type_are_damage_and_are_passed_over(
+    site: Site, harm: Callable[[Path], None], table: str, unread: str | None
+) -> None:
+    """SQLite tells no error of them, and reads them as what they are now."""
+    harm(site.path)
+    told = restore(site.folder)
+    assert told.damage.startswith((f"a row of {table} has a value of a type that it can't have", "SQLite finds: "))
+    assert (told.unread or "").startswith(unread or "")
+    assert (told.unread is None) == (unread is None)
+    missing = {one.key: one for one in told.missing}
+    assert {f"k{number}" for number in [*range(100, 200), 350]} <= missing.keys()  # by the event log at the least
+    assert all(one.result == Raw(b'{"item":%d}' % (int(key[1:]) + 1)) for key, one in missing.items() if one.result)
+    if table == "items" or harm is lose_result:
+        assert not missing["k150"].recoverable
+        assert missing["k151"].recoverable
+    with LedgerReader(site.path) as reader:
+        assert reader.verify() is None
+    with pytest.raises(NotRestored, match="the ledger is sound"):
+        restore(site.folder)
+
+
+def test_a_schema_that_is_no_text_is_damage(site: Site) -> None:
+    """SQLite quotes it in the message of its error, which is no text then."""
+    content = site.path.read_bytes()
+    site.path.write_bytes(content.replace(b"CREATE TABLE items (", b"CREATE TABLE items \x83", 1))
+    with pytest.raises(LedgerDamaged, match="its schema is damaged"):
+        Ledger.open(site.path)
+    told = restore(site.folder)
+    assert told.damage == "its schema is damaged"
+    assert told.unread is not None
+    assert {one.key for one in told.missing} == {f"k{number}" for number in [*range(100, 200), 350]}
+
+
+def test_an_id_out_of_all_bounds_costs_neither_memory_nor_the_other_items(site: Site) -> None:
+    with closing(sqlite3.connect(site.path)) as db, db:
+        db.execute("UPDATE items SET id = ? WHERE key = 'k349'", (1 << 50,))
+        db.execute("UPDATE results SET result = '{}' WHERE seq = 150")
+    told = restore(site.folder)
+    assert told.unread == "some of its items are not where their ids say"
+    assert {one.key for one in told.missing} == {f"k{number}" for number in [*range(100, 200), *range(300, 349), 350]}
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None)
+@given(where=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+def test_whichever_byte_is_damaged_there_is_a_ledger_again(closed_site: Site, where: float, flip: int) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "state"
+        shutil.copytree(closed_site.folder, folder)
+        path = folder / "ledger.db"
+        content = bytearray(path.read_bytes())
+        content[int(where * len(content))] ^= flip
+        path.write_bytes(content)
+        try:
+            told = restore(folder)
+        except LedgerTooNew:
+            assert content[60:64] != closed_site.path.read_bytes()[60:64]
+            return
+        assert {f"k{number}" for number in [*range(100, 200), 350]} <= {one.key for one in told.missing}
+        with LedgerReader(path) as reader:
+            assert reader.verify() is None
 
 
 @pytest.mark.parametrize("harm", [break_header, break_page(0), lambda path: path.write_bytes(b""), os.unlink])

@@ -59,20 +59,20 @@ class Backups:
 
     def make_last(self) -> None:
         """Back a small ledger up once more after it was closed; blocks meanwhile."""
-        if ledger_size(self._state_dir) <= SMALL:
-            self._stopping.clear()
-            self._make()
+        self._stopping.clear()
+        self._make(only_small=True)
 
     def _work(self) -> None:
         for number, wait in enumerate(self._waits):
             if self._stopping.wait(wait):
                 return
-            if number >= _EARLY or ledger_size(self._state_dir) <= SMALL:
-                self._make()
+            self._make(only_small=number < _EARLY)
 
-    def _make(self) -> None:
+    def _make(self, *, only_small: bool) -> None:
         began = time.monotonic()
         try:
+            if only_small and ledger_size(self._state_dir) > SMALL:
+                return
             remove_unfinished(self._state_dir)
             newest = next(iter(backups(self._state_dir)), None)
             if newest is not None and not changed_since(self._state_dir, newest.at):
@@ -85,6 +85,8 @@ class Backups:
             _log.info("%s", stopped)
         except (StoreError, OSError, sqlite3.Error) as error:
             _log.error("the ledger was not backed up: %s", error)
+        except Exception:  # noqa: BLE001 - else there would be no backup any more, or the end of the daemon be cut off
+            _log.exception("the ledger was not backed up")
         else:
             _log.info("the ledger was backed up to %s in %.1f s", backup.path, time.monotonic() - began)
             for path in damaged:

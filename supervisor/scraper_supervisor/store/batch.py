@@ -40,6 +40,7 @@ from scraper_supervisor.core.records import (
 from scraper_supervisor.core.wall import timestamp
 from scraper_supervisor.store import importing
 from scraper_supervisor.store.items import conclude, offer
+from scraper_supervisor.store.run_numbers import next_number
 from scraper_supervisor.store.tally import Tally
 
 if TYPE_CHECKING:
@@ -303,9 +304,10 @@ class Batch:
         )
         run, state, fresh_from = newest or (0, "completed", 1)
         if newest is None or op.mode == "fresh" or (op.mode == "next" and state == "completed"):
+            run = next_number(self._cursor, op.group, run)
             execute(
                 "INSERT INTO runs (group_id, run, state, fresh_from, started_at) VALUES (?, ?, 'running', ?, ?)",
-                (group_id, run + 1, run + 1 if op.mode == "fresh" else fresh_from, timestamp(self._now)),
+                (group_id, run, run if op.mode == "fresh" else fresh_from, timestamp(self._now)),
             )
         execute(
             "UPDATE runs SET removed = 1 WHERE NOT removed AND id IN"

@@ -29,6 +29,7 @@ from scraper_supervisor.core.records import (
     WorkerTotals,
 )
 from scraper_supervisor.core.wall import seconds, timestamp
+from scraper_supervisor.store.run_numbers import next_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -235,10 +236,9 @@ def _finish(cursor: sqlite3.Cursor, op: ImportFinish) -> Imported:
         " AND group_id = (SELECT group_id FROM runs WHERE id = ?)",
         (op.run_id,),
     ).fetchone()
-    cursor.execute(
-        "UPDATE runs SET removed = 0, run = ?, fresh_from = ? WHERE id = ?", (newest + 1, newest + 1, op.run_id)
-    )
-    return Imported(op.run_id, newest + 1)
+    run = next_number(cursor, op.group, newest)
+    cursor.execute("UPDATE runs SET removed = 0, run = ?, fresh_from = ? WHERE id = ?", (run, run, op.run_id))
+    return Imported(op.run_id, run)
 
 
 def _take(cursor: sqlite3.Cursor, op: TakeState) -> StateTaken | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from scraper_supervisor.core.wall import timestamp
-from scraper_supervisor.store import migrations, wal
+from scraper_supervisor.store import migrations, run_numbers, wal
 from scraper_supervisor.store.backup import CORRUPT, Backup, backups
 from scraper_supervisor.store.faults import LedgerDamaged, StoreError
 from scraper_supervisor.store.files import Files
@@ -26,7 +26,7 @@ from scraper_supervisor.store.schema import BACKUPS, FILE_NAME, discard, journal
 from scraper_supervisor.store.seal import digest, seal, seal_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 CLAIM_LEAP: Final = 1 << 40  # claims that may have been given since the backup, and many more; 2^53 are exact in JSON
@@ -72,6 +72,7 @@ def restore(state_dir: Path, clock: Callable[[], float] = time.time) -> Restored
     path = state_dir / FILE_NAME
     damage = _damage(path)
     backup, unsound = _newest_sound(state_dir)
+    states = run_numbers.told_by_states(state_dir)
     new = path.with_name(f"{FILE_NAME}.restored")
     moment = timestamp(clock()).replace("-", "").replace(":", "")
     try:
@@ -84,6 +85,7 @@ def restore(state_dir: Path, clock: Callable[[], float] = time.time) -> Restored
             if remains is not None:
                 salvage.read_ledger(remains)
             salvage.read_events(state_dir, backup.at)
+        _note_runs(new, salvage.highest_runs, states)
     except BaseException as error:
         discard(new)
         if isinstance(error, sqlite3.Error):
@@ -167,6 +169,15 @@ def _prepare(backup: Backup, new: Path, now: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _note_runs(new: Path, *told: Mapping[str, int]) -> None:
+    """Have no run get a number that one had since the backup, as far as it is told of."""
+    used = {group: max(one.get(group, 0) for one in told) for group in set().union(*told)}
+    with closing(sqlite3.connect(uri(new, "rw"), uri=True, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        run_numbers.note_used(db, used)
+        db.execute("COMMIT")
 
 
 def _move_away(path: Path, folder: Path) -> Iterator[Path]:

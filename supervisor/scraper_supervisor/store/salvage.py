@@ -12,6 +12,7 @@ from msgspec import Raw, Struct
 from scraper_supervisor.core.wall import timestamp
 from scraper_supervisor.store.events_file import EVENTS_FILE, read_events
 from scraper_supervisor.store.schema import open_anyway
+from scraper_supervisor.store.wal import size_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 _CHUNK: Final = 1_000  # rows read at once
 _PATIENCE: Final = 20_000  # ranges of rows that may be unreadable before the rest is given up, some seconds
-_BEYOND: Final = 1_000_000  # ids to look for above the highest known one, where the file does not tell its own
+_BEYOND: Final = 1_000_000  # ids to look for above the highest of the restored ledger, and one more for each
+_ROW: Final = 64  # bytes of the file: with its place in an index, a row takes about as many. Its own ids may be damaged
+_MOST_RUNS: Final = 1 << 24  # of a group; a higher number is damage
+_STATES: Final = frozenset({"open", "parked", "done", "failed"})
 
 _ITEMS: Final = "SELECT id, run_id, key, state, seq FROM items WHERE id >= ? AND id < ? ORDER BY id"
 _RESULT: Final = "SELECT CAST(result AS BLOB), sha256 FROM results WHERE run_id = ? AND seq = ? AND item_id = ?"
@@ -62,13 +66,18 @@ class Salvage:
         """What was found so far, by group, run and key."""
         return sorted(self._found.values(), key=lambda one: (one.group, one.run or 0, one.key))
 
+    @property
+    def highest_runs(self) -> dict[str, int]:
+        """The highest run of each group in either ledger, those included that are removed."""
+        return {group: max(run for _, run in begun) for group, begun in self._runs.items()}
+
     def read_ledger(self, path: Path) -> None:
         """Note what a damaged ledger has, as far as it can be read."""
         try:
             with closing(open_anyway(path)) as db:
-                self._read(db)
-        except sqlite3.DatabaseError as error:
-            self.unread = self.unread or str(error)
+                self._read(db, self._highest() + _BEYOND + size_of(path) // _ROW)
+        except Exception as error:  # noqa: BLE001 - whatever damage leads to: what is restored does not depend on it
+            self.unread = self.unread or str(error) or type(error).__name__
 
     def read_events(self, state_dir: Path, since: float) -> None:
         """Note which items ended by the event log since that time (wall-clock seconds).
@@ -86,10 +95,17 @@ class Salvage:
 
     # ---- the damaged ledger ------------------------------------------------------------------------------------------
 
-    def _read(self, db: sqlite3.Connection) -> None:
+    def _read(self, db: sqlite3.Connection, highest: int) -> None:
         names = self._note_runs(db)
-        for item, run_id, key, state, seq in self._items(db):
+        removed = {run_id for (run_id,) in db.execute("SELECT id FROM runs WHERE removed").fetchall()}
+        for item, run_id, key, state, seq in self._items(db, highest):
+            # One changed byte of a row's header makes another type of a value, and is no error to SQLite.
+            if not isinstance(run_id, int) or not isinstance(key, str) or state not in _STATES:
+                self.unread = "some of its items have values that can't be"
+                continue
             if run_id not in names:
+                if run_id not in removed:
+                    self.unread = "some of its items are of a run that can't be read"
                 continue
             group, run = names[run_id]
             theirs = self._state(group, run, key)
@@ -103,34 +119,33 @@ class Salvage:
             recoverable = sound and (outcome != "done" or result is not None)
             self._found[group, run, key] = Missing(group, run, key, outcome, recoverable, result)
 
-    def _items(self, db: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
+    def _items(self, db: sqlite3.Connection, highest: int) -> Iterator[tuple[Any, ...]]:
         """The rows that can be read; those on a page that cannot are left out."""
-        patience, lost = _PATIENCE, 0
-        ranges = _ranges(self._highest(db))
-        while ranges:
-            low, high = ranges.pop()
-            try:
-                rows = db.execute(_ITEMS, (low, high)).fetchall()
-            except sqlite3.DatabaseError as error:
-                patience -= 1
-                lost += high - low == 1
-                self.unread = f"some of its items can't be read ({error})"
-                if patience == 0:
-                    self.unread = f"most of its items can't be read ({error})"
-                    return
-                if high - low > 1:
-                    middle = (low + high) // 2
-                    ranges += [(middle, high), (low, middle)]
-                continue
-            yield from rows
+        patience, read = _PATIENCE, 0
+        for start in range(0, highest + 1, _CHUNK):
+            ranges = [(start, start + _CHUNK)]
+            while ranges:
+                low, high = ranges.pop()
+                try:
+                    rows = db.execute(_ITEMS, (low, high)).fetchall()
+                except sqlite3.DatabaseError as error:
+                    patience -= 1
+                    self.unread = f"some of its items can't be read ({error})"
+                    if patience == 0:
+                        self.unread = f"most of its items can't be read ({error})"
+                        return
+                    if high - low > 1:
+                        middle = (low + high) // 2
+                        ranges += [(middle, high), (low, middle)]
+                    continue
+                read += len(rows)
+                yield from rows
+        if self.unread is None and db.execute("SELECT count(*) FROM items").fetchone() != (read,):
+            self.unread = "some of its items are not where their ids say"
 
-    def _highest(self, db: sqlite3.Connection) -> int:
-        query = "SELECT coalesce(max(id), 0) FROM items"
-        try:
-            return int(db.execute(query).fetchone()[0])
-        except sqlite3.DatabaseError as error:
-            self.unread = f"some of its items can't be read ({error})"
-            return int(self._restored.execute(query).fetchone()[0]) + _BEYOND
+    def _highest(self) -> int:
+        (highest,) = self._restored.execute("SELECT coalesce(max(id), 0) FROM items").fetchone()
+        return int(highest)
 
     # ---- the restored ledger -----------------------------------------------------------------------------------------
 
@@ -138,6 +153,10 @@ class Salvage:
         for name, run, started_at in db.execute(
             "SELECT name, run, started_at FROM runs JOIN groups ON groups.id = group_id WHERE run > 0"
         ).fetchall():
+            sound = isinstance(name, str) and isinstance(run, int) and isinstance(started_at, str)
+            if not sound or run > _MOST_RUNS:
+                self.unread = "some of its runs have values that can't be"
+                continue
             begun = self._runs.setdefault(name, [])
             if (started_at, run) not in begun:
                 begun.append((started_at, run))
@@ -169,12 +188,11 @@ class Salvage:
 def _runs(db: sqlite3.Connection) -> dict[int, tuple[str, int]]:
     """Group and number of each run, by its id."""
     rows = db.execute("SELECT runs.id, name, run FROM runs JOIN groups ON groups.id = group_id WHERE NOT removed")
-    return {run_id: (name, run) for run_id, name, run in rows.fetchall()}
-
-
-def _ranges(highest: int) -> list[tuple[int, int]]:
-    """Ranges of ids, the lowest last."""
-    return [(low, low + _CHUNK) for low in range(0, highest + 1, _CHUNK)][::-1]
+    return {
+        run_id: (name, run)
+        for run_id, name, run in rows.fetchall()
+        if isinstance(name, str) and isinstance(run, int)  # else they are damaged, which `_note_runs` tells
+    }
 
 
 def _same_key(db: sqlite3.Connection, item: int, run_id: int, key: str) -> bool:
@@ -193,4 +211,6 @@ def _result(db: sqlite3.Connection, run_id: int, seq: int | None, item: int) -> 
         row = db.execute(_RESULT, (run_id, seq, item)).fetchone()
     except sqlite3.DatabaseError:
         return None
-    return Raw(row[0]) if row is not None and hashlib.sha256(row[0]).hexdigest() == row[1] else None
+    if row is None or not isinstance(row[0], bytes) or hashlib.sha256(row[0]).hexdigest() != row[1]:
+        return None
+    return Raw(row[0])

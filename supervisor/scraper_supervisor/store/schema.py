@@ -247,6 +247,8 @@ def refusals(path: Path, *, absent: bool = False) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise refusal(path, error) from error
+    except UnicodeDecodeError as error:  # of SQLite's message, which quotes a damaged schema
+        raise LedgerDamaged(path, "its schema is damaged") from error
     except OSError as error:
         if absent and isinstance(error, FileNotFoundError):
             raise

@@ -31,6 +31,10 @@ _COUNTS: Final = (
     " FROM items NOT INDEXED GROUP BY 1, 2, 3, 4"
 )
 _STATES: Final = frozenset({"open", "parked", "done", "failed"})
+_TABLES: Final = (
+    "groups", "runs", "items", "results", "lanes", "totals", "intents", "probes", "restores", "imported_states",
+    "used_runs",
+)  # fmt: skip
 _LANES: Final = (
     "SELECT run_id, target, count(*) FROM items WHERE state = 'open' AND not_before IS NULL GROUP BY run_id, target"
 )
@@ -61,16 +65,39 @@ def find_damage(path: Path, db: sqlite3.Connection, *, quick: bool = False) -> s
     try:
         # The seal last: what another finds says more.
         found = wal.first_bad(path) or _broken_pages(db, "quick_check" if quick else "integrity_check")
+        found = found or _broken_types(db)  # before anything is made of the values
         if not quick:
             found = found or _broken_results(db)
         return found or _broken_counts(db) or broken_seal(path)
     except sqlite3.DatabaseError as error:
         return f"SQLite finds: {error}"
+    except UnicodeDecodeError:  # of SQLite's message, which quotes a damaged schema
+        return "its schema is damaged"
 
 
 def _broken_pages(db: sqlite3.Connection, check: str) -> str | None:
     ((found,),) = db.execute(f"PRAGMA {check}(1)").fetchall()
     return None if found == "ok" else f"SQLite finds: {found}"
+
+
+def _broken_types(db: sqlite3.Connection) -> str | None:
+    """Values of a type that their column never has.
+
+    A row's header tells the types, and one changed byte of it makes another value that SQLite finds nothing wrong with:
+    it holds a table to its declared types only as values are written. Of each value the header alone is read.
+    """
+    for table in _TABLES:  # one that the ledger does not have has no columns
+        columns = db.execute(f"PRAGMA table_info({table})").fetchall()
+        wrong = " OR ".join(_is_of_other_type(*column) for column in columns)
+        if wrong and db.execute(f"SELECT 1 FROM {table} NOT INDEXED WHERE {wrong} LIMIT 1").fetchone() is not None:
+            return f"a row of {table} has a value of a type that it can't have"
+    return None
+
+
+def _is_of_other_type(_at: int, column: str, declared: str, required: int, _default: object, key: int) -> str:
+    """A condition, of a row that `PRAGMA table_info` gives for a column."""
+    is_other = f"typeof({column}) != '{declared.lower()}'"
+    return is_other if required or key else f"{column} IS NOT NULL AND {is_other}"
 
 
 def _broken_results(db: sqlite3.Connection) -> str | None:
