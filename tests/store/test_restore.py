@@ -37,7 +37,7 @@ from scraper_supervisor.store.backup import back_up
 from scraper_supervisor.store.faults import LedgerDamaged, LedgerTooNew
 from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.queries import LedgerReader
-from scraper_supervisor.store.restore import CLAIM_LEAP, NotRestored, restore
+from scraper_supervisor.store.restore import CLAIMS_A_SECOND, NotRestored, restore
 from scraper_supervisor.store.salvage import Missing
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def test_what_the_backup_lacks_is_told_from_the_damaged_ledger_and_the_events(si
     ledger = Ledger.open(site.path)
     image = ledger.perform([LoadRun(1, G)])[0]
     assert isinstance(image, RunImage)
-    assert image.next_claim == 1025 + CLAIM_LEAP
+    assert image.next_claim == 1_777_637_400 * CLAIMS_A_SECOND  # the time of the restore
     row = ledger._db.execute("SELECT restored_at, backup, backup_at FROM restores").fetchone()
     assert row == ("2026-05-01T12:10:00.000Z", site.backup.path.name, "2026-05-01T12:01:00.000Z")
     ledger.close()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CLAIM_LEAP: Final = 1 << 40  # claims that may have been given since the backup, and many more; 2^53 are exact in JSON
+CLAIMS_A_SECOND: Final = 1_000_000  # likewise since 1970, so that two restores of one backup do not leap alike
 _STEP: Final = 1 << 20  # bytes copied at once
 
 
@@ -76,7 +77,8 @@ def restore(state_dir: Path, clock: Callable[[], float] = time.time) -> Restored
     new = path.with_name(f"{FILE_NAME}.restored")
     moment = timestamp(clock()).replace("-", "").replace(":", "")
     try:
-        _prepare(backup, new, timestamp(clock()))
+        now = clock()
+        _prepare(backup, new, now)
         moved = list(_move_away(path, state_dir / CORRUPT / f"ledger-{moment}"))
         # Nobody writes to it yet; a common reader would leave an empty log beside it.
         with closing(sqlite3.connect(f"{uri(new, 'ro')}&immutable=1", uri=True, isolation_level=None)) as db:
@@ -85,7 +87,7 @@ def restore(state_dir: Path, clock: Callable[[], float] = time.time) -> Restored
             if remains is not None:
                 salvage.read_ledger(remains)
             salvage.read_events(state_dir, backup.at)
-        _note_runs(new, salvage.highest_runs, states)
+        _note_runs(new, now, salvage.highest_runs, states)
     except BaseException as error:
         discard(new)
         if isinstance(error, sqlite3.Error):
@@ -142,7 +144,7 @@ def _newest_sound(state_dir: Path) -> tuple[Backup, list[Unsound]]:
     raise NotRestored(f"{state_dir / BACKUPS}: there is no {'sound ' if unsound else ''}backup of the ledger{told}")
 
 
-def _prepare(backup: Backup, new: Path, now: str) -> None:
+def _prepare(backup: Backup, new: Path, now: float) -> None:
     """Make the ledger that is to be, durably, under another name."""
     discard(new)
     fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -158,11 +160,12 @@ def _prepare(backup: Backup, new: Path, now: str) -> None:
             if version < migrations.VERSION:
                 migrations.migrate(new, db, version)
             db.execute("BEGIN IMMEDIATE")
-            # A claim is never given twice, and which ones were given since the backup nobody knows.
-            db.execute("UPDATE groups SET next_claim = next_claim + ?", (CLAIM_LEAP,))
+            # A claim is never given twice, and which ones were given since the backup, or since another restore of it,
+            # nobody knows.
+            db.execute("UPDATE groups SET next_claim = max(next_claim + ?, ?)", (CLAIM_LEAP, _next_claim(now)))
             db.execute(
                 "INSERT INTO restores (restored_at, backup, backup_at) VALUES (?, ?, ?)",
-                (now, backup.path.name, timestamp(backup.at)),
+                (timestamp(now), backup.path.name, timestamp(backup.at)),
             )
             db.execute("COMMIT")
             use_log(new, db)
@@ -171,12 +174,18 @@ def _prepare(backup: Backup, new: Path, now: str) -> None:
         os.close(fd)
 
 
-def _note_runs(new: Path, *told: Mapping[str, int]) -> None:
-    """Have no run get a number that one had since the backup, as far as it is told of."""
+def _next_claim(now: float) -> int:
+    return int(now * CLAIMS_A_SECOND)
+
+
+def _note_runs(new: Path, now: float, *told: Mapping[str, int]) -> None:
+    """Have no run get a number that one had since the backup, nor a claim of its group, as far as it is told of."""
     used = {group: max(one.get(group, 0) for one in told) for group in set().union(*told)}
     with closing(sqlite3.connect(uri(new, "rw"), uri=True, isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
         run_numbers.note_used(db, used)
+        groups = [(group, _next_claim(now)) for group in sorted(used)]
+        db.executemany("INSERT INTO groups (name, next_claim) VALUES (?, ?) ON CONFLICT (name) DO NOTHING", groups)
         db.execute("COMMIT")
 
 
