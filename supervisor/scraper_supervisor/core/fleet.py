@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
-from scraper_supervisor.core.abort import AbortWindow, Decision
+from scraper_supervisor.core.abort import AbortWindow
 from scraper_supervisor.core.changes import plan
 from scraper_supervisor.core.checkpoints import Checkpoints
 from scraper_supervisor.core.claims import Claimed, Effect, ItemEnded
 from scraper_supervisor.core.desk import Desk
 from scraper_supervisor.core.disk import Disk
+from scraper_supervisor.core.endings import Endings
 from scraper_supervisor.core.events import (
     Asked,
     Command,
@@ -21,7 +22,6 @@ from scraper_supervisor.core.events import (
     Due,
     Event,
     Exited,
-    Leave,
     Persist,
     Persisted,
     PersistFailed,
@@ -122,6 +122,7 @@ class Fleet:
             self.restores,
             self.imports,
         )
+        self.endings = Endings(self.state, self.groups, self.lifecycle)
         self._begun = False  # the ledger has answered at all
         self._save_states_at: float | None = None
 
@@ -202,14 +203,14 @@ class Fleet:
             case Reconfigured(settings=settings):
                 self._reconfigure(settings, now)
             case Terminated():
-                self._terminate(event, now)
+                self.endings.terminate(event, now)
             case _ as never:
                 assert_never(never)
 
     def _finish(self, now: float) -> list[Command]:
         """What any event may have made possible: hand out items, complete runs, leave."""
         self.recycling.step(now)  # before items are handed out: it says who may have one
-        self._decide(self.abort.evaluate(now), now)
+        self.endings.decided(self.abort.evaluate(now), now)
         for group in list(self.state.groups.values()):
             open_ = group.state not in ENDED and self.state.disk_works()
             effects = group.queue.pump(now, self._may_start, open_=open_)
@@ -220,7 +221,7 @@ class Fleet:
         self.desk.answer_goodbyes()
         self.groups.forget_removed(self.state.groups, now)
         self.operators.settle(now)
-        self._leave_if_done()
+        self.endings.leave_if_done()
         commands, self.state.out = self.state.out, []
         return commands
 
@@ -384,33 +385,7 @@ class Fleet:
             self.state.groups[worker.group].queue.disconnected(conn)
             self.lifecycle.disconnected(worker, now)
 
-    # ---- the abort policy
-
-    def _decide(self, decisions: list[Decision], now: float) -> None:
-        for decision in decisions:
-            if decision.action != "aborted":
-                self.state.publish(
-                    "abort_evaluated",
-                    "warning" if decision.action == "suspected" else "info",
-                    "abort",
-                    group=decision.key if decision.scope == "group" else None,
-                    decision=decision,
-                )
-                continue
-            incident = self.state.incident_id()
-            names = list(self.state.groups) if decision.scope == "global" else [decision.key]
-            self.state.publish("abort_triggered", "critical", "abort", incident=incident, decision=decision)
-            for name in names:
-                group = self.state.groups.get(name)
-                if group is not None:
-                    self.groups.abort(group, f"aborted: {decision.reason}", now)
-            if decision.scope == "global":
-                self.state.phase = "aborting"
-            self.state.publish(
-                "abort_executed", "critical", "abort", incident=incident, decision=decision, groups=names
-            )
-
-    # ---- reload and the end
+    # ---- reload
 
     def _reconfigure(self, settings: Settings, now: float) -> None:
         state = self.state
@@ -428,48 +403,3 @@ class Fleet:
                 self.groups.create(settings.groups[name], "next" if state.once else "continue")
         self._save_states_at = min(self._save_states_at or now, now + settings.checkpoint.interval)
         state.publish("config_reloaded", "info", "config", summary=changes.summary)
-
-    def _terminate(self, event: Terminated, now: float) -> None:
-        state = self.state
-        if state.phase != "draining":
-            state.phase = "draining"
-            for group in state.groups.values():
-                self.groups.stop(group, event.reason, now)
-        if event.at_once:
-            state.at_once = True
-            for worker in state.workers.values():
-                if worker.life.alive:
-                    self.lifecycle.kill(worker, event.reason, "stopped", now)
-
-    def _leave_if_done(self) -> None:
-        """Leave when a drain is over, an abort is executed, or with `once` when nothing is left to do."""
-        state = self.state
-        if state.left or state.phase == "starting" or any(worker.life.up for worker in state.workers.values()):
-            return
-        if state.trees:
-            return
-        writing = state.saves or any(group.completing or group.queue.writing for group in state.groups.values())
-        if writing and (state.clocks_run() or state.phase != "draining"):
-            return  # but a drain does not wait for a disk that refuses: what is not written was not acknowledged
-        if state.phase == "draining":
-            self._leave(0, "drained")
-            return
-        groups = list(state.groups.values())
-        ended = all(group.state in ENDED and group.repeat_at is None for group in groups)
-        aborted = [group for group in groups if group.state is GroupState.ABORTED]
-        if state.phase == "aborting" or (ended and aborted):
-            if state.settings.supervisor.on_abort == "exit" or state.once:
-                self._leave(69, "; ".join(group.failed_reason or "aborted" for group in aborted) or "aborted")
-            else:
-                state.phase = "aborted"
-        elif state.once and ended:
-            failed = [group for group in groups if group.state is not GroupState.COMPLETED]
-            if failed:
-                reasons = "; ".join(f"{group.name}: {group.failed_reason or group.state.public}" for group in failed)
-                self._leave(1, f"items are left and no worker is able: {reasons}")
-            else:
-                self._leave(0, "every group completed")
-
-    def _leave(self, code: int, reason: str) -> None:
-        self.state.left = True
-        self.state.out.append(Leave(code, reason))
