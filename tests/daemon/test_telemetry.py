@@ -259,3 +259,20 @@ def test_the_names_are_the_contracts() -> None:
     assert len(EVENTS) == 33
     assert {"item_finished", "abort_executed", "worker_adopted"} <= EVENTS
     assert SEVERITIES[0] == "debug"
+
+
+def test_what_was_written_before_can_be_waited_for(tmp_path: Path) -> None:
+    log = EventLog(tmp_path, Trouble())
+    for number in range(1000):
+        log.write("item_finished", "debug", "queue", "c", number)
+    assert log.settle(10.0)
+    assert len((tmp_path / "events.jsonl").read_bytes().splitlines()) == 1000
+    log.close()
+
+
+def test_a_disk_that_refuses_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").mkdir()
+    log = EventLog(tmp_path, Trouble())
+    log.write("supervisor_started", "info", "supervisor", "c", None)
+    assert not log.settle(0.02)
+    log.close()

@@ -79,6 +79,7 @@ EX_DATA: Final = 65  # the ledger does not open
 REPEATED_SIGNAL: Final = 0.5  # seconds within which a second SIGTERM or SIGINT is the same one
 LINE_ROOM: Final = 1024 * 1024  # bytes that a line may be longer than the state in it
 ANSWERS_A_TURN: Final = 16
+EVENTS_WITHIN: Final = 0.05  # seconds that an answer waits for the event log
 ARM_EVERY: Final = 0.01  # seconds between two looks for the next deadline, which may come late by that much
 NOTIFY_WITHIN: Final = 30.0  # seconds that the notify command has
 LEVELS: Final = logging.getLevelNamesMapping()
@@ -196,8 +197,7 @@ class App:
         self._control = ControlSocket(
             Path(self._loaded.folders.control_socket),
             self.feed,
-            {"status": self._status},
-            {"reload": self._reload, "stop": self._stop},
+            {"status": self._tell_status, "reload": self._reload, "stop": self._stop},
             self._tasks,
         )
         try:
@@ -431,6 +431,12 @@ class App:
         self.feed(Terminated(f"{signum.name} to the supervisor", at_once=again))
 
     # ---- operators
+
+    async def _tell_status(self) -> tuple[bool, Any]:
+        """The status; what it shows is in the event log by then, if the disk takes that."""
+        status = self._status()
+        await asyncio.to_thread(self._events.settle, EVENTS_WITHIN)
+        return True, status
 
     def _status(self) -> Any:
         self._turn()  # what was asked before shows

@@ -1,4 +1,4 @@
-"""The operators' Unix socket: requests that read, act, or are the fleet's to serve."""
+"""The operators' Unix socket: requests that are ours to serve, or the fleet's."""
 
 from __future__ import annotations
 
@@ -70,12 +70,11 @@ class ControlConnection(Connection):
 
 
 class ControlSocket(Listener):
-    """control.sock: reads are served by `readers`, actions by `actions`, everything else is the fleet's.
+    """control.sock: some requests are served by `actions`, everything else is the fleet's.
 
     Args:
         path: of the socket.
         feed: takes an event.
-        readers: method → a function giving its document.
         actions: method → a coroutine function giving (ok, document).
     """
 
@@ -83,13 +82,11 @@ class ControlSocket(Listener):
         self,
         path: Path,
         feed: Callable[[Event], None],
-        readers: dict[str, Callable[[], Any]],
         actions: dict[str, Callable[[], Awaitable[tuple[bool, Any]]]],
         tasks: asyncio.TaskGroup,
     ) -> None:
         super().__init__(path)
         self._feed = feed
-        self._readers = readers
         self._actions = actions
         self._tasks = tasks
         self._connections: set[ControlConnection] = set()
@@ -123,10 +120,13 @@ class ControlSocket(Listener):
     def serve(self, connection: ControlConnection, call: int, method: str, params: ControlParams) -> None:
         """Serve one request."""
         self._requests[call] = connection
-        if method in self._readers:
-            self.answer(call, True, self._readers[method]())
-        elif method in self._actions and not params.names:
-            self._tasks.create_task(self._act(call, self._actions[method]), name=f"control {method}")
+        if method in self._actions and not params.names:
+            acting = self._act(call, self._actions[method])
+            try:
+                self._tasks.create_task(acting, name=f"control {method}")
+            except RuntimeError:  # the group of tasks is at its end, and so are we
+                acting.close()
+                self.answer(call, False, "the daemon is ending")
         else:
             self._feed(
                 Asked(

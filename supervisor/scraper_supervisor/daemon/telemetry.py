@@ -63,6 +63,7 @@ class BatchThread(Generic[T]):
         self._prompt = False
         self._closing = False
         self._dropped = 0
+        self._accepted = self._written = 0  # lines, since the beginning
         # Not joined at exit: one that hangs in a write to a stopped terminal must not hang the daemon.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -79,11 +80,20 @@ class BatchThread(Generic[T]):
                 self._dropped += 1
             return False
         self._lines.append(line)
+        self._accepted += 1
         if self._asleep or prompt:
             with self._changed:
                 self._prompt = prompt
                 self._changed.notify_all()
         return True
+
+    def drained(self, seconds: float) -> bool:
+        """Wait until what was queued before is written, but no longer than so many seconds; whether it is."""
+        upto = self._accepted
+        with self._changed:
+            self._prompt = True
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: self._written >= upto, seconds)
 
     def take_dropped(self) -> int:
         """How many lines were dropped since this was last asked."""
@@ -105,6 +115,9 @@ class BatchThread(Generic[T]):
             if self._write(batch):
                 for _ in batch:
                     self._lines.popleft()
+                with self._changed:
+                    self._written += len(batch)
+                    self._changed.notify_all()
             elif self._closing:
                 return
             else:
@@ -320,6 +333,10 @@ class EventLog:
         pending = _Pending(time.time(), event, severity, component, correlation_id, data, worker, group)
         if not self._thread.put(pending, prompt=severity != "debug"):
             self.lost += 1
+
+    def settle(self, seconds: float) -> bool:
+        """Wait until every event so far is in the file, but no longer than so many seconds; whether it is."""
+        return self._thread.drained(seconds)
 
     def close(self) -> int:
         """Write what waits, within seconds; how many events were lost in all."""
