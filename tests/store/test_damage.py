@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
@@ -126,7 +126,9 @@ def spoil(folder: Path, others: Path, damage: Damage) -> None:
         case "swap":
             path.write_bytes(files[where % len(files)].read_bytes())
         case "copy":
-            (folder / f"checkpoint-{50 + where:012d}{''.join(path.suffixes)}").write_bytes(data)
+            copy = folder / f"checkpoint-{50 + where:012d}{''.join(path.suffixes)}"
+            if not os.path.lexists(copy):  # an earlier damage may have made something else of it
+                copy.write_bytes(data)
         case "other":
             shutil.copy(min(others.glob("checkpoint-*")), path)
         case "folder":
@@ -145,6 +147,7 @@ def spoil(folder: Path, others: Path, damage: Damage) -> None:
 
 @settings(max_examples=250, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=5), st.lists(damages, min_size=1, max_size=4))
+@example([False, False], [("copy", 0, 0, b"x"), ("folder", 2, 0, b"x"), ("copy", 0, 0, b"x")])
 def test_any_damage_is_found_and_the_newest_sound_generation_used(packed: list[bool], done: list[Damage]) -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as place:
         root = Path(place)
@@ -440,7 +443,7 @@ def unreadable(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
         path.chmod(0)
 
     yield take
-    for path, mode in taken:
+    for path, mode in reversed(taken):  # a folder before what it holds
         path.chmod(mode)
 
 
