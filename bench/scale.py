@@ -31,20 +31,15 @@ async def scale(folder: Path, items: int, targets: Targets) -> None:
         begin = time.perf_counter()
         done, offered = 0, 2_000
         for mark in marks:
-            todo = mark - done
-            if done + todo > offered:
-                chunk = items + 2 * SAMPLE - offered if mark > 1_000 else 0
-                if chunk:
-                    before = time.perf_counter()
-                    await load.offer(chunk, "https://example.com/match/")
-                    offered += chunk
-                    print(f"  {chunk} items offered in {time.perf_counter() - before:.1f} s", flush=True)
-            await load.run(todo)
-            done += todo
+            if mark > offered:
+                before, rest = time.perf_counter(), items + 2 * SAMPLE - offered
+                await load.offer(rest, "https://example.com/match/")
+                offered += rest
+                print(f"  {rest} items offered in {time.perf_counter() - before:.1f} s", flush=True)
+            await load.run(mark - done)
+            done = mark
             memory[mark] = one.memory()
             sample = min(SAMPLE, offered - done)
-            if mark == 1_000:
-                sample = offered - done
             cpu = one.cpu_seconds()
             figures = await load.run(sample)
             costs[mark] = (one.cpu_seconds() - cpu) / sample

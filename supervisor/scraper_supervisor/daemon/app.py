@@ -192,8 +192,9 @@ class App:
         return self._leaving.code if self._leaving is not None else 1
 
     async def _serve(self) -> None:
-        ended = await self._processes.end_predecessors()
+        # Before the loop first turns: a signal may bring the fleet to its first step at any time from then on.
         self._workers = WorkerSocket(Path(self._loaded.folders.worker_socket), self.feed, self._line_limit())
+        ended = await self._processes.end_predecessors()
         self._control = ControlSocket(
             Path(self._loaded.folders.control_socket),
             self.feed,
@@ -265,8 +266,7 @@ class App:
         if self._ops:
             ops, self._ops = self._ops, []
             self._storage.submit(*ops)
-        if hasattr(self, "_workers"):
-            self._workers.flush()
+        self._workers.flush()
         if not self._arming:
             self._arming = True
             self._loop.call_later(max(0.0, self._armed + ARM_EVERY - time.monotonic()), self._arm)
