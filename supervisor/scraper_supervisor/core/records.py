@@ -7,7 +7,7 @@ checkpoint files of one worker. Wall-clock times are stamped by the store: the c
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeAlias
+from typing import Final, Generic, Literal, TypeAlias, TypeVar
 
 from msgspec import Raw, Struct
 
@@ -16,6 +16,15 @@ RETRY_ORIGIN: Final = 10_000_000_000.0  # subtracted from a retry's wall-clock t
 Outcome: TypeAlias = Literal["done", "failed", "retry", "open"]
 ItemState: TypeAlias = Literal["pending", "in_flight", "waiting", "parked", "done", "failed"]
 RunState: TypeAlias = Literal["running", "completed", "aborted"]
+
+
+AnswerT = TypeVar("AnswerT", covariant=True)
+
+
+class Operation(Struct, Generic[AnswerT], frozen=True):
+    """Something that the store is asked, and answers with an AnswerT under the same ticket."""
+
+    ticket: int
 
 
 class NewItem(Struct, frozen=True):
@@ -84,43 +93,31 @@ class RunImage(Struct, frozen=True):
 # ---- operations on the ledger ----------------------------------------------------------------------------------------
 
 
-class OpenRun(Struct, frozen=True, tag=True):
+class OpenRun(Operation[RunImage], frozen=True):
     """Continue the group's newest run, or begin one.
 
     `mode`: "continue" the newest whatever its state (a first one is begun if there is none), "next": begin a new one if
     the newest is completed, else continue; "fresh": begin a new one, whose workers start without a checkpoint.
-    Runs beyond `keep_runs` are removed. Answer: RunImage.
+    Runs beyond `keep_runs` are removed.
     """
 
-    ticket: int
     group: str
     mode: Literal["continue", "next", "fresh"]
     keep_runs: int
 
 
-class LoadRun(Struct, frozen=True, tag=True):
-    """Read a run's image again (after operations on many items). Answer: RunImage."""
+class LoadRun(Operation[RunImage], frozen=True):
+    """Read a run's image again (after operations on many items)."""
 
-    ticket: int
     group: str
 
 
-class SetRunState(Struct, frozen=True, tag=True):
-    """A run is completed, aborted, or running again. Answer: None."""
+class SetRunState(Operation[None], frozen=True):
+    """A run is completed, aborted, or running again."""
 
-    ticket: int
     group: str
     run_id: int
     state: RunState
-
-
-class AddItems(Struct, frozen=True, tag=True):
-    """Offer items. Answer: Added."""
-
-    ticket: int
-    group: str
-    run_id: int
-    items: tuple[NewItem, ...]
 
 
 class Added(Struct, frozen=True):
@@ -130,14 +127,29 @@ class Added(Struct, frozen=True):
     known: int
 
 
-class Conclude(Struct, frozen=True, tag=True):
-    """End a claim: outcome, result and offers in one transaction. Answer: Concluded.
+class AddItems(Operation[Added], frozen=True):
+    """Offer items."""
+
+    group: str
+    run_id: int
+    items: tuple[NewItem, ...]
+
+
+class Concluded(Struct, frozen=True):
+    """`seq` numbers the run's done items from 1 (None unless done); `order` is the retry's new place."""
+
+    seq: int | None
+    order: float | None
+    offered: Added
+
+
+class Conclude(Operation[Concluded], frozen=True):
+    """End a claim: outcome, result and offers in one transaction.
 
     outcome "open" gives the item back at no cost (its `alone` changed). `answer` is the recorded reply to item.failed.
     A result's row carries its SHA-256.
     """
 
-    ticket: int
     group: str
     run_id: int
     item: int
@@ -157,49 +169,30 @@ class Conclude(Struct, frozen=True, tag=True):
     offers: tuple[NewItem, ...] = ()
 
 
-class Concluded(Struct, frozen=True):
-    """`seq` numbers the run's done items from 1 (None unless done); `order` is the retry's new place."""
-
-    seq: int | None
-    order: float | None
-    offered: Added
-
-
-class FetchLanes(Struct, frozen=True, tag=True):
-    """The next open items without a time to wait for, of each (target, after), by priority and order. Answer: Entries.
-
-    `after` is (-priority, order) of the last one that the queue has seen, None from the start. At most `limit` a lane.
-    """
-
-    ticket: int
-    group: str
-    run_id: int
-    lanes: tuple[tuple[str | None, tuple[int, float] | None], ...]
-    limit: int
-
-
-class FetchWaiting(Struct, frozen=True, tag=True):
-    """The open items with a time to wait for, earliest first, at most `limit`. Answer: Entries."""
-
-    ticket: int
-    group: str
-    run_id: int
-    limit: int
-
-
 class Entries(Struct, frozen=True):
     """Items, in the order asked for."""
 
     items: tuple[Entry, ...]
 
 
-class FindConclusion(Struct, frozen=True, tag=True):
-    """How an item stands and how its last claim ended. Answer: Conclusion or None (unknown key)."""
+class FetchLanes(Operation[Entries], frozen=True):
+    """The next open items without a time to wait for, of each (target, after), by priority and order.
 
-    ticket: int
+    `after` is (-priority, order) of the last one that the queue has seen, None from the start. At most `limit` a lane.
+    """
+
     group: str
     run_id: int
-    key: str
+    lanes: tuple[tuple[str | None, tuple[int, float] | None], ...]
+    limit: int
+
+
+class FetchWaiting(Operation[Entries], frozen=True):
+    """The open items with a time to wait for, earliest first, at most `limit`."""
+
+    group: str
+    run_id: int
+    limit: int
 
 
 class Conclusion(Struct, frozen=True):
@@ -212,26 +205,26 @@ class Conclusion(Struct, frozen=True):
     answer: Raw | None
 
 
-class ReserveClaims(Struct, frozen=True, tag=True):
-    """No claim below `upto` will be given again after a restart. Answer: None."""
+class FindConclusion(Operation[Conclusion | None], frozen=True):
+    """How an item stands and how its last claim ended."""
 
-    ticket: int
+    group: str
+    run_id: int
+    key: str
+
+
+class ReserveClaims(Operation[None], frozen=True):
+    """No claim below `upto` will be given again after a restart."""
+
     group: str
     upto: int
 
 
-class SetIntent(Struct, frozen=True, tag=True):
-    """What an operator wants of a group or worker outlives the daemon; None forgets it. Answer: None."""
+class SetIntent(Operation[None], frozen=True):
+    """What an operator wants of a group or worker outlives the daemon; None forgets it."""
 
-    ticket: int
     name: str
     intent: Literal["paused", "drained", "stopped"] | None
-
-
-class LoadIntents(Struct, frozen=True, tag=True):
-    """What operators want of groups and workers, from before. Answer: Intents."""
-
-    ticket: int
 
 
 class Intents(Struct, frozen=True):
@@ -240,24 +233,9 @@ class Intents(Struct, frozen=True):
     names: tuple[tuple[str, Literal["paused", "drained", "stopped"]], ...]
 
 
-class Requeue(Struct, frozen=True, tag=True):
-    """Make items pending again with no attempts charged: by key, all failed, all parked. Answer: Changed."""
+class LoadIntents(Operation[Intents], frozen=True):
+    """What operators want of groups and workers, from before."""
 
-    ticket: int
-    group: str
-    run_id: int
-    keys: tuple[str, ...]
-    failed: bool
-    parked: bool
-
-
-class Cancel(Struct, frozen=True, tag=True):
-    """Fail items for good that are not done. Answer: Changed."""
-
-    ticket: int
-    group: str
-    run_id: int
-    keys: tuple[str, ...]
 
 
 class Changed(Struct, frozen=True):
@@ -267,42 +245,22 @@ class Changed(Struct, frozen=True):
     untouched: tuple[str, ...]
 
 
-class ImportBegin(Struct, frozen=True, tag=True):
-    """Begin a run that is filled by ImportLines; until ImportFinish nobody sees it. Answer: Imported.
+class Requeue(Operation[Changed], frozen=True):
+    """Make items pending again with no attempts charged: by key, all failed, all parked."""
 
-    An import of the group that was begun before and not finished is given up.
-    """
-
-    ticket: int
-    group: str
-
-
-class ImportLines(Struct, frozen=True, tag=True):
-    """Put whole lines of an export (see core.portable) into the run that is being imported. Answer: Imported."""
-
-    ticket: int
     group: str
     run_id: int
-    lines: bytes
+    keys: tuple[str, ...]
+    failed: bool
+    parked: bool
 
 
-class ImportFinish(Struct, frozen=True, tag=True):
-    """The run that was imported becomes the group's newest. Answer: Imported.
+class Cancel(Operation[Changed], frozen=True):
+    """Fail items for good that are not done."""
 
-    What was removed of older ones is for the next OpenRun to say. The workers' states are still to be taken.
-    """
-
-    ticket: int
     group: str
     run_id: int
-
-
-class ImportDrop(Struct, frozen=True, tag=True):
-    """Give up an import that is not finished; its rows are removed in small steps. Answer: Imported."""
-
-    ticket: int
-    group: str
-    run_id: int
+    keys: tuple[str, ...]
 
 
 class Imported(Struct, frozen=True):
@@ -313,13 +271,38 @@ class Imported(Struct, frozen=True):
     problem: str | None = None
 
 
-class TakeState(Struct, frozen=True, tag=True):
-    """A state that is owed to a worker of this run, to be saved as a checkpoint. Answer: StateTaken or None."""
+class ImportBegin(Operation[Imported], frozen=True):
+    """Begin a run that is filled by ImportLines; until ImportFinish nobody sees it.
 
-    ticket: int
+    An import of the group that was begun before and not finished is given up.
+    """
+
+    group: str
+
+
+class ImportLines(Operation[Imported], frozen=True):
+    """Put whole lines of an export (see core.portable) into the run that is being imported."""
+
     group: str
     run_id: int
-    worker: str
+    lines: bytes
+
+
+class ImportFinish(Operation[Imported], frozen=True):
+    """The run that was imported becomes the group's newest.
+
+    What was removed of older ones is for the next OpenRun to say. The workers' states are still to be taken.
+    """
+
+    group: str
+    run_id: int
+
+
+class ImportDrop(Operation[Imported], frozen=True):
+    """Give up an import that is not finished; its rows are removed in small steps."""
+
+    group: str
+    run_id: int
 
 
 class StateTaken(Struct, frozen=True):
@@ -330,19 +313,25 @@ class StateTaken(Struct, frozen=True):
     state: Raw
 
 
-class DropState(Struct, frozen=True, tag=True):
-    """The state that was owed to a worker is a checkpoint now. Answer: None."""
+class TakeState(Operation[StateTaken | None], frozen=True):
+    """A state that is owed to a worker of this run, to be saved as a checkpoint."""
 
-    ticket: int
     group: str
     run_id: int
     worker: str
 
 
-class Probe(Struct, frozen=True, tag=True):
-    """Learn whether the ledger can be written again, with `room` bytes to spare on its disk. Answer: None."""
+class DropState(Operation[None], frozen=True):
+    """The state that was owed to a worker is a checkpoint now."""
 
-    ticket: int
+    group: str
+    run_id: int
+    worker: str
+
+
+class Probe(Operation[None], frozen=True):
+    """Learn whether the ledger can be written again, with `room` bytes to spare on its disk."""
+
     room: int = 0
 
 
@@ -351,21 +340,6 @@ QueueOp: TypeAlias = AddItems | Conclude | FetchLanes | FetchWaiting | FindConcl
 LedgerOp: TypeAlias = QueueOp | ImportOp | OpenRun | LoadRun | SetRunState | SetIntent | LoadIntents | Probe
 
 # ---- operations on the checkpoint files -----------------------------------------------------------------------------
-
-
-class SaveState(Struct, frozen=True, tag=True):
-    """Write a worker's state as its next generation. Answer: StateSaved."""
-
-    ticket: int
-    worker: str
-    run: int
-    schema: str
-    state: Raw
-    pending: int
-    done: int
-    failed: int
-    retention: int
-    gzip: bool
 
 
 class StateSaved(Struct, frozen=True):
@@ -379,13 +353,18 @@ class StateSaved(Struct, frozen=True):
     removed: tuple[int, ...]
 
 
-class LoadState(Struct, frozen=True, tag=True):
-    """The newest sound state of a run from `fresh_from` on, or the one of `generation`. Answer: StateLoaded."""
+class SaveState(Operation[StateSaved], frozen=True):
+    """Write a worker's state as its next generation."""
 
-    ticket: int
     worker: str
-    fresh_from: int
-    generation: int | None = None
+    run: int
+    schema: str
+    state: Raw
+    pending: int
+    done: int
+    failed: int
+    retention: int
+    gzip: bool
 
 
 class Damage(Struct, frozen=True):
@@ -413,10 +392,17 @@ class StateLoaded(Struct, frozen=True):
     there: tuple[int, ...] = ()
 
 
-class ProbeFolder(Struct, frozen=True, tag=True):
-    """Learn whether a worker's folder takes a file of `room` bytes again. Answer: None."""
+class LoadState(Operation[StateLoaded], frozen=True):
+    """The newest sound state of a run from `fresh_from` on, or the one of `generation`."""
 
-    ticket: int
+    worker: str
+    fresh_from: int
+    generation: int | None = None
+
+
+class ProbeFolder(Operation[None], frozen=True):
+    """Learn whether a worker's folder takes a file of `room` bytes again."""
+
     worker: str
     room: int
 
