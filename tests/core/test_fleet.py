@@ -26,6 +26,7 @@ from scraper_supervisor.core.events import (
     TreeEnded,
     Withdrawn,
 )
+from scraper_supervisor.core.queue import QueueCounts
 from scraper_supervisor.core.records import (
     AddItems,
     Cancel,
@@ -703,7 +704,7 @@ def test_counts_tell_pending_in_flight_and_waiting_apart():
     a = play.up()
     x, _ = play.gives(a), play.gives(a)
     play >> a(ItemFailed("x", BLIP, x.claim)) << a.gets(ANY)
-    assert play.fleet.state.groups["g"].queue.counts(play.now) == (1, 1, 1)
+    assert play.fleet.state.groups["g"].queue.counts(play.now) == QueueCounts(1, 1, 1, 0, 0, 0)
 
 
 def test_a_failure_outside_any_item_is_shown_and_has_no_vote():
@@ -737,7 +738,7 @@ def test_an_item_that_is_cancelled_while_its_failure_is_being_written_is_not_tri
         play >> a(ItemFailed("x", BLIP, x.claim)) << writes(Conclude)
     play.flow().ignoring(Answered, Refuse, Reply, Persist)
     assert play.row("x").state == "failed"
-    assert play.fleet.state.groups["g"].queue.counts(play.now) == (0, 0, 0)
+    assert play.fleet.state.groups["g"].queue.counts(play.now) == QueueCounts(0, 0, 0, 0, 0, 1)
 
 
 def test_a_reload_may_remove_a_group_of_which_the_ledger_has_not_told_yet():

@@ -135,24 +135,14 @@ def test_who_hangs_up_before_the_answer_is_not_introduced():
     assert not play.fleet.state.conns
 
 
-def test_a_client_need_not_wait_for_the_answer():
+def test_a_word_before_the_answer_is_refused_since_the_socket_holds_back_what_may_come_early():
     play = Play()
     a = play.spawned()
     play.hold()
     play >> a.hello() << writes(LoadState)
-    play >> a(ItemsOffer(["x"]))
-    play.silence().flow() << a.gets(ANY, a.call - 1) << a.gets(Offered(1, 0))
-
-
-def test_what_came_after_a_hello_that_is_refused_is_refused_too():
-    play = Play()
-    a = play.spawned()
-    play.store.damaged.add("g-0")
-    play.hold()
-    play >> a.hello() << writes(LoadState)
-    play >> a(ItemNext())
-    play >> play.durable() << a.refused(NO_CHECKPOINT, None, call=a.call - 1)
-    assert play.seen[-1] == a.refused(NOT_INTRODUCED)
+    play >> a(ItemsOffer(["x"])) << a.refused(NOT_INTRODUCED)
+    play.flow() << a.gets(ANY, a.call - 1)
+    play >> a(ItemsOffer(["x"])) << a.gets(Offered(1, 0))
 
 
 @pytest.mark.parametrize("when", ["waiting", "introduced"])
@@ -190,7 +180,7 @@ def test_a_worker_that_comes_back_while_draining_is_told_again():
     a = play.up()
     x = play.gives(a)
     play.fleet.lifecycle.drain(play.fleet.state.workers["g-0"], "enough", "stop", play.now)
-    play.fleet.state.out.clear()
+    play.fleet.outbox.commands.clear()
     play.at(10.0).leaves(a)
     again = play.back(a, x)
     play << again.gets(ANY) << Tell(again.conn, Drain("enough", 20.0))

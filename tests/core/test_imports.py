@@ -342,7 +342,7 @@ def test_an_import_whose_command_is_gone_is_given_up(step):
         begun(play)
     play >> ask(play, step, 3, "x\n") << writes(ImportBegin if step == "begin" else ImportLines)
     play >> Withdrawn(3)
-    play.silence() >> answered(play, Imported(9)) << Answered(0, True, ANY) << Persist(ImportDrop(ANY, "g", 9))
+    play.silence() >> answered(play, Imported(9)) << Persist(ImportDrop(ANY, "g", 9))
     play >> answered(play, Imported(9))
     play.silence() >> ask(play, "lines", 4, "x\n") << Answered(4, False, ANY)
 

@@ -589,7 +589,7 @@ def test_too_many_failures_abort_everything_and_the_items_wait_for_an_operator()
     play.dies(a, 0).ignoring(HangUp)
     assert play.seen.pop(0).code == 69
     counts = play.fleet.state.groups["g"].queue.counts(play.now)
-    assert counts == (30, 0, 0)
+    assert (counts.pending, counts.in_flight, counts.waiting, counts.failed) == (30, 0, 0, 30)
 
 
 def test_items_handed_out_together_after_a_long_rest_begin_their_progress_together():

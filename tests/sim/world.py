@@ -515,17 +515,17 @@ class World:
             bound = worker.conn is None or worker.conn in self.conns or bool(self._inbox)
             self._must(bound, f"{name} is bound to connection {worker.conn}, which is closed")
         for group in state.groups.values():
-            for name, _, key, _ in group.queue.open_claims():
-                self._must(state.workers[name].life.up, f"{key} is in the hands of {name}, which is down")
+            for one in group.queue.open_claims():
+                up = state.workers[one.worker].life.up
+                self._must(up, f"{one.key} is in the hands of {one.worker}, which is down")
             self._bounds(group.queue)
             if self.left is None and group.state is GroupState.RUNNING and not self.plain:
                 up = any(one.life.up or one.life.phase is Phase.BACKOFF for one in state.team(group))
                 waits = group.completing or state.storage.ledger is not None
                 self._must(up or waits or not state.team(group), f"nobody works for {group.name}")
-        tried = set(self.fleet.disk._probes.values())
         for place, trouble in ((None, state.storage.ledger), *state.storage.folders.items()):
             if trouble is not None:
-                waits = trouble.probe_at is not None or place in tried
+                waits = trouble.probe_at is not None or trouble.probe in self.fleet.outbox.pending
                 self._must(waits, f"{place or 'the ledger'} refused and is never tried again")
 
     def _bounds(self, queue: Any) -> None:
@@ -539,6 +539,8 @@ class World:
         self._must(len(inner._heads) <= 1000, f"{len(inner._heads)} heads")
         self._must(len(inner._paced) <= 200, f"{len(inner._paced)} paced")
         self._must(queue.offering >= 0, "less than no offer")
+        asked = [one.op.ticket for one in self.fleet.outbox.pending.values()]
+        self._must(len(asked) <= 2000, f"{len(asked)} questions to the store are open")
 
     # ---- faults
 

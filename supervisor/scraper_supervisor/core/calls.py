@@ -8,74 +8,40 @@ from urllib.parse import urlsplit
 
 from msgspec import Raw, Struct
 
-from scraper_supervisor.core.events import Persist, Refuse, Reply
-from scraper_supervisor.core.records import Conclusion, FetchLanes, FetchWaiting, LedgerOp, NewItem
+from scraper_supervisor.core.records import NewItem
 from scraper_worker.protocol import (
     NOT_CLAIMED,
     STORAGE_UNAVAILABLE,
     DoneAnswer,
     ItemDone,
-    ItemFailed,
     Offer,
     RpcError,
     check_key,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from scraper_supervisor.core.events import PersistFailed
+    from scraper_supervisor.core.records import Conclusion
+    from scraper_worker.protocol import ItemFailed
 
 _PLAIN_URL: Final = re.compile(r"[a-z]+://([A-Za-z0-9.-]+)(?::[0-9]+)?(?:[/?#]|\Z)")  # most are, and parsing costs
 STORAGE_RETRY_AFTER: Final = 1.0  # seconds until a refused call should come again
 
 
 class Caller(Struct, frozen=True):
-    """Who calls, and where the answer goes."""
+    """Who calls, and where the answer goes; `call` is None for a notification, which is never answered."""
 
     worker: str
     incarnation: int
     conn: int
-    call: int
+    call: int | None
 
 
-class Asked(Struct, frozen=True):
-    """An operation that the store has not answered yet, and the call behind it, if there is one."""
+class RunRef(Struct):
+    """The run that a group's queue works on, for all parts of the queue. `run_id` is 0 until there is one."""
 
-    op: LedgerOp
-    caller: Caller | None = None
-    message: ItemDone | ItemFailed | None = None
-
-
-class Requests:
-    """What one group's queue asked of the ledger.
-
-    Args:
-        group: its name.
-        ticket: mints the numbers under which the store answers.
-    """
-
-    def __init__(self, group: str, ticket: Callable[[], int]) -> None:
-        self.group = group
-        self.ticket = ticket
-        self.run_id = 0
-        self._asked: dict[int, Asked] = {}
-
-    def ask(self, op: LedgerOp, caller: Caller | None = None, message: ItemDone | ItemFailed | None = None) -> Persist:
-        """Ask, and remember for whom."""
-        self._asked[op.ticket] = Asked(op, caller, message)
-        return Persist(op)
-
-    def answered(self, ticket: int) -> Asked | None:
-        """What was asked under this ticket; None if it is nobody's matter any more."""
-        return self._asked.pop(ticket, None)
-
-    def owes(self, conn: int) -> bool:
-        """Whether a call of this connection waits for the ledger."""
-        return any(asked.caller is not None and asked.caller.conn == conn for asked in self._asked.values())
-
-    def forget_fetches(self) -> None:
-        """What is on its way for the lanes as they were would move new ones past items that they do not hold."""
-        fetches = (FetchLanes, FetchWaiting)
-        self._asked = {ticket: one for ticket, one in self._asked.items() if not isinstance(one.op, fetches)}
+    group: str
+    run_id: int = 0
 
 
 def target_of(key: str, given: str | None) -> str | None:
@@ -109,23 +75,24 @@ def new_items(entries: list[str | Offer], path: str) -> tuple[NewItem, ...]:
     return tuple(items)
 
 
-def recorded(caller: Caller, message: ItemDone | ItemFailed, found: Conclusion | None) -> Reply | Refuse:
-    """Answer a call about a claim that is not open, from what the ledger recorded."""
-    if found is not None:
-        same = message.claim is not None and message.claim == found.claim
-        if isinstance(message, ItemDone) and found.state == "done":
-            return Reply(caller.conn, caller.call, DoneAnswer(found.seq or 0, not (same and found.outcome == "done")))
-        if isinstance(message, ItemFailed) and same and found.answer is not None:
-            return Reply(caller.conn, caller.call, found.answer)
-    return not_claimed(caller, message.key)
+def recorded(message: ItemDone | ItemFailed, found: Conclusion | None) -> DoneAnswer | Raw | None:
+    """The answer to a call about a claim that is not open, from what the ledger recorded; None if it was another's."""
+    if found is None:
+        return None
+    same = message.claim is not None and message.claim == found.claim
+    if isinstance(message, ItemDone):
+        if found.state == "done":
+            return DoneAnswer(found.seq or 0, not (same and found.outcome == "done"))
+        return None
+    return found.answer if same else None
 
 
-def not_claimed(caller: Caller, key: str) -> Refuse:
+def not_claimed(key: str) -> RpcError:
     """The answer to who does not hold the item."""
-    return Refuse(caller.conn, caller.call, RpcError(NOT_CLAIMED, f"{key!r} is not claimed by this worker"))
+    return RpcError(NOT_CLAIMED, f"{key!r} is not claimed by this worker")
 
 
-def storage_error(errno: int, message: str) -> RpcError:
+def storage_error(fault: PersistFailed) -> RpcError:
     """What a worker is told when the disk refuses."""
-    data = {"errno": errno, "retry_after": STORAGE_RETRY_AFTER}
-    return RpcError(STORAGE_UNAVAILABLE, f"storage unavailable: {message}", data)
+    data = {"errno": fault.errno, "retry_after": STORAGE_RETRY_AFTER}
+    return RpcError(STORAGE_UNAVAILABLE, f"storage unavailable: {fault.message}", data)

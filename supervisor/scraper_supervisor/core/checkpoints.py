@@ -1,24 +1,32 @@
-"""Workers' saved states: asked to be written or read, and what is answered when they are."""
+"""Workers' saved states: asked to be written or read, and what is answered when they are.
+
+Whoever wants a state written or read does it through here, so that each is counted and told of, and damage is too.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from scraper_supervisor.core.calls import storage_error
 from scraper_supervisor.core.records import LoadState, SaveState, StateLoaded, StateSaved
 from scraper_worker.protocol import (
     NO_CHECKPOINT,
-    STORAGE_UNAVAILABLE,
     TOO_LARGE,
     BadParams,
     CheckpointSave,
     CheckpointState,
+    ItemCounts,
     Saved,
 )
 
 if TYPE_CHECKING:
-    from scraper_supervisor.core.events import Said
-    from scraper_supervisor.core.lifecycle import Lifecycle
+    from collections.abc import Callable
+
+    from msgspec import Raw
+
+    from scraper_supervisor.core.events import PersistFailed, Said
+    from scraper_supervisor.core.settings import CheckpointSettings
     from scraper_supervisor.core.slo import Slo
     from scraper_supervisor.core.state import FleetState, Worker
 
@@ -58,18 +66,88 @@ def why_not_given(worker: str, generation: int, answer: StateLoaded) -> str | No
             return f"{worker} has no checkpoint {generation}{others}"
 
 
+def save_op(
+    ticket: int, worker: str, run: int, schema: str, state: Raw, counts: ItemCounts, settings: CheckpointSettings
+) -> SaveState:
+    """The operation that writes a worker's state as its next generation, as it is configured.
+
+    Args:
+        ticket: under which the store answers.
+        worker: whose state it is.
+        run: the number of the group's run.
+        schema: "NAME/INTEGER".
+        state: a JSON object.
+        counts: the items of the group.
+        settings: the table `[checkpoint]`.
+    """
+    return SaveState(
+        ticket,
+        worker,
+        run,
+        schema,
+        state,
+        counts.pending,
+        counts.done,
+        counts.failed,
+        settings.retention,
+        settings.compression == "gzip",
+    )
+
+
 class Checkpoints:
-    """Serves checkpoint.save and checkpoint.load."""
+    """Serves checkpoint.save and checkpoint.load, and writes the latest states again with the progress since."""
 
-    def __init__(self, state: FleetState, lifecycle: Lifecycle, slo: Slo) -> None:
+    def __init__(self, state: FleetState, slo: Slo) -> None:
         self._state = state
-        self._lifecycle = lifecycle
         self._slo = slo
-        self._calls: dict[int, tuple[int, int | None]] = {}  # ticket → (conn, call)
+        self._since: float | None = None  # when the states were last written again, monotonic seconds
 
-    def owes(self, conn: int) -> bool:
-        """Whether a call of this connection waits for the disk."""
-        return any(caller[0] == conn for caller in self._calls.values())
+    # ---- for everybody
+
+    def write(
+        self,
+        op: SaveState,
+        saved: Callable[[StateSaved], None],
+        refused: Callable[[PersistFailed], None],
+        conn: int | None = None,
+    ) -> None:
+        """Have a state written; `saved` or `refused` is told."""
+
+        def answered(answer: StateSaved, _: float) -> None:
+            self._saved(op, answer)
+            saved(answer)
+
+        self._state.outbox.ask(op, answered, lambda fault, _: refused(fault), conn=conn)
+
+    def read(
+        self,
+        op: LoadState,
+        loaded: Callable[[StateLoaded, float], None],
+        refused: Callable[[PersistFailed, float], None],
+        conn: int | None = None,
+    ) -> None:
+        """Have a state read; `loaded` or `refused` is told. What is found damaged is published."""
+        self._state.outbox.ask(op, partial(self._loaded, op.worker, loaded), refused, conn=conn)
+
+    def _loaded(
+        self, worker: str, loaded: Callable[[StateLoaded, float], None], answer: StateLoaded, now: float
+    ) -> None:
+        publish_damage(self._state, worker, answer)
+        loaded(answer, now)
+
+    def op_of(self, worker: Worker, schema: str, state: Raw) -> SaveState:
+        """The operation that writes a worker's state, with the group's counts as they are."""
+        queue = self._state.groups[worker.group].queue
+        run = 0 if queue.image is None else queue.image.run
+        ticket, settings = self._state.outbox.ticket(), self._state.settings.checkpoint
+        return save_op(ticket, worker.name, run, schema, state, queue.summary(), settings)
+
+    def fresh_from(self, worker: Worker) -> int:
+        """The first run whose states still count."""
+        image = self._state.groups[worker.group].queue.image
+        return 0 if image is None else image.fresh_from
+
+    # ---- what workers call
 
     def save(self, event: Said, worker: Worker, save: CheckpointSave) -> None:
         """checkpoint.save.
@@ -83,32 +161,78 @@ class Checkpoints:
         text = memoryview(save.state)  # it may be large: no copy is made of it
         if text[0] != ord("{"):
             raise BadParams("state", "expected an object")
-        size, limit = text.nbytes, self._state.settings.checkpoint.max_state
+        outbox, size, limit = self._state.outbox, text.nbytes, self._state.settings.checkpoint.max_state
         if size > limit:
             message = f"the state has {size} bytes, over max_state of {limit}"
-            self._state.refuse(event.conn, event.call, TOO_LARGE, message, {"path": "state", "limit": limit})
+            outbox.refuse(event.conn, event.call, TOO_LARGE, message, {"path": "state", "limit": limit})
             return
         worker.state = (save.schema, save.state) if size <= SMALL_STATE else None
-        group = self._state.groups[worker.group]
-        worker.state_ended = group.queue.done + group.queue.failed
-        op = self._lifecycle.state_op(worker, save.schema, save.state)
-        self._calls[op.ticket] = (event.conn, event.call)
-        self._state.persist(op)
+        ended = self._state.groups[worker.group].queue.ended
+        worker.state_ended = ended.done + ended.failed
+        self.write(
+            self.op_of(worker, save.schema, save.state),
+            lambda answer: outbox.reply(event.conn, event.call, Saved(answer.generation, answer.sha256)),
+            partial(self._unavailable, event),
+            event.conn,
+        )
 
     def load(self, event: Said, worker: Worker, generation: int | None) -> None:
         """checkpoint.load."""
-        op = LoadState(self._state.ticket(), worker.name, self.fresh_from(worker), generation)
-        self._calls[op.ticket] = (event.conn, event.call)
-        self._state.persist(op)
+        op = LoadState(self._state.outbox.ticket(), worker.name, self.fresh_from(worker), generation)
+        self.read(op, partial(self._told, event, op), lambda fault, _: self._unavailable(event, fault), event.conn)
 
-    def fresh_from(self, worker: Worker) -> int:
-        """The first run whose states still count."""
-        image = self._state.groups[worker.group].queue.image
-        return 0 if image is None else image.fresh_from
+    def _told(self, event: Said, op: LoadState, answer: StateLoaded, _: float) -> None:
+        outbox = self._state.outbox
+        if answer.found == "sound":
+            self.publish_loaded(self._state.workers.get(op.worker), answer)
+            outbox.reply(event.conn, event.call, state_of(answer))
+        elif answer.found == "none":
+            outbox.reply(event.conn, event.call, None)
+        else:
+            if op.generation is None:
+                reason = why_unusable(op.worker, answer)
+            else:
+                reason = why_not_given(op.worker, op.generation, answer)
+            outbox.refuse(event.conn, event.call, NO_CHECKPOINT, reason or f"no checkpoint of {op.worker}")
 
-    def saved(self, op: SaveState, answer: StateSaved) -> None:
-        """A state is durable."""
-        self._state.saves.discard(op.ticket)
+    def _unavailable(self, event: Said, fault: PersistFailed) -> None:
+        error = storage_error(fault)
+        self._state.outbox.refuse(event.conn, event.call, error.code, error.message, error.data)
+
+    # ---- the latest state, written again with the progress since
+
+    def begin(self, now: float) -> None:
+        """Count `interval` from now on."""
+        self._since = now
+
+    def next_deadline(self) -> float | None:
+        """When `due` has something to write."""
+        return None if self._since is None else self._since + self._state.settings.checkpoint.interval
+
+    def due(self, now: float) -> None:
+        """`interval` may have passed."""
+        deadline = self.next_deadline()
+        if deadline is not None and now >= deadline:
+            self.begin(now)
+            for worker in self._state.workers.values():
+                self.save_again(worker)
+
+    def save_again(self, worker: Worker) -> None:
+        """Write the worker's latest state once more, if it is small and items ended since it was written."""
+        queue = self._state.groups[worker.group].queue
+        ended = queue.ended.done + queue.ended.failed
+        if worker.state is None or queue.image is None or worker.state_ended == ended:
+            return
+        worker.state_ended = ended
+
+        def refused(_: PersistFailed) -> None:
+            worker.state_ended = -1  # written again at the next occasion
+
+        self.write(self.op_of(worker, *worker.state), lambda _: None, refused)
+
+    # ---- inside
+
+    def _saved(self, op: SaveState, answer: StateSaved) -> None:
         self._slo.checkpoint(answer.seconds)
         worker = self._state.workers.get(op.worker)
         if worker is not None:
@@ -132,46 +256,6 @@ class Checkpoints:
                 generations=answer.removed,
                 reason=f"retention keeps {op.retention}",
             )
-        caller = self._calls.pop(op.ticket, None)
-        if caller is not None:
-            self._state.reply(*caller, Saved(answer.generation, answer.sha256))
-
-    def loaded(self, op: LoadState, answer: StateLoaded) -> None:
-        """A state was read for checkpoint.load."""
-        conn, call = self._calls.pop(op.ticket, (0, None))
-        if answer.found == "sound":
-            self.publish_loaded(self._state.workers.get(op.worker), answer)
-            self._state.reply(conn, call, state_of(answer))
-        elif answer.found == "none":
-            self._state.reply(conn, call, None)
-        else:
-            if op.generation is None:
-                reason = why_unusable(op.worker, answer)
-            else:
-                reason = why_not_given(op.worker, op.generation, answer)
-            self._state.refuse(conn, call, NO_CHECKPOINT, reason or f"no checkpoint of {op.worker}")
-
-    def failed(self, op: SaveState | LoadState, errno: int, message: str) -> None:
-        """A state could not be written or read: the caller is told to come again."""
-        self._state.saves.discard(op.ticket)
-        error = storage_error(errno, message)
-        caller = self._calls.pop(op.ticket, None)
-        if caller is not None:
-            self._state.refuse(*caller, STORAGE_UNAVAILABLE, error.message, error.data)
-        elif isinstance(op, SaveState) and op.worker in self._state.workers:
-            self._state.workers[op.worker].state_ended = -1  # written again at the next occasion
-
-    def publish_damage(self, worker: str, answer: StateLoaded) -> None:
-        """Tell of every file that was found damaged."""
-        for damage in answer.damage:
-            self._state.publish(
-                "checkpoint_corrupted",
-                "error",
-                "checkpoints",
-                worker=self._state.workers.get(worker),
-                path=damage.path,
-                reason=damage.reason,
-            )
 
     def publish_loaded(self, worker: Worker | None, answer: StateLoaded) -> None:
         """Tell which state a worker was given."""
@@ -183,4 +267,17 @@ class Checkpoints:
             generation=answer.generation,
             schema=answer.schema,
             saved_at=answer.saved_at,
+        )
+
+
+def publish_damage(state: FleetState, worker: str, answer: StateLoaded) -> None:
+    """Tell of every file that was found damaged."""
+    for damage in answer.damage:
+        state.publish(
+            "checkpoint_corrupted",
+            "error",
+            "checkpoints",
+            worker=state.workers.get(worker),
+            path=damage.path,
+            reason=damage.reason,
         )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
 from scraper_supervisor.core.calls import Caller
-from scraper_supervisor.core.events import Persist, Refuse, Reply
 from scraper_supervisor.core.lanes import Item
 from scraper_supervisor.core.records import Conclude
 from scraper_worker.protocol import FailedAnswer, Failure
@@ -19,36 +18,8 @@ if TYPE_CHECKING:
 REMEMBERED_RELEASES: Final = 10_000
 
 
-class ItemEnded(Struct, frozen=True):
-    """An attempt was recorded: what the abort window, the event log and the figures learn from."""
-
-    group: str
-    key: str
-    worker: str
-    incarnation: int
-    outcome: Literal["done", "retry", "failed"]
-    attempt: int
-    target: str | None
-    seconds: float | None
-    failure: Failure | None
-    action: FailedAnswer | None
-    first: bool  # the item's first recorded outcome, so far as memory knows
-
-
-class Claimed(Struct, frozen=True):
-    """A worker was handed an item."""
-
-    worker: str
-    incarnation: int
-    key: str
-    idle: bool  # until then it had nothing to do
-
-
-Effect: TypeAlias = Persist | Reply | Refuse | ItemEnded | Claimed
-
-
 class Closing(Struct):
-    """What is being written about a claim, and whom to tell."""
+    """What is being written about a claim, and whom to tell. Where the disk refused it, it waits to be asked anew."""
 
     op: Conclude
     callers: list[Caller]
@@ -126,11 +97,12 @@ class Hands:
     def _fits(hand: Hand, caller: Caller, key: str) -> bool:
         return hand.item.key == key and hand.worker == caller.worker and hand.incarnation == caller.incarnation
 
-    def grip(self, item: Item, claim: int, worker: str, incarnation: int, now: float) -> None:
+    def grip(self, item: Item, claim: int, worker: str, incarnation: int, now: float) -> Hand:
         """An item goes into a worker's hands."""
         self._released.pop(claim, None)
-        self._hands[claim] = Hand(item, claim, worker, incarnation, now)
+        hand = self._hands[claim] = Hand(item, claim, worker, incarnation, now)
         self._of.setdefault(worker, set()).add(claim)
+        return hand
 
     def drop(self, hand: Hand, *, released: bool = False) -> None:
         """An item leaves the hands; `released`: with nothing recorded, so that its claim may be taken up again."""

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
-from scraper_supervisor.core.claims import Closing, Effect, Hand, Hands, ItemEnded
-from scraper_supervisor.core.events import Persist, Refuse, Reply
+from scraper_supervisor.core.calls import not_claimed, recorded, storage_error
+from scraper_supervisor.core.claims import Closing, Hand, Hands
+from scraper_supervisor.core.events import Refuse
+from scraper_supervisor.core.facts import ItemEnded
 from scraper_supervisor.core.records import Conclude, Concluded, FindConclusion, NewItem, Outcome
 from scraper_supervisor.core.verdicts import judge
 from scraper_worker.protocol import DoneAnswer, FailedAnswer, Failure, ItemDone, ItemFailed
 
 if TYPE_CHECKING:
-    from scraper_supervisor.core.calls import Caller, Requests
+    from scraper_supervisor.core.calls import Caller, RunRef
+    from scraper_supervisor.core.events import PersistFailed
     from scraper_supervisor.core.lanes import Lanes
+    from scraper_supervisor.core.outbox import Outbox
+    from scraper_supervisor.core.records import Conclusion
     from scraper_supervisor.core.settings import RetrySettings
-    from scraper_worker.protocol import RpcError
 
 CANCELLED: Final = Failure("permanent", "application", "cancelled", "cancelled by an operator")
 
 _encode = msgspec.json.encode
+
+
+class Ended(Struct):
+    """How many items of the run have ended, and how."""
+
+    done: int = 0
+    failed: int = 0
+    parked: int = 0
+
+    @property
+    def any(self) -> bool:
+        """Whether there is one at all."""
+        return self.done + self.failed + self.parked > 0
 
 
 class Conclusions:
@@ -30,13 +48,17 @@ class Conclusions:
 
     Args:
         retry: the group's retry settings; replaceable at any time.
-        requests: what is asked of the ledger.
+        run: the run in hand.
         seed: makes jitter differ between daemons but not between replays.
     """
 
-    def __init__(self, retry: RetrySettings, requests: Requests, lanes: Lanes, hands: Hands, seed: str) -> None:
+    def __init__(
+        self, outbox: Outbox, run: RunRef, retry: RetrySettings, lanes: Lanes, hands: Hands, seed: str
+    ) -> None:
         self.retry = retry
-        self._requests = requests
+        self.ended = Ended()
+        self._outbox = outbox
+        self._run = run
         self._lanes = lanes
         self._hands = hands
         self._seed = seed
@@ -44,12 +66,12 @@ class Conclusions:
 
     # ---- begun
 
-    def done(self, hand: Hand, caller: Caller, message: ItemDone, offers: tuple[NewItem, ...]) -> list[Effect]:
+    def done(self, hand: Hand, caller: Caller, message: ItemDone, offers: tuple[NewItem, ...]) -> None:
         """The item succeeded."""
         item = hand.item
         counts = (item.attempts + 1, item.infrastructure, item.blocked)  # the attempt that succeeded is one, too
         op = self._op(hand, "done", counts=counts, target=message.target, result=message.result, offers=offers)
-        return self._write(hand, Closing(op, [caller], message.seconds))
+        self._write(hand, Closing(op, [caller], message.seconds))
 
     def fail(
         self,
@@ -58,7 +80,7 @@ class Conclusions:
         callers: tuple[Caller, ...] = (),
         seconds: float | None = None,
         target: str | None = None,
-    ) -> list[Effect]:
+    ) -> None:
         """The attempt failed; the verdict says what becomes of the item."""
         item = hand.item
         unit = crc32(f"{self._seed}:{item.key}:{item.attempts}:{item.infrastructure}:{item.blocked}".encode()) / 2**32
@@ -73,47 +95,60 @@ class Conclusions:
             failure=Raw(_encode(ruling.failure)),
             answer=Raw(_encode(answer)),
         )
-        return self._write(hand, Closing(op, list(callers), seconds, ruling.failure, answer))
+        self._write(hand, Closing(op, list(callers), seconds, ruling.failure, answer))
 
-    def set_apart(self, hand: Hand) -> list[Effect]:
+    def set_apart(self, hand: Hand) -> None:
         """The item goes back at no cost, to be handed out alone from now on, over restarts of the supervisor too."""
         hand.item.alone = True
-        return self._write(hand, Closing(self._op(hand, "open"), []))
+        self._write(hand, Closing(self._op(hand, "open"), []))
 
-    def give_back(self, hand: Hand) -> list[Effect]:
+    def give_back(self, hand: Hand) -> None:
         """The item goes back at no cost; that needs no disk, since the ledger never knew of the claim."""
         if hand.doomed:
-            return self.fail(hand, CANCELLED)
+            self.fail(hand, CANCELLED)
+            return
         self._hands.drop(hand, released=True)
         self._lanes.put_back(hand.item)
-        return []
 
-    def join(self, closing: Closing, caller: Caller, message: ItemDone | ItemFailed) -> list[Effect]:
+    def join(self, closing: Closing, caller: Caller, message: ItemDone | ItemFailed) -> None:
         """The same call again, while its first coming is being written: both get the same answer."""
         same = (closing.op.outcome == "done") == isinstance(message, ItemDone)
         if not closing.callers or not same:
-            return self.look_up(caller, message)
-        closing.callers.append(caller)
-        return []
+            self.look_up(caller, message)
+        else:
+            closing.callers.append(caller)
 
-    def look_up(self, caller: Caller, message: ItemDone | ItemFailed) -> list[Effect]:
+    def look_up(self, caller: Caller, message: ItemDone | ItemFailed) -> None:
         """A call about a claim that is not open: the ledger knows how it ended."""
-        requests = self._requests
-        op = FindConclusion(requests.ticket(), requests.group, requests.run_id, message.key)
-        return [requests.ask(op, caller, message)]
+        op = FindConclusion(self._outbox.ticket(), self._run.group, self._run.run_id, message.key)
+        self._outbox.ask(
+            op, partial(self._found, caller, message), partial(self._unavailable, caller), conn=caller.conn
+        )
+
+    def _found(self, caller: Caller, message: ItemDone | ItemFailed, found: Conclusion | None, _: float) -> None:
+        answer = recorded(message, found)
+        if answer is not None:
+            self._outbox.reply(caller.conn, caller.call, answer)
+        elif caller.call is not None:
+            self._outbox.commands.append(Refuse(caller.conn, caller.call, not_claimed(message.key)))
+
+    def _unavailable(self, caller: Caller, fault: PersistFailed, _: float) -> None:
+        if caller.call is not None:
+            self._outbox.commands.append(Refuse(caller.conn, caller.call, storage_error(fault)))
 
     # ---- ended
 
-    def written(self, op: Conclude, answer: Concluded, now: float) -> list[Effect] | None:
-        """A conclusion is durable; None if it is about nothing that is known any more."""
-        hand = self._closing(op)
-        if hand is None or hand.closing is None:
-            return None
+    def _written(self, hand: Hand, answer: Concluded, now: float) -> None:
+        """A conclusion is durable."""
         closing, item = hand.closing, hand.item
+        if closing is None or self._hands.get(hand.claim) is not hand:
+            return  # its run was closed meanwhile
+        op = closing.op
         self._hands.drop(hand)
         if op.outcome == "open":
             self._lanes.reopened(item)
-            return self._cancel(hand, now)
+            self._end_once_more(hand, now)
+            return
         attempt = item.attempts + 1
         first = item.attempts + item.infrastructure + item.blocked == 0
         told: DoneAnswer | FailedAnswer | None = closing.answer
@@ -124,9 +159,15 @@ class Conclusions:
         else:
             self._lanes.gone(item)
             if op.outcome == "done":
+                self.ended.done += 1
                 told = DoneAnswer(answer.seq or 0, False)
-        effects: list[Effect] = [Reply(caller.conn, caller.call, told) for caller in closing.callers]
-        effects.append(
+            else:
+                self.ended.failed += 1
+        if op.offers:
+            self._lanes.added_all(op.offers, answer.offered)
+        for caller in closing.callers:
+            self._outbox.reply(caller.conn, caller.call, told)
+        self._outbox.facts.append(
             ItemEnded(
                 op.group,
                 item.key,
@@ -141,32 +182,32 @@ class Conclusions:
                 first,
             )
         )
-        return effects + (self._cancel(hand, now) if op.outcome == "retry" else [])
+        if op.outcome == "retry":
+            self._end_once_more(hand, now)
 
-    def refused(self, op: Conclude, error: RpcError) -> list[Effect]:
-        """A conclusion left no trace: whoever called is told to come again; what we owe ourselves is kept."""
-        hand = self._closing(op)
-        if hand is None or hand.closing is None:
-            return []
-        callers = hand.closing.callers
-        if not callers:
+    def _refused(self, hand: Hand, fault: PersistFailed, _: float) -> None:
+        """A conclusion left no trace: whoever called is told to come again; the supervisor's own is kept."""
+        closing = hand.closing
+        if closing is None or self._hands.get(hand.claim) is not hand:
+            return
+        if not closing.callers:
             self._debts.append(hand)
-            return []
+            return
         hand.closing = None
-        refusals: list[Effect] = [Refuse(caller.conn, caller.call, error) for caller in callers]
-        return refusals + (self.give_back(hand) if hand.left else [])
+        for caller in closing.callers:
+            self._unavailable(caller, fault, 0.0)
+        if hand.left:
+            self.give_back(hand)
 
-    def settle(self) -> list[Effect]:
-        """The disk works again: write what we owed it."""
+    def settle(self) -> None:
+        """The disk works again: write what it refused of the supervisor's own."""
         debts, self._debts = self._debts, []
-        effects: list[Effect] = []
         for hand in debts:
             if hand.doomed:  # meanwhile
-                effects += self.fail(hand, CANCELLED)
+                self.fail(hand, CANCELLED)
             elif hand.closing is not None:
-                hand.closing.op = msgspec.structs.replace(hand.closing.op, ticket=self._requests.ticket())
-                effects.append(Persist(hand.closing.op))
-        return effects
+                hand.closing.op = msgspec.structs.replace(hand.closing.op, ticket=self._outbox.ticket())
+                self._write(hand, hand.closing)
 
     def forget_debts(self) -> None:
         """Another run begins."""
@@ -174,26 +215,18 @@ class Conclusions:
 
     # ---- inside
 
-    def _cancel(self, hand: Hand, now: float) -> list[Effect]:
-        """An operator cancelled the item while another end of this claim was being written: it ends once more."""
+    def _end_once_more(self, hand: Hand, now: float) -> None:
+        """Fail an item that an operator cancelled while another end of this claim was being written."""
         if not hand.doomed:
-            return []
+            return
         self._lanes.pull(hand.item, now)
-        self._hands.grip(hand.item, hand.claim, hand.worker, hand.incarnation, now)
-        again = self._hands.get(hand.claim)
-        if again is None:
-            return []
+        again = self._hands.grip(hand.item, hand.claim, hand.worker, hand.incarnation, now)
         again.doomed = again.left = True
-        return self.fail(again, CANCELLED)
+        self.fail(again, CANCELLED)
 
-    def _closing(self, op: Conclude) -> Hand | None:
-        hand = self._hands.get(op.claim)
-        known = hand is not None and hand.closing is not None and hand.closing.op.ticket == op.ticket
-        return hand if known else None
-
-    def _write(self, hand: Hand, closing: Closing) -> list[Effect]:
-        hand.closing = closing  # which is how the answer is known: it needs no entry among the requests
-        return [Persist(closing.op)]
+    def _write(self, hand: Hand, closing: Closing) -> None:
+        hand.closing = closing
+        self._outbox.ask(closing.op, partial(self._written, hand), partial(self._refused, hand))
 
     def _op(
         self,
@@ -208,12 +241,12 @@ class Conclusions:
         answer: Raw | None = None,
         offers: tuple[NewItem, ...] = (),
     ) -> Conclude:
-        item, requests = hand.item, self._requests
+        item, run = hand.item, self._run
         attempts, infrastructure, blocked = counts or (item.attempts, item.infrastructure, item.blocked)
         return Conclude(
-            requests.ticket(),
-            requests.group,
-            requests.run_id,
+            self._outbox.ticket(),
+            run.group,
+            run.run_id,
             item.id,
             item.key,
             hand.claim,

@@ -30,10 +30,7 @@ from scraper_worker.protocol import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from scraper_supervisor.core.checkpoints import Checkpoints
-    from scraper_supervisor.core.claims import Effect
     from scraper_supervisor.core.events import Said
     from scraper_supervisor.core.introductions import Introductions
     from scraper_supervisor.core.lifecycle import Lifecycle
@@ -51,14 +48,12 @@ class Desk:
         introductions: Introductions,
         checkpoints: Checkpoints,
         recycling: Recycling,
-        effects: Callable[[list[Effect], float], None],
     ) -> None:
         self._state = state
         self._lifecycle = lifecycle
         self._introductions = introductions
         self._checkpoints = checkpoints
         self._recycling = recycling
-        self._effects = effects
         self._farewells: dict[str, None] = {}  # workers whose goodbye is not answered yet; in order
 
     def said(self, event: Said, now: float) -> None:
@@ -68,39 +63,37 @@ class Desk:
             self._introductions.hello(event, message)
             return
         worker = self._speaker(event.conn)
-        if worker is None and self._introductions.later(event):
-            return
         if worker is None or worker.goodbye is not None:
             why = "say hello first" if worker is None else "you said goodbye"
-            self._state.refuse(event.conn, event.call, NOT_INTRODUCED, why)
+            self._state.outbox.refuse(event.conn, event.call, NOT_INTRODUCED, why)
             return
         worker.heard = now
         try:
             self._dispatch(event, worker, now)
         except BadParams as error:
-            self._state.refuse(event.conn, event.call, BAD_PARAMS, str(error), error.data)
+            self._state.outbox.refuse(event.conn, event.call, BAD_PARAMS, str(error), error.data)
 
     def _dispatch(self, event: Said, worker: Worker, now: float) -> None:  # noqa: C901 - one arm a method
         group = self._state.groups[worker.group]
-        caller = Caller(worker.name, worker.life.incarnation, event.conn, -1 if event.call is None else event.call)
+        caller = Caller(worker.name, worker.life.incarnation, event.conn, event.call)
         match event.message:
             case ItemNext(wait=wait):
                 if event.call is not None:  # as a notification it could never be told what it was given
                     self._next(worker, group, caller, wait, now)
             case ItemDone() as done:
-                self._effects(group.queue.conclude_done(caller, done), now)
+                group.queue.conclude_done(caller, done)
             case Heartbeat(pages=pages):
                 worker.beats = True
                 for browser, count in pages.items():
                     if browser in worker.browsers:
                         worker.browsers[browser].pages = count
             case ItemsOffer() as offer:
-                self._effects(group.queue.offer(caller, offer), now)
+                group.queue.offer(caller, offer)
                 worker.more = offer.more
             case ItemFailed() as failed:
-                self._effects(group.queue.conclude_failed(caller, failed), now)
+                group.queue.conclude_failed(caller, failed)
             case ItemRelease() as release:
-                self._effects(group.queue.release(caller, release), now)
+                group.queue.release(caller, release)
             case FailureReport() as report:
                 worker.last_failure = report.failure
                 self._state.publish(
@@ -111,7 +104,7 @@ class Desk:
                     failure=report.failure,
                     target=report.target,
                 )
-                self._state.reply(event.conn, event.call, Nothing())
+                self._state.outbox.reply(event.conn, event.call, Nothing())
             case CheckpointSave() as save:
                 self._checkpoints.save(event, worker, save)
             case CheckpointLoad(generation=generation):
@@ -123,7 +116,7 @@ class Desk:
             case Goodbye(reason=reason):
                 self._goodbye(event, worker, group, reason, now)
             case Hello():
-                self._state.refuse(event.conn, event.call, INVALID_REQUEST, "already introduced")
+                self._state.outbox.refuse(event.conn, event.call, INVALID_REQUEST, "already introduced")
             case _ as never:
                 assert_never(never)
 
@@ -131,17 +124,16 @@ class Desk:
 
     def _next(self, worker: Worker, group: Group, caller: Caller, wait: float | None, now: float) -> None:
         if worker.life.phase is not Phase.RUNNING:
-            self._state.reply(caller.conn, caller.call, End("draining"))
+            self._state.outbox.reply(caller.conn, caller.call, End("draining"))
         elif group.completing or (group.state in ENDED and not group.queue.unfinished):
-            self._state.reply(caller.conn, caller.call, End("complete"))
+            self._state.outbox.reply(caller.conn, caller.call, End("complete"))
         else:
             group.queue.ask(caller, wait, now)
 
     def _goodbye(self, event: Said, worker: Worker, group: Group, reason: str, now: float) -> None:
         worker.goodbye = "complete" if reason == "complete" else "drained"
-        effects = group.queue.let_go(worker.name)
-        effects += group.queue.end_waiting(worker.name, "complete" if reason == "complete" else "draining")
-        self._effects(effects, now)
+        group.queue.let_go(worker.name)
+        group.queue.end_waiting(worker.name, "complete" if reason == "complete" else "draining")
         if event.call is not None:
             worker.farewell = (event.conn, event.call)
             self._farewells[worker.name] = None
@@ -157,9 +149,9 @@ class Desk:
                 del self._farewells[name]
                 continue
             conn, call = worker.farewell
-            if not self._checkpoints.owes(conn) and not self._state.groups[worker.group].queue.owes(conn):
+            if not self._state.outbox.owes(conn) and not self._state.groups[worker.group].queue.owes(conn):
                 worker.farewell = None
-                self._state.reply(conn, call, Nothing())
+                self._state.outbox.reply(conn, call, Nothing())
 
     # ---- browsers
 
@@ -171,14 +163,14 @@ class Desk:
             )
         self._lifecycle.watch(worker)
         self._recycling.started(worker, started.browser, now)
-        self._state.reply(event.conn, event.call, Nothing())
+        self._state.outbox.reply(event.conn, event.call, Nothing())
 
     def _browser_stopped(self, event: Said, worker: Worker, stopped: BrowserStopped, now: float) -> None:
         known = worker.browsers.pop(stopped.browser, None)
         self._lifecycle.watch(worker)
         if known is not None:
             self._recycling.stopped(worker, stopped.browser, stopped.reason, now)
-        self._state.reply(event.conn, event.call, Nothing())
+        self._state.outbox.reply(event.conn, event.call, Nothing())
 
     # ---- inside
 

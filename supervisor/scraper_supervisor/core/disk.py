@@ -9,14 +9,16 @@ holds its own worker alone.
 from __future__ import annotations
 
 from errno import EINVAL
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from scraper_supervisor.core.checkpoints import publish_damage
+from scraper_supervisor.core.facts import PlaceHealed
 from scraper_supervisor.core.records import (
     AddItems,
     Conclude,
-    LoadIntents,
     LoadRun,
     LoadState,
     NewItem,
@@ -32,9 +34,9 @@ from scraper_supervisor.core.records import (
 from scraper_supervisor.core.state import Trouble
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from scraper_supervisor.core.events import PersistFailed
+    from scraper_supervisor.core.outbox import Pending
+    from scraper_supervisor.core.records import StateLoaded
     from scraper_supervisor.core.state import FleetState
 
 PROBE_EVERY: Final = 1.0  # seconds between tries whether a failed disk works again
@@ -44,18 +46,11 @@ GIB: Final = 2**30
 
 
 class Disk:
-    """The one place that decides whether the disk works.
+    """The one place that decides whether the disk works."""
 
-    `awaited` tells of a folder whether an import is to be saved there, before its worker is hired or without it.
-    """
-
-    def __init__(self, state: FleetState, awaited: Callable[[str], bool]) -> None:
+    def __init__(self, state: FleetState) -> None:
         self._state = state
-        self._awaited = awaited
-        self._probes: dict[int, str | None] = {}  # ticket → worker whose folder is tried, None: the ledger
-        self._again: list[LoadIntents | OpenRun | LoadRun] = []
-        self._states_unset: dict[str, SetRunState] = {}  # by group
-        self._intents_unset: dict[str, SetIntent] = {}  # by name
+        self._again: list[Pending] = []  # questions of the supervisor's own that the ledger refused
 
     def next_deadline(self) -> float | None:
         """When `due` has something to try."""
@@ -63,69 +58,71 @@ class Disk:
         troubles = [*storage.folders.values(), *([storage.ledger] if storage.ledger is not None else [])]
         return min((one.probe_at for one in troubles if one.probe_at is not None), default=None)
 
-    def failed(self, event: PersistFailed, now: float) -> None:
-        """An operation left no trace. Those of our own that nobody else repeats are kept to be asked again."""
+    def failed(self, event: PersistFailed, question: Pending | None, now: float) -> None:
+        """An operation left no trace. Questions of the supervisor's own are kept to be asked again."""
         op = event.op
-        if op.ticket in self._probes:
-            self._still_refuses(self._probes.pop(op.ticket), event, now)
-        elif event.errno == EINVAL:  # the operation made no sense, the disk is well: asking again would not end
-            return
-        elif isinstance(op, LoadState) and op.generation is not None:
+        if question is not None and question.again:
+            self._again.append(question)
+        if self._is_probe(op) or event.errno == EINVAL:
+            return  # a probe is told by itself; and what made no sense says nothing of the disk, nor ends by a repeat
+        if isinstance(op, LoadState) and op.generation is not None:
             return  # one old file says nothing of the others; who asked for it is told
-        elif isinstance(op, StateOp):
+        if isinstance(op, StateOp):
             self._folder_failed(op, event, now)
-        else:
-            self._everybody_held(event.message, event.errno, now + PROBE_EVERY, now)
-            ledger = self._state.storage.ledger
-            if ledger is not None:
-                ledger.reason, ledger.room = event.message, max(ledger.room, PROBE_ROOM + 2 * _size(op))
-        match op:
-            case SetRunState():
-                self._states_unset[op.group] = op
-            case SetIntent():
-                self._intents_unset[op.name] = op
-            case LoadIntents() | OpenRun() | LoadRun():
-                self._again.append(op)
-            case _:
-                pass
+            return
+        self._everybody_held(event.message, event.errno, now + PROBE_EVERY, now)
+        ledger = self._state.storage.ledger
+        if ledger is not None:
+            ledger.reason, ledger.room = event.message, max(ledger.room, PROBE_ROOM + 2 * _size(op))
+
+    def _is_probe(self, op: Op) -> bool:
+        storage = self._state.storage
+        troubles = [*storage.folders.values(), *([storage.ledger] if storage.ledger is not None else [])]
+        return any(trouble.probe == op.ticket for trouble in troubles)
 
     def due(self, now: float) -> None:
         """It may be time to try whether a place works again; one try at a time, however slow it is."""
-        storage = self._state.storage
+        storage, outbox = self._state.storage, self._state.outbox
         if storage.ledger is not None and _comes(storage.ledger, now):
-            self._probe(None, Probe(self._state.ticket(), storage.ledger.room))
+            self._probe(None, storage.ledger, Probe(outbox.ticket(), storage.ledger.room))
         for worker, trouble in list(storage.folders.items()):
             if not _comes(trouble, now):
                 continue
-            ticket = self._state.ticket()
-            if worker not in self._state.workers and not self._awaited(worker):  # nobody needs its folder
+            if worker not in self._state.workers and not self._state.awaits_state(worker):  # nobody needs its folder
                 del storage.folders[worker]
                 self._tell_if_over(now)
             elif trouble.read is not None:
-                self._probe(worker, msgspec.structs.replace(trouble.read, ticket=ticket))
+                op = msgspec.structs.replace(trouble.read, ticket=outbox.ticket())
+                trouble.probe = op.ticket
+                outbox.ask(op, partial(self._readable, worker, trouble), partial(self._still_refuses, worker, trouble))
             else:
-                self._probe(worker, ProbeFolder(ticket, worker, trouble.room))
+                self._probe(worker, trouble, ProbeFolder(outbox.ticket(), worker, trouble.room))
 
-    def healed(self, op: Op, now: float) -> tuple[str | None, float] | None:
-        """An operation went well. If it was a probe that ends a trouble: whose, and since when.
+    def _probe(self, worker: str | None, trouble: Trouble, op: Probe | ProbeFolder) -> None:
+        trouble.probe = op.ticket
+        self._state.outbox.ask(
+            op, lambda _, now: self._healed(worker, trouble, now), partial(self._still_refuses, worker, trouble)
+        )
 
-        The worker is the one that its folder held; None stands for everybody, whom the ledger held.
-        """
+    def _readable(self, worker: str, trouble: Trouble, answer: StateLoaded, now: float) -> None:
+        publish_damage(self._state, worker, answer)
+        self._healed(worker, trouble, now)
+
+    def _healed(self, worker: str | None, trouble: Trouble, now: float) -> None:
+        """A probe went well: the trouble of this worker's folder, or with None of the ledger, is over."""
         storage = self._state.storage
-        if op.ticket not in self._probes:
-            return None
-        worker = self._probes.pop(op.ticket)
-        trouble = storage.ledger if worker is None else storage.folders.pop(worker, None)
-        if trouble is None:
-            return None
-        if worker is None:
+        if worker is None and storage.ledger is trouble:
             storage.ledger = None
             for folder in storage.folders.values():  # whom these hold goes on being held, and has been so far
                 folder.since = min(folder.since, trouble.since)
+        elif worker is not None and storage.folders.get(worker) is trouble:
+            del storage.folders[worker]
+        else:
+            return
         self._tell_if_over(now)
         if worker is None:
             self._ask_again()
-        return worker, trouble.since
+        self._state.outbox.facts.append(PlaceHealed(worker, trouble.since))
 
     def measured(self, free: int | None, now: float) -> None:
         """So many bytes are free. Below disk_free, items in hands go on and no further one is handed out."""
@@ -160,7 +157,7 @@ class Disk:
         """Something goes wrong: an incident begins, unless something was wrong already."""
         storage = self._state.storage
         if storage.ledger is None and not storage.folders and not storage.low:
-            storage.incident, storage.since = self._state.incident_id(), now
+            storage.incident, storage.since = self._state.outbox.incident_id(), now
 
     def _tell_if_over(self, now: float) -> None:
         storage = self._state.storage
@@ -179,7 +176,7 @@ class Disk:
                 self._begin(now)
                 self._degraded(reason, event.errno)
             # An import comes again as soon as the folder is well: it is its probe that puts a second between two tries.
-            soon = not isinstance(op, LoadState) and not self._awaited(op.worker)
+            soon = not isinstance(op, LoadState) and not self._state.awaits_state(op.worker)
             probe_at = now if soon else now + PROBE_EVERY
             trouble = storage.folders[op.worker] = Trouble(reason, now, probe_at)
         trouble.reason = reason
@@ -188,48 +185,48 @@ class Disk:
         else:
             trouble.room = max(trouble.room, PROBE_ROOM + _size(op))
 
-    def _still_refuses(self, worker: str | None, event: PersistFailed, now: float) -> None:
-        storage = self._state.storage
-        trouble = storage.ledger if worker is None else storage.folders.get(worker)
-        if trouble is not None:
-            trouble.reason = event.message if worker is None else f"the checkpoints of {worker}: {event.message}"
-            trouble.probe_at = now + PROBE_EVERY
-
-    def _probe(self, worker: str | None, op: Op) -> None:
-        self._probes[op.ticket] = worker
-        self._state.persist(op)
+    def _still_refuses(self, worker: str | None, trouble: Trouble, event: PersistFailed, now: float) -> None:
+        trouble.reason = event.message if worker is None else f"the checkpoints of {worker}: {event.message}"
+        trouble.probe, trouble.probe_at = None, now + PROBE_EVERY
 
     # ---- inside: what is wanted now may not be what was refused then
 
     def _ask_again(self) -> None:
-        again: list[Op] = [
-            *(op for op in self._again if self._still_wanted(op)),
-            *self._wanted_states(),
-            *self._wanted_intents(),
-        ]
-        self._again, self._states_unset, self._intents_unset = [], {}, {}
-        for op in again:
-            self._state.persist(op)
+        again, self._again = self._again, []
+        latest: dict[tuple[str, str], Pending] = {}
+        for question in again:
+            match question.op:
+                case SetRunState(group=group):
+                    latest["run", group] = question
+                case SetIntent(name=name):
+                    latest["intent", name] = question
+                case op if self._still_wanted(op):
+                    self._ask(question, op)
+        for question in latest.values():
+            wanted = self._as_wanted_now(question.op)
+            if wanted is not None:
+                self._ask(question, wanted)
 
-    def _still_wanted(self, op: LoadIntents | OpenRun | LoadRun) -> bool:
-        if isinstance(op, LoadIntents):
+    def _ask(self, question: Pending, op: Op) -> None:
+        self._state.outbox.ask(op, question.answered, question.refused, conn=question.conn, again=True)
+
+    def _still_wanted(self, op: Op) -> bool:
+        if not isinstance(op, OpenRun | LoadRun):
             return True
         group = self._state.groups.get(op.group)
         return group is not None and (isinstance(op, LoadRun) or op.ticket == group.opening)
 
-    def _wanted_states(self) -> list[SetRunState]:
-        ops: list[SetRunState] = []
-        for name, op in self._states_unset.items():
-            group = self._state.groups.get(name)
-            if group is None:
-                ops.append(op)
-            elif group.queue.image is not None and group.queue.image.run_id == op.run_id:
-                ops.append(SetRunState(self._state.ticket(), name, op.run_id, group.run_state))
-        return ops
-
-    def _wanted_intents(self) -> list[SetIntent]:
-        intents = self._state.intents
-        return [SetIntent(self._state.ticket(), name, intents.get(name)) for name in self._intents_unset]
+    def _as_wanted_now(self, op: Op) -> Op | None:
+        if isinstance(op, SetIntent):
+            return SetIntent(self._state.outbox.ticket(), op.name, self._state.intents.get(op.name))
+        if not isinstance(op, SetRunState):
+            return None
+        group = self._state.groups.get(op.group)
+        if group is None:
+            return op
+        if group.queue.image is None or group.queue.image.run_id != op.run_id:
+            return None
+        return SetRunState(self._state.outbox.ticket(), op.group, op.run_id, group.run_state)
 
 
 def _comes(trouble: Trouble, now: float) -> bool:

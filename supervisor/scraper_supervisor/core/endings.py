@@ -38,7 +38,7 @@ class Endings:
                     decision=decision,
                 )
                 continue
-            incident = state.incident_id()
+            incident = state.outbox.incident_id()
             names = list(state.groups) if decision.scope == "global" else [decision.key]
             state.publish("abort_triggered", "critical", "abort", incident=incident, decision=decision)
             for name in names:
@@ -69,7 +69,7 @@ class Endings:
             return
         if state.trees:
             return
-        writing = state.saves or any(group.completing or group.queue.writing for group in state.groups.values())
+        writing = state.saving() or any(group.completing or group.queue.writing for group in state.groups.values())
         if writing and (state.clocks_run() or state.phase != "draining"):
             return  # but a drain does not wait for a disk that refuses: what is not written was not acknowledged
         if state.phase == "draining":
@@ -93,4 +93,4 @@ class Endings:
 
     def _leave(self, code: int, reason: str) -> None:
         self._state.left = True
-        self._state.out.append(Leave(code, reason))
+        self._state.outbox.commands.append(Leave(code, reason))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from msgspec import Struct
 
+from scraper_supervisor.core.names import Severity
 from scraper_supervisor.core.records import Answer, Op
 from scraper_supervisor.core.resources import Sample
 from scraper_supervisor.core.settings import GroupSettings, Settings
@@ -255,7 +256,7 @@ class Publish(Struct, frozen=True):
     """Write an event to the event log and the log."""
 
     event: str
-    severity: Literal["debug", "info", "warning", "error", "critical"]
+    severity: Severity
     component: str
     correlation_id: str
     data: Any

@@ -2,50 +2,58 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from scraper_supervisor.core import restart
+from scraper_supervisor.core.facts import RunOpened, StatesOwed
 from scraper_supervisor.core.queue import Queue
-from scraper_supervisor.core.records import LoadRun, OpenRun, RunImage, RunState, SetIntent, SetRunState
+from scraper_supervisor.core.records import LoadIntents, OpenRun, SetIntent, SetRunState
 from scraper_supervisor.core.state import ENDED, Group, GroupState, Mode, Worker
 from scraper_supervisor.core.worker import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from scraper_supervisor.core.abort import AbortWindow
-    from scraper_supervisor.core.claims import Effect
     from scraper_supervisor.core.lifecycle import Lifecycle
+    from scraper_supervisor.core.records import Intents, RunImage, RunState
     from scraper_supervisor.core.settings import GroupSettings
     from scraper_supervisor.core.slo import Slo
-    from scraper_supervisor.core.state import FleetState
+    from scraper_supervisor.core.state import FleetState, Intent
 
 RATE_WINDOW: Final = 60.0  # seconds over which a group's rate is measured
-Intent = Literal["paused", "drained", "stopped"]
 
 
 class Groups:
-    """All groups' runs. `effects` hands the queues' effects to the fleet."""
+    """All groups' runs."""
 
-    def __init__(
-        self,
-        state: FleetState,
-        lifecycle: Lifecycle,
-        slo: Slo,
-        abort: AbortWindow,
-        effects: Callable[[list[Effect], float], None],
-    ) -> None:
+    def __init__(self, state: FleetState, lifecycle: Lifecycle, slo: Slo, abort: AbortWindow) -> None:
         self._state = state
         self._lifecycle = lifecycle
         self._slo = slo
         self._abort = abort
-        self._effects = effects
+        self.begun = False  # the ledger has answered at all
 
     # ---- a run begins
 
+    def begin(self, mode: Mode) -> None:
+        """Ask the ledger what operators want, and then for each group's run."""
+        self._state.outbox.ask(
+            LoadIntents(self._state.outbox.ticket()), lambda answer, _: self._intents_read(answer, mode), again=True
+        )
+
+    def _intents_read(self, answer: Intents, mode: Mode) -> None:
+        self.begun = True
+        self._state.intents = dict(answer.names)
+        for settings in self._state.settings.groups.values():
+            self.create(settings, mode)
+        if not self._state.settings.groups:
+            self._state.phase = "running"
+
     def create(self, settings: GroupSettings, mode: Mode) -> Group:
         """Make a group known and ask for its run; it is staffed when the ledger answers."""
-        queue = Queue(settings.name, self._state.retry_settings(settings), self._state.ticket, self._state.boot)
+        queue = Queue(settings.name, self._state.retry_settings(settings), self._state.outbox, self._state.boot)
         queue.lanes.configure(self._state.settings.targets)
         group = Group(settings.name, settings, queue)
         group.intent = self._state.intents.get(settings.name)
@@ -58,22 +66,22 @@ class Groups:
         group.state, group.mode, group.completing, group.repeat_at = GroupState.OPENING, mode, False, None
         for worker in self._state.team(group):
             worker.life.terminate(0.0, 0.0)  # none is up; one in backoff is started with the run, not before
-        group.opening = self._state.ticket()
-        self._state.persist(OpenRun(group.opening, group.name, mode, group.settings.keep_runs))
+        op = OpenRun(self._state.outbox.ticket(), group.name, mode, group.settings.keep_runs)
+        group.opening = op.ticket
+        self._state.outbox.ask(op, partial(self._run_read, op), again=True)
 
-    def opened(self, op: OpenRun | LoadRun, image: RunImage, now: float) -> None:
+    def _run_read(self, op: OpenRun, image: RunImage, now: float) -> None:
         """The ledger answered with the run."""
-        group = self._state.groups.get(op.group)
-        if group is None:
-            return
-        if isinstance(op, LoadRun):
-            known = group.queue.image
-            if known is not None and known.run_id == image.run_id:  # else a new run is being opened meanwhile
-                self._audit(group, image)
-                group.queue.open(image)
-            return
-        if op.ticket != group.opening:  # asked for a group of that name which was removed since
-            return
+        group, facts = self._state.groups.get(op.group), self._state.outbox.facts
+        if group is not None and op.ticket == group.opening:  # else a group of that name was removed since
+            if image.owed:
+                facts.append(StatesOwed(group.name, image))
+                return  # the run is opened when its states are where the workers will look for them
+            group.install = None
+            self._begin(group, image, now)
+        facts.append(RunOpened(op.group))
+
+    def _begin(self, group: Group, image: RunImage, now: float) -> None:
         group.queue.open(image)
         group.run_state = image.state
         group.ended.clear()
@@ -116,7 +124,8 @@ class Groups:
         image = group.queue.image
         if image is not None:
             group.run_state = state
-            self._state.persist(SetRunState(self._state.ticket(), group.name, image.run_id, state))
+            op = SetRunState(self._state.outbox.ticket(), group.name, image.run_id, state)
+            self._state.outbox.ask(op, lambda _, __: self._run_state_set(group), again=True)
 
     def revive(self, group: Group, now: float, *, reset: bool = False) -> None:
         """Go on with the group's run: items were added to it, or an operator starts it."""
@@ -146,7 +155,7 @@ class Groups:
 
     def check(self, group: Group, now: float) -> None:
         """Whether the run is complete, or nobody is left who could work on it."""
-        if group.state is GroupState.COMPLETED and group.queue.lanes.open_items and self._may_go_on(group):
+        if group.state is GroupState.COMPLETED and group.queue.open_items and self._may_go_on(group):
             self.revive(group, now)  # items were added or requeued
         if group.state in ENDED:
             self._check_over(group, now)
@@ -164,7 +173,7 @@ class Groups:
         if not group.completing and self._is_complete(group, team):
             if not self._state.clocks_run():
                 return  # it is told when the ledger can be
-            self._complete(group, now)
+            self._complete(group)
         if group.completing:
             return
         if team and not any(worker.life.up or worker.life.phase is Phase.BACKOFF for worker in team):
@@ -185,7 +194,7 @@ class Groups:
     def _check_over(self, group: Group, now: float) -> None:
         """Who asked while an offer that brought nothing new was on its way is told; a repeat may be due later."""
         if not group.queue.unfinished:
-            self._end_waiting(group, now)
+            self._end_waiting(group)
         if group.repeat_at is None and self._may_repeat(group):
             group.repeat_at = now + group.settings.repeat_delay
 
@@ -195,8 +204,7 @@ class Groups:
             return False
         if any(self._can_offer(group, worker) for worker in team):
             return False
-        total = queue.done + queue.failed + queue.parked
-        return total > 0 or any(
+        return queue.ended.any or any(
             worker.life.phase is Phase.COMPLETED or worker.goodbye == "complete" or queue.waits(worker.name)
             for worker in team
         )
@@ -210,24 +218,23 @@ class Groups:
             return worker.more or not waits
         return True
 
-    def _complete(self, group: Group, now: float) -> None:
+    def _complete(self, group: Group) -> None:
         """Every item has ended: the workers are told, and the ledger."""
         group.completing = True
-        self._end_waiting(group, now)
-        self._state.persist(LoadRun(self._state.ticket(), group.name))
-        self._set_run_state(group, "aborted" if group.queue.parked else "completed")
+        self._end_waiting(group)
+        group.queue.read_again()
+        self._set_run_state(group, "aborted" if group.queue.ended.parked else "completed")
 
-    def _end_waiting(self, group: Group, now: float) -> None:
+    def _end_waiting(self, group: Group) -> None:
         for worker in self._state.team(group):
-            self._effects(group.queue.end_waiting(worker.name, "complete"), now)
+            group.queue.end_waiting(worker.name, "complete")
 
-    def run_state_set(self, op: SetRunState) -> None:
+    def _run_state_set(self, group: Group) -> None:
         """The ledger knows that the run is completed, aborted or running again."""
-        group = self._state.groups.get(op.group)
-        if group is None or not group.completing or op.state == "running":
+        if not group.completing or group.run_state == "running":
             return
         group.completing = False  # if something was added meanwhile, `check` goes on from here
-        group.state = GroupState.COMPLETED if op.state == "completed" else GroupState.ABORTED
+        group.state = GroupState.COMPLETED if group.run_state == "completed" else GroupState.ABORTED
 
     def _may_go_on(self, group: Group) -> bool:
         return group.intent not in ("drained", "stopped") and self._state.phase == "running" and not group.leaving
@@ -250,15 +257,6 @@ class Groups:
             group.queue.close()
             self.open(group, "next")
 
-    def _audit(self, group: Group, image: RunImage) -> None:
-        """What was acknowledged as done must be in the ledger; anything else is told at once and loudly."""
-        missing = max(0, group.queue.done - image.done) if group.queue.image is not None else 0
-        self._slo.items(missing)
-        if missing:
-            self._state.publish(
-                "storage_degraded", "critical", "queue", group=group.name, reason=f"{missing} done items are missing"
-            )
-
     # ---- orders
 
     def stop(self, group: Group, reason: str, now: float) -> None:
@@ -279,7 +277,7 @@ class Groups:
             self._state.intents[name] = intent
         if name in self._state.groups:
             self._state.groups[name].intent = intent
-        self._state.persist(SetIntent(self._state.ticket(), name, intent))
+        self._state.outbox.ask(SetIntent(self._state.outbox.ticket(), name, intent), again=True)
 
     def abort(self, group: Group, reason: str, now: float) -> None:
         """The abort policy stopped the group: its workers drain, what is open waits for an operator."""
@@ -289,6 +287,11 @@ class Groups:
             self._lifecycle.drain(worker, reason, "stop", now)
         group.state, group.failed_reason, group.completing = GroupState.ABORTED, reason, False
         self._set_run_state(group, "aborted")
+
+    def write_debts(self) -> None:
+        """The ledger takes writes again: what it refused of the supervisor's own is written."""
+        for group in self._state.groups.values():
+            group.queue.settle()
 
     # ---- reload
 

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Final, Literal
 from msgspec import Struct
 
 from scraper_supervisor.core.calls import Caller
-from scraper_supervisor.core.claims import Claimed, Effect, Hands
-from scraper_supervisor.core.events import Reply
+from scraper_supervisor.core.facts import Claimed
 from scraper_worker.protocol import End, Granted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from scraper_supervisor.core.claims import Hands
     from scraper_supervisor.core.lanes import Item, Lanes
+    from scraper_supervisor.core.outbox import Outbox
 
 CLAIMS_A_RESERVATION: Final = 1000
 LOADING_PATIENCE: Final = 5.0  # seconds that an item.next with `wait` may be answered late while the front is loaded
@@ -65,8 +66,9 @@ class _Waiter(Struct):
 class HandOut:
     """Hands items from the lanes to the workers that ask."""
 
-    def __init__(self, lanes: Lanes, hands: Hands) -> None:
+    def __init__(self, outbox: Outbox, lanes: Lanes, hands: Hands) -> None:
         self.numbers = Numbers()
+        self._outbox = outbox
         self._lanes = lanes
         self._hands = hands
         self._waiters: deque[_Waiter] = deque()
@@ -95,12 +97,13 @@ class HandOut:
         """Nobody listens there any more."""
         self._waiters = deque(waiter for waiter in self._waiters if waiter.caller.conn != conn)
 
-    def end(self, worker: str, end: Literal["complete", "draining"]) -> list[Effect]:
+    def end(self, worker: str, end: Literal["complete", "draining"]) -> None:
         """Answer the worker's open item.next calls: there will be nothing more."""
         ended = [waiter.caller for waiter in self._waiters if waiter.caller.worker == worker]
         self._waiters = deque(waiter for waiter in self._waiters if waiter.caller.worker != worker)
         self.unreserve(worker)
-        return [Reply(caller.conn, caller.call, End(end)) for caller in ended]
+        for caller in ended:
+            self._outbox.reply(caller.conn, caller.call, End(end))
 
     def unreserve(self, worker: str) -> None:
         """The worker shall have no item alone any more."""
@@ -108,11 +111,10 @@ class HandOut:
         if item is not None:
             self._lanes.put_back(item)
 
-    def hand_out(self, now: float, ready: Callable[[str], bool]) -> list[Effect]:
+    def hand_out(self, now: float, ready: Callable[[str], bool]) -> None:
         """Answer as many open item.next calls as there are items for workers that may start one."""
-        effects: list[Effect] = []
         if self._reserved:
-            self._hand_out_reserved(now, ready, effects)
+            self._hand_out_reserved(now, ready)
         blocked: set[str] = set()
         index = 0
         while index < len(self._waiters):
@@ -127,21 +129,19 @@ class HandOut:
             self._lanes.take(item, now)
             if item.alone and self._hands.count(caller.worker):
                 self._reserve(item, ready)
-                self._hand_out_reserved(now, ready, effects)
+                self._hand_out_reserved(now, ready)
                 index = 0
                 continue
             if index:
                 del self._waiters[index]
             else:
                 self._waiters.popleft()
-            self._grant(caller, item, now, effects)
-        return effects
+            self._grant(caller, item, now)
 
-    def expire(self, now: float, loading: Callable[[], bool]) -> list[Effect]:
+    def expire(self, now: float, loading: Callable[[], bool]) -> None:
         """Answer the calls whose wait is over: "empty", unless something is just being loaded for them."""
         if not self._timed:
-            return []
-        effects: list[Effect] = []
+            return
         timed = [one for one in self._waiters if one.expires is not None]
         self._timed = bool(timed)
         for waiter in [one for one in timed if one.expires is not None and one.expires <= now]:
@@ -150,8 +150,7 @@ class HandOut:
             if waiter.patience is not None and now < waiter.patience and loading():
                 continue
             self._waiters.remove(waiter)
-            effects.append(Reply(waiter.caller.conn, waiter.caller.call, End("empty")))
-        return effects
+            self._outbox.reply(waiter.caller.conn, waiter.caller.call, End("empty"))
 
     def next_deadline(self) -> float | None:
         """When a call is to be answered, or an item may be handed out, though nothing happens."""
@@ -173,7 +172,7 @@ class HandOut:
         chosen = next((worker for worker in able if not self._hands.count(worker)), able[0])
         self._reserved[chosen] = item
 
-    def _hand_out_reserved(self, now: float, ready: Callable[[str], bool], effects: list[Effect]) -> None:
+    def _hand_out_reserved(self, now: float, ready: Callable[[str], bool]) -> None:
         for worker, item in list(self._reserved.items()):
             index = next((i for i, w in enumerate(self._waiters) if w.caller.worker == worker), None)
             if index is None or not ready(worker):  # it is away, paused or recycling: others may come first now
@@ -184,12 +183,12 @@ class HandOut:
             caller = self._waiters[index].caller
             del self._waiters[index]
             del self._reserved[worker]
-            self._grant(caller, item, now, effects)
+            self._grant(caller, item, now)
 
-    def _grant(self, caller: Caller, item: Item, now: float, effects: list[Effect]) -> None:
+    def _grant(self, caller: Caller, item: Item, now: float) -> None:
         claim = self.numbers.take()
         idle = not self._hands.busy(caller.worker)
         self._hands.grip(item, claim, caller.worker, caller.incarnation, now)
         granted = Granted(item.key, claim, item.target, item.data, item.attempts + 1)
-        effects.append(Reply(caller.conn, caller.call, granted))
-        effects.append(Claimed(caller.worker, caller.incarnation, item.key, idle))
+        self._outbox.reply(caller.conn, caller.call, granted)
+        self._outbox.facts.append(Claimed(caller.worker, caller.incarnation, item.key, idle))

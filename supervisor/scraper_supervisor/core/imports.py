@@ -6,35 +6,37 @@ states are checkpoints, the group's run is not opened; a daemon that died in bet
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from msgspec import Struct
 
+from scraper_supervisor.core.checkpoints import save_op
 from scraper_supervisor.core.portable import Joiner
 from scraper_supervisor.core.records import (
-    Answer,
     DropState,
     ImportBegin,
     ImportDrop,
     Imported,
     ImportFinish,
     ImportLines,
-    ImportOp,
     LoadState,
-    OpenRun,
-    RunImage,
-    SaveState,
-    StateTaken,
     TakeState,
 )
-from scraper_supervisor.core.state import ENDED, Group, GroupState
+from scraper_supervisor.core.state import ENDED, Group, GroupState, Install, Intent
+from scraper_worker.protocol import ItemCounts
 
 if TYPE_CHECKING:
-    from scraper_supervisor.core.events import Asked
-    from scraper_supervisor.core.groups import Groups, Intent
+    from scraper_supervisor.core.checkpoints import Checkpoints
+    from scraper_supervisor.core.events import Asked, PersistFailed
+    from scraper_supervisor.core.facts import StatesOwed
+    from scraper_supervisor.core.groups import Groups
+    from scraper_supervisor.core.records import RunImage, StateTaken
     from scraper_supervisor.core.state import FleetState
 
 METHODS: Final = frozenset({"items.import.begin", "items.import.lines", "items.import.finish", "items.import.drop"})
+
+_Step: TypeAlias = ImportBegin | ImportLines | ImportFinish | ImportDrop
 
 
 class NotNow(ValueError):
@@ -49,27 +51,28 @@ class _Session(Struct):
     lines: Joiner
 
 
-class _Install(Struct):
-    """The states of a run that are to become checkpoints before it is opened."""
+class _Waiting(Struct):
+    """A request whose operation the ledger has not carried out; `request` is None once its command is gone.
 
-    image: RunImage
-    owed: list[str]  # the first is at work
-    opening: int  # what the group waits for; it waits for something else once it begins afresh
-    ticket: int = 0  # of the operation that is waited for
-    failed: bool = False  # it left no trace: all begins anew when the disk works again
+    `former` is what an operator wanted of the group before a finish stopped it, where that is to be wanted again
+    should the run not become the newest.
+    """
+
+    request: int | None
+    stopped: bool = False
+    former: Intent | None = None
 
 
 class Imports:
     """Serves the requests of `items import`."""
 
-    def __init__(self, state: FleetState, groups: Groups) -> None:
+    def __init__(self, state: FleetState, groups: Groups, checkpoints: Checkpoints) -> None:
         self._state = state
         self._groups = groups
+        self._checkpoints = checkpoints
         self._sessions: dict[str, _Session] = {}
-        self._asked: dict[int, int] = {}  # ticket → request; 0 once nobody waits for its answer
-        self._installs: dict[str, _Install] = {}  # by group
-        self._unstopped: dict[int, Intent | None] = {}  # ticket of a finish → the completed group's intent before it
-        self._finished: dict[str, tuple[int, int]] = {}  # group → (request, run) to be told when its states are in
+        self._waiting: list[_Waiting] = []
+        self._finished: dict[str, tuple[int | None, int]] = {}  # group → (request, run) to be told when it is opened
 
     # ---- what an operator asks
 
@@ -79,8 +82,9 @@ class Imports:
         Raises:
             NotNow: the group has not ended, or there is no such import.
         """
-        name, ticket = group.name, self._state.ticket()
-        op: ImportOp
+        name, ticket = group.name, self._state.outbox.ticket()
+        waiting = _Waiting(event.request)
+        op: _Step
         match event.method:
             case "items.import.begin":
                 self._must_rest(group)
@@ -89,7 +93,7 @@ class Imports:
                 session = self._session(event, name)
                 lines = session.lines.take(event.text)
                 if not lines:
-                    self._state.answer(event.request, True, {})
+                    self._tell(waiting.request, True, {})
                     return
                 op = ImportLines(ticket, name, session.run_id, lines)
             case "items.import.finish":
@@ -102,17 +106,17 @@ class Imports:
                     self._give_up(name, session.run_id)
                     raise
                 op = ImportFinish(ticket, name, session.run_id)
-                self._close(group, ticket)
+                self._close(group, ticket, waiting)
             case _:
                 op = ImportDrop(ticket, name, self._session(event, name).run_id)
-        self._asked[ticket] = event.request
-        self._state.persist(op)
+        self._waiting.append(waiting)
+        self._state.outbox.ask(op, partial(self._done, op, waiting), partial(self._refused, op, waiting))
 
     def withdrawn(self, request: int) -> None:
         """Nobody waits for the answer any more: an import that is not being finished is given up."""
-        for ticket, asked in list(self._asked.items()):
-            if asked == request:
-                self._asked[ticket] = 0
+        for waiting in self._waiting:
+            if waiting.request == request:
+                waiting.request = None
 
     def _must_rest(self, group: Group) -> None:
         busy = any(worker.life.up for worker in self._state.team(group)) or group.queue.writing
@@ -127,47 +131,53 @@ class Imports:
             raise NotNow(f"{name}: no import is going on; another one may have taken its place")
         return session
 
-    def _close(self, group: Group, ticket: int) -> None:
+    def _close(self, group: Group, ticket: int, waiting: _Waiting) -> None:
         """From now on nothing is asked of the run that is to give way."""
         if group.intent not in ("drained", "stopped"):
             if group.state is GroupState.COMPLETED:  # one that failed or was aborted must not start for being reopened
-                self._unstopped[ticket] = group.intent
+                waiting.stopped, waiting.former = True, group.intent
             self._groups.set_intent(group.name, "stopped")
         group.queue.close()
         group.state, group.opening = GroupState.OPENING, ticket
         group.repeat_at = group.failed_reason = None
 
-    # ---- what the store answers
+    # ---- what the ledger did
 
-    def persisted(self, op: ImportOp, answer: Answer) -> None:
-        """The ledger carried out an operation."""
-        install = self._installs.get(op.group)
-        if install is not None and op.ticket == install.ticket:
-            self._go_on(op.group, install, op, answer)
-            return
-        request = self._asked.pop(op.ticket, None)
-        if request is None or not isinstance(answer, Imported):
-            return
+    def _done(self, op: _Step, waiting: _Waiting, answer: Imported, _: float) -> None:
+        self._waiting.remove(waiting)
         if isinstance(op, ImportBegin):
             self._sessions[op.group] = _Session(op.ticket, answer.run_id, Joiner())
         elif answer.problem is not None or not isinstance(op, ImportLines):
             self._forget(op.group, op.run_id)
         if isinstance(op, ImportFinish):
-            self._reopen(op, ok=answer.problem is None)
+            self._reopen(op, waiting, ok=answer.problem is None)
         if answer.problem is not None:
-            self._state.answer(request, False, f"{op.group}: {answer.problem}")
+            self._tell(waiting.request, False, f"{op.group}: {answer.problem}")
         elif not isinstance(op, ImportFinish):
-            self._state.answer(request, True, {"token": op.ticket} if isinstance(op, ImportBegin) else {})
+            self._tell(waiting.request, True, {"token": op.ticket} if isinstance(op, ImportBegin) else {})
         elif op.group in self._state.groups:
-            self._finished[op.group] = (request, answer.run)
+            self._finished[op.group] = (waiting.request, answer.run)
         else:
-            self._state.answer(request, True, {"run": answer.run, "state": None})
-        if request == 0:  # its command is gone
+            self._tell(waiting.request, True, {"run": answer.run, "state": None})
+        if waiting.request is None:  # its command is gone
             self._give_up(op.group, answer.run_id)
+
+    def _refused(self, op: _Step, waiting: _Waiting, fault: PersistFailed, _: float) -> None:
+        """The disk refused an operation: the import is given up."""
+        self._waiting.remove(waiting)
+        if not isinstance(op, ImportBegin):
+            self._forget(op.group, op.run_id)
+        if isinstance(op, ImportFinish):
+            self._reopen(op, waiting, ok=False)
+        self._tell(waiting.request, False, f"{op.group}: storage unavailable: {fault.message}; nothing was imported")
+
+    def _tell(self, request: int | None, ok: bool, document: object) -> None:
+        if request is not None:
+            self._state.outbox.answer(request, ok, document)
 
     def _give_up(self, group: str, run_id: int) -> None:
         if self._forget(group, run_id):
-            self._state.persist(ImportDrop(self._state.ticket(), group, run_id))
+            self._state.outbox.ask(ImportDrop(self._state.outbox.ticket(), group, run_id))
 
     def _forget(self, group: str, run_id: int) -> bool:
         """An import is over; whether it was still going on. Another one that took its place goes on."""
@@ -177,112 +187,83 @@ class Imports:
         del self._sessions[group]
         return True
 
-    def persist_failed(self, op: ImportOp, message: str) -> None:
-        """The disk refused an operation: the import is given up, or its states are installed when the disk works."""
-        install = self._installs.get(op.group)
-        if install is not None and op.ticket == install.ticket:
-            install.failed = True
-            return
-        request = self._asked.pop(op.ticket, None)
-        if request is None:
-            return
-        if not isinstance(op, ImportBegin):
-            self._forget(op.group, op.run_id)
-        if isinstance(op, ImportFinish):
-            self._reopen(op, ok=False)
-        self._state.answer(request, False, f"{op.group}: storage unavailable: {message}; nothing was imported")
-
-    def _reopen(self, op: ImportFinish, *, ok: bool) -> None:
+    def _reopen(self, op: ImportFinish, waiting: _Waiting, *, ok: bool) -> None:
         """The group's newest run is opened: the imported one, or the old one as if nothing had been asked."""
-        if op.ticket in self._unstopped:
-            former = self._unstopped.pop(op.ticket)
-            if not ok and self._state.intents.get(op.group) == "stopped":
-                self._groups.set_intent(op.group, former)
+        if not ok and waiting.stopped and self._state.intents.get(op.group) == "stopped":
+            self._groups.set_intent(op.group, waiting.former)
         group = self._state.groups.get(op.group)
         if group is not None and group.state is GroupState.OPENING and group.opening == op.ticket:
             self._groups.open(group, "continue")  # else it was removed, or begins afresh
 
-    # ---- states become checkpoints
-
-    def opened(self, op: OpenRun, image: RunImage) -> bool:
-        """A run was read from the ledger. Whether it may be opened: no state of it is still to become a checkpoint."""
-        group = self._state.groups.get(op.group)
-        if group is None or op.ticket != group.opening:
-            return True
-        if image.owed:
-            install = self._installs[op.group] = _Install(image, list(image.owed), op.ticket)
-            self._take(op.group, install)
-            return False
-        self._installs.pop(op.group, None)
-        return True
-
-    def told(self, op: OpenRun) -> None:
+    def run_opened(self, name: str) -> None:
         """A run was opened: who imported it is told."""
-        group = self._state.groups.get(op.group)
-        if op.group in self._finished and (group is None or group.queue.image is not None):
-            request, run = self._finished.pop(op.group)
-            self._state.answer(request, True, {"run": run, "state": None if group is None else group.state.public})
+        group = self._state.groups.get(name)
+        if name in self._finished and (group is None or group.queue.image is not None):
+            request, run = self._finished.pop(name)
+            self._tell(request, True, {"run": run, "state": None if group is None else group.state.public})
 
-    def saved(self, op: SaveState) -> None:
-        """A state is a checkpoint: the ledger need not keep it."""
-        for name, install in self._installs.items():
-            if install.ticket == op.ticket:
-                install.ticket = self._state.ticket()
-                self._state.persist(DropState(install.ticket, name, install.image.run_id, op.worker))
+    # ---- states become checkpoints, one after the other
 
-    def save_failed(self, op: SaveState) -> None:
-        """A state could not be written."""
-        for install in self._installs.values():
-            install.failed = install.failed or install.ticket == op.ticket
+    def states_owed(self, fact: StatesOwed) -> None:
+        """Make the states that came with a run checkpoints; then the run is opened."""
+        group = self._state.groups.get(fact.group)
+        if group is not None:
+            group.install = Install(fact.image, list(fact.image.owed), group.opening)
+            self._take(group, group.install)
 
-    def healed(self) -> None:
-        """A place of the store works again: what it refused begins anew, from what the ledger still owes."""
-        for name, install in list(self._installs.items()):
-            if install.failed and self._state.clocks_run(install.owed[0]):
-                del self._installs[name]
-                self._open(name, install)
+    def _take(self, group: Group, install: Install) -> None:
+        op = TakeState(self._state.outbox.ticket(), group.name, install.image.run_id, install.owed[0])
+        self._state.outbox.ask(op, partial(self._taken, group, install), partial(self._stuck, install))
 
-    def awaits(self, worker: str) -> bool:
-        """Whether a group is not opened before a state is in this worker's folder."""
-        return any(
-            install.owed[:1] == [worker] and self._wanting(name, install) is not None
-            for name, install in self._installs.items()
+    def _taken(self, group: Group, install: Install, taken: StateTaken | None, now: float) -> None:
+        if group.install is not install:
+            return  # the group begins afresh
+        if taken is None:
+            self._installed(group, install, None, now)
+            return
+        outbox, worker, image = self._state.outbox, install.owed[0], install.image
+        # First the folder is asked for a state of this run: what is there before is from then on known as older,
+        # so that damage to the state which comes now is never taken for damage to an older one.
+        look = LoadState(outbox.ticket(), worker, image.fresh_from)
+        self._checkpoints.read(look, lambda _, __: None, lambda _, __: None)
+        counts, settings = _counts(image), self._state.settings.checkpoint
+        op = save_op(outbox.ticket(), worker, taken.run, taken.schema, taken.state, counts, settings)
+        self._checkpoints.write(
+            op, lambda _: self._saved(group, install), lambda fault: self._stuck(install, fault, now)
         )
 
-    def _wanting(self, name: str, install: _Install) -> Group | None:
-        """The group, if it still waits for this."""
-        group = self._state.groups.get(name)
-        current = group is not None and group.state is GroupState.OPENING and group.opening == install.opening
-        return group if current else None
+    def _saved(self, group: Group, install: Install) -> None:
+        """A state is a checkpoint: the ledger need not keep it."""
+        if group.install is install:
+            op = DropState(self._state.outbox.ticket(), group.name, install.image.run_id, install.owed[0])
+            self._state.outbox.ask(op, partial(self._installed, group, install), partial(self._stuck, install))
 
-    def _open(self, name: str, install: _Install) -> None:
-        group = self._wanting(name, install)
-        if group is not None:
-            self._groups.open(group, group.mode)
-
-    def _take(self, name: str, install: _Install) -> None:
-        install.ticket = self._state.ticket()
-        self._state.persist(TakeState(install.ticket, name, install.image.run_id, install.owed[0]))
-
-    def _go_on(self, name: str, install: _Install, op: ImportOp, answer: Answer) -> None:
-        if isinstance(op, TakeState) and isinstance(answer, StateTaken):
-            install.ticket = self._state.ticket()
-            # First the folder is asked for a state of this run: what is there before is from then on known as older,
-            # so that damage to the state which comes now is never taken for damage to an older one.
-            self._state.persist(LoadState(self._state.ticket(), op.worker, install.image.fresh_from))
-            self._state.persist(self._save(install, op.worker, answer))
+    def _installed(self, group: Group, install: Install, _: None, __: float) -> None:
+        if group.install is not install:
             return
         install.owed.pop(0)
         if install.owed:
-            self._take(name, install)
+            self._take(group, install)
         else:
-            self._open(name, install)
+            self._open(group, install)
 
-    def _save(self, install: _Install, worker: str, taken: StateTaken) -> SaveState:
-        image, checkpoint = install.image, self._state.settings.checkpoint
-        pending = sum(lane.open for lane in image.lanes) + image.waiting
-        counts = (pending, image.done, image.failed)
-        gzip = checkpoint.compression == "gzip"
-        return SaveState(
-            install.ticket, worker, taken.run, taken.schema, taken.state, *counts, checkpoint.retention, gzip
-        )
+    def _stuck(self, install: Install, _: PersistFailed, __: float) -> None:
+        """A step left no trace: the states are installed when the disk works."""
+        install.failed = True
+
+    def healed(self) -> None:
+        """A place of the store works again: what it refused begins anew, from what the ledger still owes."""
+        for group in self._state.groups.values():
+            install = group.install
+            if install is not None and install.failed and self._state.clocks_run(install.owed[0]):
+                group.install = None
+                self._open(group, install)
+
+    def _open(self, group: Group, install: Install) -> None:
+        if group.state is GroupState.OPENING and group.opening == install.opening:
+            self._groups.open(group, group.mode)
+
+
+def _counts(image: RunImage) -> ItemCounts:
+    """The items of a run that is not open yet."""
+    return ItemCounts(sum(lane.open for lane in image.lanes) + image.waiting, image.done, image.failed)

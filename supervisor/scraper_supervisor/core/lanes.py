@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Raw, Struct
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from scraper_supervisor.core.records import Entry, NewItem
+    from scraper_supervisor.core.records import Added, Entry, NewItem
     from scraper_supervisor.core.settings import TargetSettings
 
 WINDOW: Final = 4096  # items held in all lanes together, about
@@ -168,6 +168,11 @@ class Lanes:
         self._insert(lane, Item(number, offer.key, offer.target, offer.data, offer.priority, order))
         if full and not lane.fetching:  # what is being fetched lies behind the cursor as it was asked
             self._shed(lane)
+
+    def added_all(self, offers: Sequence[NewItem], answer: Added) -> None:
+        """Those of the offered items that the run did not know are in the ledger."""
+        for index, number, order in answer.added:
+            self.added(number, offers[index], order)
 
     def fetched(self, target: str | None, entries: Iterable[Entry], now: float) -> None:
         """The next items of a lane came from the ledger."""

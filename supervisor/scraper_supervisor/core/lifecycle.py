@@ -11,19 +11,14 @@ from zlib import crc32
 
 from scraper_supervisor.core import restart
 from scraper_supervisor.core.events import HangUp, Unwatch, Watch
-from scraper_supervisor.core.records import SaveState
+from scraper_supervisor.core.facts import ProcessEnded, ProcessKnown
 from scraper_supervisor.core.state import Group, GroupState, Worker
 from scraper_supervisor.core.worker import Life, Phase
 from scraper_worker.protocol import Drain, Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from msgspec import Raw
-
-    from scraper_supervisor.core.abort import AbortWindow
-    from scraper_supervisor.core.claims import Effect
-    from scraper_supervisor.core.events import Exited, Spawned, SpawnFailed
+    from scraper_supervisor.core.checkpoints import Checkpoints
+    from scraper_supervisor.core.events import Exited, Spawned, SpawnFailed, TreeEnded
     from scraper_supervisor.core.slo import Slo
     from scraper_supervisor.core.state import FleetState
 
@@ -32,15 +27,12 @@ DISK_PAUSE: Final = 1.0  # seconds between tries to start a worker for which the
 
 
 class Lifecycle:
-    """Ups and downs of all workers. `effects` hands the queue's effects to the fleet."""
+    """Ups and downs of all workers."""
 
-    def __init__(
-        self, state: FleetState, slo: Slo, abort: AbortWindow, effects: Callable[[list[Effect], float], None]
-    ) -> None:
+    def __init__(self, state: FleetState, slo: Slo, checkpoints: Checkpoints) -> None:
         self._state = state
         self._slo = slo
-        self._abort = abort
-        self._effects = effects
+        self._checkpoints = checkpoints
 
     # ---- up
 
@@ -71,18 +63,18 @@ class Lifecycle:
             return
         worker.goodbye, worker.more, worker.beats, worker.given_up = None, False, False, False
         worker.farewell = worker.heard = worker.progress = worker.charge = worker.limit = worker.killed_for = None
-        self._state.out += commands
+        self._state.outbox.commands += commands
         self.note(worker, now)
 
-    def spawned(self, event: Spawned, now: float) -> Worker | None:
+    def spawned(self, event: Spawned, now: float) -> None:
         """A process runs."""
         worker = self._current(event.worker, event.incarnation)
         if worker is None or worker.life.phase is not Phase.SPAWNING:
-            return None
+            return
         group = self._state.groups[worker.group]
         worker.history = restart.on_start(worker.history, now)
         worker.heard = now
-        self._state.out += worker.life.spawned(event.pid, event.token, group.settings, now)
+        self._state.outbox.commands += worker.life.spawned(event.pid, event.token, group.settings, now)
         self.watch(worker)
         self._state.publish(
             "worker_started",
@@ -95,13 +87,14 @@ class Lifecycle:
         if self._state.at_once:
             self.kill(worker, "the supervisor ends at once", "stopped", now)
         self.note(worker, now)
-        return worker
+        self._state.outbox.facts.append(ProcessKnown(worker.name))
 
     def spawn_failed(self, event: SpawnFailed, now: float) -> None:
         """No process could be started; that counts as a death without any uptime, unless the disk is to blame."""
         worker = self._current(event.worker, event.incarnation)
         if worker is None or worker.life.phase is not Phase.SPAWNING:
             return
+        self._state.outbox.facts.append(ProcessKnown(worker.name))
         told = worker.last_failure is not None and worker.last_failure.message == event.message
         worker.last_failure = Failure("transient", "system", "spawn-failed", event.message)
         if event.errno in DISK_ERRORS and worker.life.after != "stop":
@@ -123,7 +116,7 @@ class Lifecycle:
         if worker.conn is not None and worker.conn != conn:
             self._state.conns.pop(worker.conn, None)
             self._state.groups[worker.group].queue.disconnected(worker.conn)
-            self._state.out.append(HangUp(worker.conn))
+            self._state.outbox.commands.append(HangUp(worker.conn))
         worker.conn, worker.away_since, worker.heard = conn, None, now
         self._state.conns[conn] = (worker.name, worker.life.incarnation)
         if worker.life.hello():
@@ -134,7 +127,7 @@ class Lifecycle:
         """Have the worker's tree sampled as it now is."""
         if worker.life.alive and worker.life.pid is not None:
             browsers = tuple((browser.id, browser.pid) for browser in worker.browsers.values())
-            self._state.out.append(Watch(worker.name, worker.life.incarnation, worker.life.pid, browsers))
+            self._state.outbox.commands.append(Watch(worker.name, worker.life.incarnation, worker.life.pid, browsers))
 
     # ---- orders
 
@@ -143,10 +136,10 @@ class Lifecycle:
         life = worker.life
         group = self._state.groups[worker.group]
         commands, tell = life.drain(reason, after, group.settings.stop_timeout, now)
-        self._state.out += commands
+        self._state.outbox.commands += commands
         if tell:
             self._state.tell(worker, Drain(reason, group.settings.stop_timeout))
-            self._effects(group.queue.end_waiting(worker.name, "draining"), now)
+            group.queue.end_waiting(worker.name, "draining")
         self.note(worker, now)
 
     def kill(self, worker: Worker, reason: str, signature: str, now: float) -> None:
@@ -164,33 +157,34 @@ class Lifecycle:
         commands = worker.life.kill(reason, worker.browser_pids)
         if commands:
             self._state.trees.add((worker.name, worker.life.incarnation))
-            self._state.out += commands
+            self._state.outbox.commands += commands
 
     # ---- ends
 
-    def exited(self, event: Exited, now: float) -> Worker | None:
+    def exited(self, event: Exited, now: float) -> None:
         """A process ended: its hands are emptied, and the restart policy or the order says what comes next."""
         worker = self._current(event.worker, event.incarnation)
         if worker is None or not worker.life.up:
-            return None
+            return
         group, life = self._state.groups[worker.group], worker.life
         queue = group.queue
         ordered = life.after != "decide" or worker.given_up
         well = event.code == 0 and (worker.goodbye == "complete" or not life.introduced)
-        nothing_left = not queue.unfinished and queue.done + queue.failed + queue.parked > 0
+        nothing_left = not queue.unfinished and queue.ended.any
         how = f"exited with code {event.code}" if event.signal is None else f"was killed by signal {event.signal}"
         if life.killed and life.reason is not None:
             how = life.reason
-        self._state.out.append(Unwatch(worker.name))
+        self._state.outbox.commands.append(Unwatch(worker.name))
         self._state.end_tree(worker)
         self._cut(worker)
         charged: str | None = None
         died = not (ordered or well or nothing_left)
         if died:
-            effects, charged = self._blame(worker, how, now)
+            charged = self._blame(worker, how, now)
         else:
-            self.save_again(worker)
-            effects = queue.let_go(worker.name)
+            self._checkpoints.save_again(worker)
+            queue.let_go(worker.name)
+        self._state.outbox.facts.append(ProcessEnded(worker.name, group.name, died, charged))
         self._state.publish(
             "worker_exited",
             "warning" if died else "info",
@@ -204,9 +198,7 @@ class Lifecycle:
             charged=charged,
             reason=life.reason,
         )
-        self._effects(effects, now)
         if died:
-            self._abort.crash(now, group.name, charged)
             self._judge(worker, how, charged, now)
         elif ordered:
             self._ordered_end(worker, now)
@@ -215,10 +207,23 @@ class Lifecycle:
         else:
             self._down(worker, "done", now)
             self._state.publish("worker_completed", "info", "workers", worker=worker)
-        return worker
 
-    def _blame(self, worker: Worker, how: str, now: float) -> tuple[list[Effect], str | None]:
-        """It died by itself: what becomes of the items in its hands, and the key of the one that is charged."""
+    def tree_ended(self, event: TreeEnded) -> None:
+        """Nothing is left of an incarnation."""
+        self._state.trees.discard((event.worker, event.incarnation))
+        if event.killed:
+            self._state.publish(
+                "cleanup_initiated",
+                "warning",
+                "workers",
+                worker=self._state.workers.get(event.worker),
+                incarnation=event.incarnation,
+                killed=event.killed,
+                cleaned=event.worker,
+            )
+
+    def _blame(self, worker: Worker, how: str, now: float) -> str | None:
+        """It died by itself: what was in its hands goes back; the key of the item that is charged, if one is."""
         queue = self._state.groups[worker.group].queue
         failure = worker.killed_for
         if failure is None:
@@ -226,7 +231,8 @@ class Lifecycle:
         worker.last_failure = failure
         self._detected(worker, "death", now)
         if worker.charge is not None:
-            return queue.charge(worker.charge, worker.name, failure), worker.charge
+            queue.charge(worker.charge, worker.name, failure)
+            return worker.charge
         return queue.died(worker.name, failure)
 
     def _ordered_end(self, worker: Worker, now: float) -> None:
@@ -286,7 +292,7 @@ class Lifecycle:
         if worker.conn is not None:
             self._state.conns.pop(worker.conn, None)
             self._state.groups[worker.group].queue.disconnected(worker.conn)
-            self._state.out.append(HangUp(worker.conn))
+            self._state.outbox.commands.append(HangUp(worker.conn))
             worker.conn = None
 
     def fail(self, worker: Worker, reason: str, now: float) -> None:
@@ -295,7 +301,7 @@ class Lifecycle:
         worker.last_failure = Failure("permanent", "system", "worker-failed", reason)
         if worker.life.alive:
             worker.given_up = True
-            self._state.out += worker.life.terminate(1.0, now)
+            self._state.outbox.commands += worker.life.terminate(1.0, now)
         else:
             worker.life.give_up()
         self.note(worker, now)
@@ -328,38 +334,8 @@ class Lifecycle:
 
     def _detected(self, worker: Worker, what: str, now: float) -> None:
         if worker.incident is None:
-            worker.incident = self._state.incident_id()
+            worker.incident = self._state.outbox.incident_id()
         self._slo.lost(worker.name, what, now)
-
-    # ---- the latest state, written again with the progress since
-
-    def save_again(self, worker: Worker) -> None:
-        """Write the worker's latest state once more, if it is small and items ended since it was written."""
-        group = self._state.groups[worker.group]
-        image = group.queue.image
-        ended = group.queue.done + group.queue.failed
-        if worker.state is None or image is None or worker.state_ended == ended:
-            return
-        worker.state_ended = ended
-        self._state.persist(self.state_op(worker, *worker.state))
-
-    def state_op(self, worker: Worker, schema: str, state: Raw) -> SaveState:
-        """The operation that writes a state, with the group's counts as they are."""
-        group = self._state.groups[worker.group]
-        counts = group.queue.summary()
-        checkpoint = self._state.settings.checkpoint
-        return SaveState(
-            self._state.ticket(),
-            worker.name,
-            0 if group.queue.image is None else group.queue.image.run,
-            schema,
-            state,
-            counts.pending,
-            counts.done,
-            counts.failed,
-            checkpoint.retention,
-            checkpoint.compression == "gzip",
-        )
 
     # ---- inside
 

@@ -8,17 +8,7 @@ from msgspec import Raw, Struct
 
 from scraper_supervisor.core import imports
 from scraper_supervisor.core.calls import target_of
-from scraper_supervisor.core.records import (
-    Added,
-    Answer,
-    Cancel,
-    Changed,
-    LedgerOp,
-    LoadRun,
-    NewItem,
-    OpenRun,
-    Requeue,
-)
+from scraper_supervisor.core.records import NewItem
 from scraper_supervisor.core.state import ENDED, Group, GroupState, Worker
 from scraper_supervisor.core.worker import Phase
 from scraper_worker.protocol import BadParams, check_key
@@ -73,8 +63,6 @@ class Operators:
         self._restores = restores
         self._imports = imports
         self._waiting: list[_Waiting] = []
-        self._writing: dict[int, tuple[int, tuple[str, ...]]] = {}  # ticket → request, keys that workers hold
-        self._thawing: dict[int, int] = {}  # ticket of the LoadRun → that of the change before it
 
     def asked(self, event: Asked, now: float) -> None:
         """Take a request."""
@@ -87,14 +75,14 @@ class Operators:
                 self._restores.asked(event)
             elif event.method == "abort.clear":
                 self._clear(now)
-                self._state.answer(event.request, True, {"cleared": True})
+                self._state.outbox.answer(event.request, True, {"cleared": True})
             elif event.method == "claims":
                 claims = [claim for group in self._state.groups.values() for claim in group.queue.claims()]
-                self._state.answer(event.request, True, claims)
+                self._state.outbox.answer(event.request, True, claims)
             else:
                 self._order(event, now)
         except (_Refusal, BadParams, imports.NotNow) as error:
-            self._state.answer(event.request, False, str(error))
+            self._state.outbox.answer(event.request, False, str(error))
 
     def withdrawn(self, request: int) -> None:
         """Nobody waits for the answer any more."""
@@ -134,7 +122,7 @@ class Operators:
             case _:
                 raise _Refusal(f"unknown request {event.method!r}")
         if not event.wait:
-            self._state.answer(event.request, True, {"workers": sorted(marks)})
+            self._state.outbox.answer(event.request, True, {"workers": sorted(marks)})
             return
         self._waiting.append(_Waiting(event.request, event.method, marks))
 
@@ -223,7 +211,7 @@ class Operators:
             if all(self._is_done(one, worker) for worker in workers):
                 problem = self._problem(one.method, workers)
                 states = {worker.name: self._lifecycle.public(worker) for worker in workers}
-                self._state.answer(one.request, problem is None, problem or {"workers": states})
+                self._state.outbox.answer(one.request, problem is None, problem or {"workers": states})
             else:
                 waiting.append(one)
         self._waiting = waiting
@@ -259,27 +247,19 @@ class Operators:
         group = self._group(event.names)
         if group.queue.image is None:
             raise _Refusal(f"the run of {group.name} is still being read from the ledger; try again")
-        run_id = group.queue.image.run_id
-        held: tuple[str, ...] = ()
-        op: LedgerOp
-        if event.method == "items.add":
-            for index, key in enumerate(event.keys):
-                check_key(key, f"keys[{index}]")
-            op = group.queue.add(tuple(NewItem(key, target_of(key, None), Raw(b"null"), 0) for key in event.keys))
-        elif event.method == "items.requeue":
-            op = Requeue(self._state.ticket(), group.name, run_id, event.keys, event.failed, event.parked)
-            group.queue.frozen.add(op.ticket)
-        else:
-            doomed = group.queue.doom(event.keys)
-            for worker, claim, key in doomed:
-                if group.queue.open_claim(claim):
-                    self._watchdog.cancel(self._state.workers[worker], claim, key, "an operator cancelled it", now)
-            held = tuple(key for _, _, key in doomed)
-            idle = tuple(key for key in event.keys if key not in held)
-            op = Cancel(self._state.ticket(), group.name, run_id, idle)
-            group.queue.frozen.add(op.ticket)  # until the run is read again, none of them may be handed out
-        self._writing[op.ticket] = (event.request, held)
-        self._state.persist(op)
+        match event.method:
+            case "items.add":
+                for index, key in enumerate(event.keys):
+                    check_key(key, f"keys[{index}]")
+                items = tuple(NewItem(key, target_of(key, None), Raw(b"null"), 0) for key in event.keys)
+                group.queue.add(event.request, items)
+            case "items.requeue":
+                group.queue.requeue(event.request, event.keys, failed=event.failed, parked=event.parked)
+            case _:
+                for one in group.queue.doom(event.keys):
+                    worker = self._state.workers[one.worker]
+                    self._watchdog.cancel(worker, one.claim, one.key, "an operator cancelled it", now)
+                group.queue.cancel(event.request, event.keys)
 
     def _group(self, names: tuple[str, ...]) -> Group:
         group = self._state.groups.get(names[0]) if names else None
@@ -287,33 +267,3 @@ class Operators:
             known = ", ".join(self._state.groups) or "none"
             raise _Refusal(f"no group is named {names[0] if names else ''!r}; known are: {known}")
         return group
-
-    def persisted(self, op: LedgerOp, answer: Answer) -> None:
-        """The ledger carried out what an operator asked of the items."""
-        writing = self._writing.pop(op.ticket, None) if self._writing else None
-        if writing is None:
-            return
-        request, held = writing
-        if isinstance(answer, Added):
-            self._state.answer(request, True, {"added": len(answer.added), "known": answer.known})
-        elif isinstance(answer, Changed):
-            document = {"changed": answer.changed, "untouched": answer.untouched, "cancelling": held}
-            self._state.answer(request, True, document)
-        group = self._state.groups.get(op.group) if isinstance(op, Requeue | Cancel) else None
-        if group is not None:
-            load = LoadRun(self._state.ticket(), group.name)
-            self._state.persist(load)
-            self._thawing[load.ticket] = op.ticket
-
-    def image_read(self, op: LoadRun | OpenRun, group: Group) -> None:
-        """The run was read again after items were changed: they may be handed out."""
-        group.queue.frozen.discard(self._thawing.pop(op.ticket, 0))
-
-    def persist_failed(self, op: LedgerOp, message: str) -> None:
-        """The disk refused what an operator asked."""
-        writing = self._writing.pop(op.ticket, None)
-        if writing is not None:
-            self._state.answer(writing[0], False, f"storage unavailable: {message}")
-        group = self._state.groups.get(op.group) if isinstance(op, Requeue | Cancel) else None
-        if group is not None:
-            group.queue.frozen.discard(op.ticket)

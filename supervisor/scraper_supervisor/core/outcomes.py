@@ -1,4 +1,4 @@
-"""What is learned from an attempt that ended: figures, votes, and the events of the log."""
+"""What is learned from attempts and deaths: figures, votes, and the events of the log."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from scraper_supervisor.core.conclusions import CANCELLED
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.abort import AbortWindow
-    from scraper_supervisor.core.claims import Claimed, ItemEnded
+    from scraper_supervisor.core.facts import Claimed, ItemEnded, ProcessEnded, RunRead
     from scraper_supervisor.core.lifecycle import Lifecycle
-    from scraper_supervisor.core.state import FleetState, Severity, Worker
+    from scraper_supervisor.core.names import Severity
+    from scraper_supervisor.core.slo import Slo
+    from scraper_supervisor.core.state import FleetState, Worker
 
 
 class Outcomes:
-    """Counts and tells what became of items."""
+    """Counts and tells what became of items and workers."""
 
-    def __init__(self, state: FleetState, lifecycle: Lifecycle, abort: AbortWindow) -> None:
+    def __init__(self, state: FleetState, lifecycle: Lifecycle, abort: AbortWindow, slo: Slo) -> None:
         self._state = state
         self._lifecycle = lifecycle
         self._abort = abort
+        self._slo = slo
 
     def claimed(self, claimed: Claimed, now: float) -> None:
         """A worker was handed an item."""
@@ -27,6 +30,18 @@ class Outcomes:
         if claimed.idle:
             worker.progress = now
         self._lifecycle.progressed(worker, now)
+
+    def process_ended(self, ended: ProcessEnded, now: float) -> None:
+        """A worker's process is gone; one that died speaks against its group."""
+        if ended.died:
+            self._abort.crash(now, ended.group, ended.charged)
+
+    def run_read(self, read: RunRead) -> None:
+        """What was acknowledged as done must be in the ledger; anything else is told at once and loudly."""
+        self._slo.items(read.missing)
+        if read.missing:
+            reason = f"{read.missing} done items are missing"
+            self._state.publish("storage_degraded", "critical", "queue", group=read.group, reason=reason)
 
     def ended(self, ended: ItemEnded, now: float) -> None:
         """An attempt was recorded. Its worker may be gone by now; the event is written all the same."""
@@ -40,8 +55,9 @@ class Outcomes:
                 self._lifecycle.progressed(worker, now)
             elif outcome == "failed":
                 worker.failed += 1
-        if outcome != "retry":
-            self._state.groups[ended.group].ended.append(now)
+        group = self._state.groups.get(ended.group)
+        if outcome != "retry" and group is not None:
+            group.ended.append(now)
         self._vote(ended, now)
         finished = {
             "key": ended.key,
@@ -81,4 +97,7 @@ class Outcomes:
 
     def _publish(self, ended: ItemEnded, worker: Worker | None, name: str, severity: Severity, data: Any) -> None:
         incident = worker.incident if worker is not None else None
-        self._state.put_event(name, severity, "queue", incident, data, ended.worker if worker else None, ended.group)
+        told = ended.worker if worker is not None else None
+        self._state.outbox.publish(
+            name, severity, "queue", incident=incident, worker=told, group=ended.group, data=data
+        )

@@ -1,35 +1,33 @@
 """One group's queue: offers, claims and how each claim ends.
 
-Acknowledgement is a reaction: a call that changes the run yields Persist, and only Persisted yields the Reply. A claim
-that is being concluded is `closing`; whatever happens to its worker meanwhile, the outcome on its way to the disk
-decides.
+Acknowledgement is a reaction: a call that changes the run asks the store, and only the store's answer brings the reply.
+A claim that is being concluded is `closing`; whatever happens to its worker meanwhile, the outcome on its way to the
+disk decides.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from scraper_supervisor.core.calls import Caller, Requests, new_items, not_claimed, recorded, storage_error
-from scraper_supervisor.core.claims import Effect, Hands
+from msgspec import Struct
+
+from scraper_supervisor.core.calls import Caller, RunRef, new_items, not_claimed, storage_error
+from scraper_supervisor.core.claims import Hands
 from scraper_supervisor.core.conclusions import CANCELLED, Conclusions
-from scraper_supervisor.core.events import Refuse, Reply
+from scraper_supervisor.core.events import Refuse
+from scraper_supervisor.core.facts import RunRead
 from scraper_supervisor.core.handout import HandOut
 from scraper_supervisor.core.lanes import Lanes
 from scraper_supervisor.core.records import (
-    Added,
     AddItems,
-    Answer,
-    Conclude,
-    Concluded,
-    Conclusion,
-    Entries,
+    Cancel,
     FetchLanes,
     FetchWaiting,
-    FindConclusion,
-    LedgerOp,
+    LoadRun,
     NewItem,
+    Requeue,
     ReserveClaims,
-    RunImage,
 )
 from scraper_worker.protocol import (
     Claim,
@@ -47,7 +45,31 @@ from scraper_worker.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from scraper_supervisor.core.conclusions import Ended
+    from scraper_supervisor.core.events import PersistFailed
+    from scraper_supervisor.core.outbox import Outbox
+    from scraper_supervisor.core.records import Added, Changed, Entries, RunImage
     from scraper_supervisor.core.settings import RetrySettings, TargetSettings
+
+
+class OpenClaim(Struct, frozen=True):
+    """An item in a worker's hands. `since` is when it was handed out, in monotonic seconds."""
+
+    worker: str
+    claim: int
+    key: str
+    since: float
+
+
+class QueueCounts(Struct, frozen=True):
+    """How many items of the run are in which state."""
+
+    pending: int
+    in_flight: int
+    waiting: int
+    parked: int
+    done: int
+    failed: int
 
 
 class Queue:
@@ -56,21 +78,22 @@ class Queue:
     Args:
         group: its name.
         retry: the group's retry settings; replaceable at any time.
-        ticket: mints the numbers under which the store answers.
+        outbox: takes replies, facts and what the store is asked.
         seed: makes jitter differ between daemons but not between replays.
     """
 
-    def __init__(self, group: str, retry: RetrySettings, ticket: Callable[[], int], seed: str) -> None:
+    def __init__(self, group: str, retry: RetrySettings, outbox: Outbox, seed: str) -> None:
         self.group = group
         self.lanes = Lanes()
         self.image: RunImage | None = None
-        self.done = self.failed = self.parked = 0
         self.offering = 0
-        self.frozen: set[int] = set()  # tickets of what operators change: nothing is handed out or fetched meanwhile
-        self._requests = Requests(group, ticket)
+        self._outbox = outbox
+        self._run = RunRef(group)
+        self._changing: set[int] = set()  # what operators change: nothing is handed out or fetched meanwhile
+        self._readings = 0  # of the run; what was fetched for an earlier one is none of the lanes' any more
         self._hands = Hands()
-        self._conclusions = Conclusions(retry, self._requests, self.lanes, self._hands, seed)
-        self._out = HandOut(self.lanes, self._hands)
+        self._conclusions = Conclusions(outbox, self._run, retry, self.lanes, self._hands, seed)
+        self._out = HandOut(outbox, self.lanes, self._hands)
 
     def configure(self, retry: RetrySettings, targets: dict[str, TargetSettings]) -> None:
         """Go on under these settings."""
@@ -85,25 +108,53 @@ class Queue:
             self._out.numbers.open(image.next_claim)
             self._conclusions.forget_debts()
         self.image = image
-        self._requests.run_id = image.run_id
-        self.done, self.failed, self.parked = image.done, image.failed, image.parked
+        self._run.run_id = image.run_id
+        ended = self.ended
+        ended.done, ended.failed, ended.parked = image.done, image.failed, image.parked
         self._out.forget_reservations()
         self.lanes.open(
             ((lane.target, lane.open) for lane in image.lanes), image.waiting, [hand.item for hand in self._hands]
         )
-        self._requests.forget_fetches()
+        self._readings += 1
+
+    def read_again(self) -> None:
+        """Ask the ledger how the run stands, after operations on many items."""
+        self._outbox.ask(LoadRun(self._outbox.ticket(), self.group), self._read, again=True)
+
+    def _read(self, image: RunImage, _: float) -> None:
+        if self.image is None or self.image.run_id != image.run_id:
+            return  # a new run is being opened meanwhile
+        self._outbox.facts.append(RunRead(self.group, max(0, self.ended.done - image.done)))
+        self.open(image)
 
     def close(self) -> None:
         """The run's workers are gone and another run will be opened: nothing stays in memory."""
         self.image = None
-        self.frozen.clear()
+        self._changing.clear()
         self._hands.clear()
         self._out.clear()
+
+    # ---- how it stands
+
+    @property
+    def ended(self) -> Ended:
+        """How many items have ended, and how."""
+        return self._conclusions.ended
+
+    @property
+    def open_items(self) -> int:
+        """How many items are pending, waiting or in flight."""
+        return self.lanes.open_items
 
     @property
     def unfinished(self) -> bool:
         """Whether an item is pending, waiting or in flight, or an offer is on its way to the disk."""
         return self.image is not None and (self.lanes.open_items > 0 or len(self._hands) > 0 or self.offering > 0)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether an operator's change of many items is under way, during which nothing is handed out."""
+        return bool(self._changing)
 
     @property
     def in_flight(self) -> int:
@@ -126,19 +177,23 @@ class Queue:
     @property
     def writing(self) -> bool:
         """Whether something that changes the run is on its way to the disk."""
-        return self.offering > 0 or bool(self.frozen) or any(hand.closing is not None for hand in self._hands)
+        return self.offering > 0 or self.frozen or any(hand.closing is not None for hand in self._hands)
 
     def owes(self, conn: int) -> bool:
-        """Whether a call of this connection that changes the run waits for the disk."""
+        """Whether the end of a claim that this connection told of is not written yet."""
         closing = (hand.closing for hand in self._hands if hand.closing is not None)
-        return self._requests.owes(conn) or any(caller.conn == conn for one in closing for caller in one.callers)
+        return any(caller.conn == conn for one in closing for caller in one.callers)
 
-    def open_claims(self) -> list[tuple[str, int, str, float]]:
-        """(worker, claim, key, since) of the items in hands that are not being concluded."""
-        return [(hand.worker, hand.claim, hand.item.key, hand.since) for hand in self._hands if hand.closing is None]
+    def open_claims(self) -> list[OpenClaim]:
+        """The items in hands that are not being concluded."""
+        return [
+            OpenClaim(hand.worker, hand.claim, hand.item.key, hand.since)
+            for hand in self._hands
+            if hand.closing is None
+        ]
 
     def claims(self) -> list[tuple[str, str, int]]:
-        """(key, worker, claim) of all items in flight."""
+        """(key, worker, claim) of all items in flight, as operators are told of them."""
         return [(hand.item.key, hand.worker, hand.claim) for hand in self._hands]
 
     def stood_still(self, worker: str, since: float, now: float) -> None:
@@ -150,18 +205,19 @@ class Queue:
         """Whether the worker has an item.next open."""
         return self._out.waits(worker)
 
-    def counts(self, now: float) -> tuple[int, int, int]:
-        """(pending, in flight, waiting)."""
-        waiting = self.lanes.waiting(now)
-        return max(0, self.lanes.open_items - len(self._hands) - waiting), len(self._hands), waiting
+    def counts(self, now: float) -> QueueCounts:
+        """How many items are in which state."""
+        waiting, in_flight, ended = self.lanes.waiting(now), len(self._hands), self.ended
+        pending = max(0, self.lanes.open_items - in_flight - waiting)
+        return QueueCounts(pending, in_flight, waiting, ended.parked, ended.done, ended.failed)
 
     def summary(self) -> ItemCounts:
         """The counts that `hello` answers and a checkpoint carries; pending is all that is open."""
-        return ItemCounts(self.lanes.open_items, self.done, self.failed)
+        return ItemCounts(self.lanes.open_items, self.ended.done, self.ended.failed)
 
     # ---- what workers ask
 
-    def offer(self, caller: Caller, message: ItemsOffer) -> list[Effect]:
+    def offer(self, caller: Caller, message: ItemsOffer) -> None:
         """Offer items.
 
         Raises:
@@ -169,22 +225,46 @@ class Queue:
         """
         items = new_items(message.items, "items")
         if not items:
-            return [Reply(caller.conn, caller.call, Offered(0, 0))]
-        self.offering += 1
-        return [self._requests.ask(AddItems(self._requests.ticket(), self.group, self._requests.run_id, items), caller)]
+            self._outbox.reply(caller.conn, caller.call, Offered(0, 0))
+            return
+        self._add(
+            items,
+            lambda answer: self._outbox.reply(caller.conn, caller.call, Offered(len(answer.added), answer.known)),
+            lambda fault: self._unavailable(caller, fault),
+            caller.conn,
+        )
 
-    def add(self, items: tuple[NewItem, ...]) -> AddItems:
-        """Offer items on an operator's behalf; the caller persists the operation and passes the answer on."""
+    def _add(
+        self,
+        items: tuple[NewItem, ...],
+        told: Callable[[Added], None],
+        refused: Callable[[PersistFailed], None],
+        conn: int | None = None,
+    ) -> None:
+        op = AddItems(self._outbox.ticket(), self.group, self._run.run_id, items)
+
+        def added(answer: Added, _: float) -> None:
+            self.offering -= 1
+            if op.run_id == self._run.run_id:
+                self.lanes.added_all(items, answer)
+            told(answer)
+
+        def not_added(fault: PersistFailed, _: float) -> None:
+            self.offering -= 1
+            refused(fault)
+
         self.offering += 1
-        op = AddItems(self._requests.ticket(), self.group, self._requests.run_id, items)
-        self._requests.ask(op)
-        return op
+        self._outbox.ask(op, added, not_added, conn=conn)
+
+    def _unavailable(self, caller: Caller, fault: PersistFailed) -> None:
+        if caller.call is not None:
+            self._outbox.commands.append(Refuse(caller.conn, caller.call, storage_error(fault)))
 
     def ask(self, caller: Caller, wait: float | None, now: float) -> None:
         """item.next: to be answered by `pump`."""
         self._out.ask(caller, wait, now)
 
-    def conclude_done(self, caller: Caller, message: ItemDone) -> list[Effect]:
+    def conclude_done(self, caller: Caller, message: ItemDone) -> None:
         """item.done.
 
         Raises:
@@ -193,44 +273,46 @@ class Queue:
         offers = new_items(message.offers, "offers")
         hand = self._hands.find(caller, message.key, message.claim)
         if hand is None:
-            return self._conclusions.look_up(caller, message)
-        if hand.closing is not None:
-            return self._conclusions.join(hand.closing, caller, message)
-        return self._conclusions.done(hand, caller, message, offers)
+            self._conclusions.look_up(caller, message)
+        elif hand.closing is not None:
+            self._conclusions.join(hand.closing, caller, message)
+        else:
+            self._conclusions.done(hand, caller, message, offers)
 
-    def conclude_failed(self, caller: Caller, message: ItemFailed) -> list[Effect]:
+    def conclude_failed(self, caller: Caller, message: ItemFailed) -> None:
         """item.failed."""
         hand = self._hands.find(caller, message.key, message.claim)
         if hand is None:
-            return self._conclusions.look_up(caller, message)
-        if hand.closing is not None:
-            return self._conclusions.join(hand.closing, caller, message)
-        return self._conclusions.fail(hand, message.failure, (caller,), message.seconds, message.target)
+            self._conclusions.look_up(caller, message)
+        elif hand.closing is not None:
+            self._conclusions.join(hand.closing, caller, message)
+        else:
+            self._conclusions.fail(hand, message.failure, (caller,), message.seconds, message.target)
 
-    def release(self, caller: Caller, message: ItemRelease) -> list[Effect]:
+    def release(self, caller: Caller, message: ItemRelease) -> None:
         """item.release: given back at no cost; needs no disk, since the ledger never knew of the claim."""
         hand = self._hands.find(caller, message.key, message.claim)
-        if hand is None:
-            if message.claim is not None and self._hands.was_released(message.claim, message.key):
-                return [Reply(caller.conn, caller.call, Nothing())]
-            return [not_claimed(caller, message.key)]
-        if hand.closing is not None:
-            return [not_claimed(caller, message.key)]
-        return [*self._conclusions.give_back(hand), Reply(caller.conn, caller.call, Nothing())]
+        if hand is not None and hand.closing is None:
+            self._conclusions.give_back(hand)
+            self._outbox.reply(caller.conn, caller.call, Nothing())
+        elif hand is None and message.claim is not None and self._hands.was_released(message.claim, message.key):
+            self._outbox.reply(caller.conn, caller.call, Nothing())
+        elif caller.call is not None:
+            self._outbox.commands.append(Refuse(caller.conn, caller.call, not_claimed(message.key)))
 
-    def reclaim(
-        self, worker: str, incarnation: int, named: Iterable[Claim], now: float
-    ) -> tuple[list[Effect], list[Held]]:
+    def reclaim(self, worker: str, incarnation: int, named: Iterable[Claim], now: float) -> list[Held]:
         """A worker came back: what it does not name goes back, what is still its own or nobody's it keeps.
 
         A claim of which something was recorded is over, even if its item is pending again: the answer was lost on the
         way, and the worker asks for it by repeating the call.
+
+        Returns:
+            What the worker holds.
         """
         wanted = {(claim.claim, claim.key) for claim in named}
-        effects: list[Effect] = []
         for hand in self._hands.open_of(worker):
             if (hand.claim, hand.item.key) not in wanted:
-                effects += self._conclusions.give_back(hand)
+                self._conclusions.give_back(hand)
         for claim, key in sorted(wanted):
             item = self.lanes.find(key) if self._hands.was_released(claim, key) and not self.frozen else None
             if item is not None:
@@ -238,173 +320,172 @@ class Queue:
                 self._hands.grip(item, claim, worker, incarnation, now)
         held = (hand for hand in self._hands.of(worker) if hand.closing is None or hand.closing.callers)
         mine = (hand for hand in held if hand.incarnation == incarnation)
-        return effects, [Held(hand.item.key, hand.claim, hand.item.attempts + 1) for hand in mine]
+        return [Held(hand.item.key, hand.claim, hand.item.attempts + 1) for hand in mine]
 
     def disconnected(self, conn: int) -> None:
         """Nobody listens there any more; claims stay."""
         self._out.disconnected(conn)
 
-    def end_waiting(self, worker: str, end: Literal["complete", "draining"]) -> list[Effect]:
+    def end_waiting(self, worker: str, end: Literal["complete", "draining"]) -> None:
         """Answer the worker's open item.next calls: there will be nothing more."""
-        return self._out.end(worker, end)
+        self._out.end(worker, end)
 
-    # ---- deaths and orders
+    # ---- deaths
 
-    def let_go(self, worker: str) -> list[Effect]:
+    def let_go(self, worker: str) -> None:
         """Everything in the worker's hands goes back at no cost (goodbye, a death that the supervisor ordered)."""
         self._leave(worker)
-        return [effect for hand in self._hands.open_of(worker) for effect in self._conclusions.give_back(hand)]
+        for hand in self._hands.open_of(worker):
+            self._conclusions.give_back(hand)
 
-    def died(self, worker: str, failure: Failure) -> tuple[list[Effect], str | None]:
+    def died(self, worker: str, failure: Failure) -> str | None:
         """A worker died by itself: one item in its hands is charged; several go back, each to be handed out alone.
 
         Returns:
-            What to do, and the key of the item that was charged.
+            The key of the item that was charged.
         """
         self._leave(worker)
         hands = self._hands.open_of(worker)
         if len(hands) == 1:
-            return self._conclusions.fail(hands[0], failure), hands[0].item.key
-        effects: list[Effect] = []
+            key = hands[0].item.key
+            self._conclusions.fail(hands[0], failure)
+            return key
         for hand in hands:
-            doomed = hand.doomed
-            effects += self._conclusions.fail(hand, CANCELLED) if doomed else self._conclusions.set_apart(hand)
-        return effects, None
+            if hand.doomed:
+                self._conclusions.fail(hand, CANCELLED)
+            else:
+                self._conclusions.set_apart(hand)
+        return None
 
-    def charge(self, key: str, worker: str, failure: Failure) -> list[Effect]:
+    def charge(self, key: str, worker: str, failure: Failure) -> None:
         """That item alone is charged (it was cancelled in vain); the worker's others go back at no cost."""
         self._leave(worker)
-        effects: list[Effect] = []
         for hand in self._hands.open_of(worker):
-            charged = hand.item.key == key
-            effects += self._conclusions.fail(hand, failure) if charged else self._conclusions.give_back(hand)
-        return effects
+            if hand.item.key == key:
+                self._conclusions.fail(hand, failure)
+            else:
+                self._conclusions.give_back(hand)
 
-    def doom(self, keys: Iterable[str]) -> list[tuple[str, int, str]]:
-        """An operator cancels items that workers hold: unless they end as done, they end as failed.
+    # ---- what operators change; `request` is told when it is done
+
+    def add(self, request: int, items: tuple[NewItem, ...]) -> None:
+        """Offer items on an operator's behalf."""
+        self._add(
+            items,
+            lambda answer: self._outbox.answer(request, True, {"added": len(answer.added), "known": answer.known}),
+            lambda fault: self._outbox.answer(request, False, f"storage unavailable: {fault.message}"),
+        )
+
+    def requeue(self, request: int, keys: tuple[str, ...], *, failed: bool, parked: bool) -> None:
+        """Make items pending again: by key, all failed, all parked."""
+        op = Requeue(self._outbox.ticket(), self.group, self._run.run_id, keys, failed, parked)
+        self._change(op, request, ())
+
+    def doom(self, keys: Iterable[str]) -> list[OpenClaim]:
+        """Have those of the items that workers hold end as failed, unless they end as done.
 
         Returns:
-            (worker, claim, key) of each, also of those of which an end is being written.
+            The claims that their workers are to be told of.
         """
         wanted = set(keys)
-        doomed = [hand for hand in self._hands if hand.item.key in wanted]
-        for hand in doomed:
-            hand.doomed = True
-        return [(hand.worker, hand.claim, hand.item.key) for hand in doomed]
+        for hand in self._hands:
+            hand.doomed = hand.doomed or hand.item.key in wanted
+        return [one for one in self.open_claims() if one.key in wanted]
+
+    def cancel(self, request: int, keys: tuple[str, ...]) -> None:
+        """Fail items for good that are not done; those in hands that are doomed end by themselves."""
+        doomed = {hand.item.key for hand in self._hands if hand.doomed}
+        held = tuple(key for key in dict.fromkeys(keys) if key in doomed)
+        idle = tuple(key for key in keys if key not in doomed)
+        self._change(Cancel(self._outbox.ticket(), self.group, self._run.run_id, idle), request, held)
+
+    def _change(self, op: Requeue | Cancel, request: int, held: tuple[str, ...]) -> None:
+        """Hand nothing out until the change is written and the run is read again."""
+        self._changing.add(op.ticket)
+
+        def changed(answer: Changed, _: float) -> None:
+            document = {"changed": answer.changed, "untouched": answer.untouched, "cancelling": held}
+            self._outbox.answer(request, True, document)
+            self._outbox.ask(LoadRun(self._outbox.ticket(), self.group), read, again=True)
+
+        def read(image: RunImage, now: float) -> None:
+            self._read(image, now)
+            self._changing.discard(op.ticket)
+
+        def refused(fault: PersistFailed, _: float) -> None:
+            self._outbox.answer(request, False, f"storage unavailable: {fault.message}")
+            self._changing.discard(op.ticket)
+
+        self._outbox.ask(op, changed, refused)
 
     # ---- handing out
 
-    def pump(self, now: float, ready: Callable[[str], bool], *, open_: bool = True) -> list[Effect]:
+    def pump(self, now: float, ready: Callable[[str], bool], *, open_: bool = True) -> None:
         """Answer as many open item.next calls as there are items for workers that may start one.
 
         `open_`: whether anything may be handed out at all; calls whose wait is over are answered anyway.
         """
         self.lanes.advance(now)
-        effects: list[Effect] = []
         if open_ and self.image is not None and not self.frozen:
-            effects += self._out.hand_out(now, ready)
-            effects += self._fetch(now)
-        return effects + self._out.expire(now, lambda: open_ and self._loading())
+            self._out.hand_out(now, ready)
+            self._fetch(now)
+        self._out.expire(now, lambda: open_ and self._loading())
 
     def next_deadline(self) -> float | None:
         """When `pump` may have something new to say by itself."""
         return self._out.next_deadline()
 
-    # ---- what the store answers
-
-    def persisted(self, op: LedgerOp, answer: Answer, now: float) -> list[Effect]:
-        """An operation of ours is durable, or a read answered."""
-        if isinstance(op, Conclude) and isinstance(answer, Concluded):
-            return self._concluded(op, answer, now)
-        asked = self._requests.answered(op.ticket)
-        if asked is None:
-            return []
-        caller = asked.caller
-        match op, answer:
-            case AddItems(), Added():
-                self.offering -= 1
-                if op.run_id == self._requests.run_id:
-                    self._insert(op.items, answer)
-                if caller is not None:
-                    return [Reply(caller.conn, caller.call, Offered(len(answer.added), answer.known))]
-            case FetchLanes(), Entries():
-                by_target: dict[str | None, list[int]] = {target: [] for target, _ in op.lanes}
-                for index, entry in enumerate(answer.items):
-                    by_target[entry.target].append(index)
-                for target, indexes in by_target.items():
-                    self.lanes.fetched(target, (answer.items[index] for index in indexes), now)
-            case FetchWaiting(), Entries():
-                self.lanes.retries_fetched(answer.items, now)
-            case ReserveClaims(), _:
-                self._out.numbers.reserved(op.upto)
-            case FindConclusion(), Conclusion() | None if caller is not None and asked.message is not None:
-                return [recorded(caller, asked.message, answer)]
-            case _:
-                pass
-        return []
-
-    def persist_failed(self, op: LedgerOp, errno: int, message: str) -> list[Effect]:
-        """An operation of ours left no trace: callers are told, our own conclusions are kept to be written again."""
-        error = storage_error(errno, message)
-        if isinstance(op, Conclude):
-            return self._conclusions.refused(op, error)
-        asked = self._requests.answered(op.ticket)
-        if asked is None:
-            return []
-        match op:
-            case AddItems():
-                self.offering -= 1
-            case FetchLanes():
-                self.lanes.fetch_failed(target for target, _ in op.lanes)
-            case FetchWaiting():
-                self.lanes.retry_fetch_failed()
-            case ReserveClaims():
-                self._out.numbers.reserved(None)
-            case _:
-                pass
-        caller = asked.caller
-        return [] if caller is None else [Refuse(caller.conn, caller.call, error)]
-
-    def settle(self) -> list[Effect]:
-        """The disk works again: write what we owed it."""
-        return self._conclusions.settle()
+    def settle(self) -> None:
+        """The disk works again: write what it refused of the supervisor's own."""
+        self._conclusions.settle()
 
     # ---- inside
 
-    def _concluded(self, op: Conclude, answer: Concluded, now: float) -> list[Effect]:
-        effects = self._conclusions.written(op, answer, now)
-        if effects is None:
-            return []
-        if op.outcome == "done":
-            self.done += 1
-        elif op.outcome == "failed":
-            self.failed += 1
-        if op.offers:
-            self._insert(op.offers, answer.offered)
-        return effects
-
     def _loading(self) -> bool:
-        return self.image is None or bool(self.frozen) or self._out.numbers.reserving or self.lanes.fetching
+        return self.image is None or self.frozen or self._out.numbers.reserving or self.lanes.fetching
 
-    def _fetch(self, now: float) -> list[Effect]:
-        requests, group, run = self._requests, self.group, self._requests.run_id
-        effects: list[Effect] = []
+    def _fetch(self, now: float) -> None:
+        outbox, group, run_id, reading = self._outbox, self.group, self._run.run_id, self._readings
         upto = self._out.numbers.wanted()
         if upto is not None:
-            effects.append(requests.ask(ReserveClaims(requests.ticket(), group, upto)))
+            outbox.ask(ReserveClaims(outbox.ticket(), group, upto), partial(self._reserved, upto), self._not_reserved)
         lanes, limit, retries = self.lanes.wants(now)
         if lanes:
-            effects.append(requests.ask(FetchLanes(requests.ticket(), group, run, tuple(lanes), limit)))
+            op = FetchLanes(outbox.ticket(), group, run_id, tuple(lanes), limit)
+            outbox.ask(op, partial(self._fetched, op, reading), partial(self._not_fetched, op, reading))
         if retries:
-            effects.append(requests.ask(FetchWaiting(requests.ticket(), group, run, retries)))
-        return effects
+            waiting = FetchWaiting(outbox.ticket(), group, run_id, retries)
+            outbox.ask(waiting, partial(self._retries_fetched, reading), partial(self._retries_not_fetched, reading))
+
+    def _reserved(self, upto: int, _: None, __: float) -> None:
+        self._out.numbers.reserved(upto)
+
+    def _not_reserved(self, _: PersistFailed, __: float) -> None:
+        self._out.numbers.reserved(None)
+
+    def _fetched(self, op: FetchLanes, reading: int, answer: Entries, now: float) -> None:
+        if reading != self._readings:
+            return
+        by_target: dict[str | None, list[int]] = {target: [] for target, _ in op.lanes}
+        for index, entry in enumerate(answer.items):
+            by_target[entry.target].append(index)
+        for target, indexes in by_target.items():
+            self.lanes.fetched(target, (answer.items[index] for index in indexes), now)
+
+    def _not_fetched(self, op: FetchLanes, reading: int, _: PersistFailed, __: float) -> None:
+        if reading == self._readings:
+            self.lanes.fetch_failed(target for target, _ in op.lanes)
+
+    def _retries_fetched(self, reading: int, answer: Entries, now: float) -> None:
+        if reading == self._readings:
+            self.lanes.retries_fetched(answer.items, now)
+
+    def _retries_not_fetched(self, reading: int, _: PersistFailed, __: float) -> None:
+        if reading == self._readings:
+            self.lanes.retry_fetch_failed()
 
     def _leave(self, worker: str) -> None:
         """The worker is gone, or said goodbye: what it called and is not written yet may come to nothing."""
         self._out.unreserve(worker)
         for hand in self._hands.of(worker):
             hand.left = True
-
-    def _insert(self, offers: tuple[NewItem, ...], added: Added) -> None:
-        for index, number, order in added.added:
-            self.lanes.added(number, offers[index], order)

@@ -237,7 +237,6 @@ class LoadIntents(Operation[Intents], frozen=True):
     """What operators want of groups and workers, from before."""
 
 
-
 class Changed(Struct, frozen=True):
     """How many items changed, and the keys that are unknown or not in a state to change."""
 

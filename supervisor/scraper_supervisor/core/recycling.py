@@ -134,7 +134,7 @@ class Recycling:
             if worker is None or worker.recycle is not None or wanted.browser not in worker.browsers:
                 self._slots.release(wanted.worker, wanted.browser)
             else:
-                worker.recycle = Recycle(wanted.browser, wanted.reason, state.incident_id())
+                worker.recycle = Recycle(wanted.browser, wanted.reason, state.outbox.incident_id())
                 self._pending[worker.name] = None
                 state.publish(
                     "cleanup_initiated",
@@ -160,7 +160,7 @@ class Recycling:
         if recycle.deadline is None:
             recycle.deadline = now + limits.recycle_deadline
         if recycle.asked is None and worker.conn is not None and not recycle.killed:
-            recycle.asked, recycle.call = now, self._state.ticket()
+            recycle.asked, recycle.call = now, self._state.outbox.ticket()
             left = max(0.0, recycle.deadline - now)
             self._state.tell(worker, BrowserRecycle(recycle.browser, recycle.reason, left), recycle.call)
 
@@ -178,7 +178,7 @@ class Recycling:
         if browser is None:
             return
         self._lifecycle.lost_browser(worker, now)
-        self._state.out.append(KillBrowser(worker.name, worker.life.incarnation, browser.pid))
+        self._state.outbox.commands.append(KillBrowser(worker.name, worker.life.incarnation, browser.pid))
         self._state.publish(
             "cleanup_initiated", "warning", "resources", worker=worker, browser=name, reason=reason, killed=True
         )

@@ -6,19 +6,21 @@ carries out in order what it is asked of one worker's files: its next hello find
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from scraper_supervisor.core.checkpoints import why_not_given
-from scraper_supervisor.core.records import LoadState, SaveState, StateLoaded, StateSaved
+from scraper_supervisor.core.records import LoadState, StateLoaded
 from scraper_supervisor.core.worker import Phase
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.checkpoints import Checkpoints
-    from scraper_supervisor.core.events import Asked
+    from scraper_supervisor.core.events import Asked, PersistFailed
     from scraper_supervisor.core.groups import Groups
     from scraper_supervisor.core.lifecycle import Lifecycle
+    from scraper_supervisor.core.records import StateSaved
     from scraper_supervisor.core.state import FleetState, Worker
 
 
@@ -29,7 +31,6 @@ class _Restore(Struct):
     worker: str
     generation: int
     incarnation: int  # the worker's, when it was asked
-    ticket: int  # of what the store was asked last
     found: StateLoaded | None = None  # what was read, until it is asked to be written
     written: int | None = None  # the new generation
     started: bool = False  # it had failed, and was started again
@@ -49,14 +50,14 @@ class Restores:
         """Take a request: one name and a generation."""
         refusal = self._refusal(event)
         if refusal is not None or event.generation is None:
-            self._state.answer(event.request, False, refusal)
+            self._state.outbox.answer(event.request, False, refusal)
             return
         worker = self._state.workers[event.names[0]]
-        ticket = self._state.ticket()
-        self._under_way[worker.name] = _Restore(
-            event.request, worker.name, event.generation, worker.life.incarnation, ticket
-        )
-        self._state.persist(LoadState(ticket, worker.name, self._checkpoints.fresh_from(worker), event.generation))
+        one = _Restore(event.request, worker.name, event.generation, worker.life.incarnation)
+        self._under_way[worker.name] = one
+        ticket, fresh_from = self._state.outbox.ticket(), self._checkpoints.fresh_from(worker)
+        op = LoadState(ticket, worker.name, fresh_from, event.generation)
+        self._checkpoints.read(op, partial(self._loaded, one), lambda fault, _: self._refused(one, fault))
 
     def withdrawn(self, request: int) -> None:
         """Nobody waits for the answer any more; what was begun is brought to its end."""
@@ -64,35 +65,25 @@ class Restores:
             if one.request == request:
                 one.request = None
 
-    def loaded(self, op: LoadState, answer: StateLoaded, now: float) -> bool:
-        """A state was read; whether it was for a restore."""
-        one = self._of(op)
-        if one is None:
-            return False
-        refusal = why_not_given(op.worker, one.generation, answer)
+    def _loaded(self, one: _Restore, answer: StateLoaded, now: float) -> None:
+        if self._under_way.get(one.worker) is not one:
+            return
+        refusal = why_not_given(one.worker, one.generation, answer)
         if refusal is not None:
             self._end(one, False, refusal)
-            return True
+            return
         one.found = answer
         worker = self._state.workers.get(one.worker)
         if worker is not None and worker.life.up:
             one.incarnation = worker.life.incarnation
             self._lifecycle.drain(worker, f"an operator restores checkpoint {one.generation}", "restart", now)
-        return True
 
-    def saved(self, op: SaveState, answer: StateSaved) -> None:
-        """A state is durable; it may be a restored one."""
-        one = self._of(op)
-        if one is not None:
-            one.written = answer.generation
+    def _saved(self, one: _Restore, answer: StateSaved) -> None:
+        one.written = answer.generation
 
-    def failed(self, op: SaveState | LoadState, message: str) -> bool:
-        """The disk refused; whether it was a restore's matter."""
-        one = self._of(op)
-        if one is None:
-            return False
-        self._end(one, False, f"storage unavailable, nothing was restored: {message}")
-        return True
+    def _refused(self, one: _Restore, fault: PersistFailed) -> None:
+        if self._under_way.get(one.worker) is one:
+            self._end(one, False, f"storage unavailable, nothing was restored: {fault.message}")
 
     def settle(self, now: float) -> None:
         """Write what waits for a worker to be down, and answer where the worker is where it was wanted."""
@@ -122,10 +113,6 @@ class Restores:
             return f"the run of {worker.group} is still being read from the ledger; try again"
         return None
 
-    def _of(self, op: SaveState | LoadState) -> _Restore | None:
-        one = self._under_way.get(op.worker)
-        return one if one is not None and one.ticket == op.ticket else None
-
     def _is_down(self, one: _Restore, worker: Worker) -> bool:
         if self._state.groups[worker.group].queue.image is None:
             return False  # a new run is being opened, and the state is to be of that one
@@ -133,9 +120,9 @@ class Restores:
 
     def _write(self, one: _Restore, found: StateLoaded, worker: Worker, now: float) -> None:
         worker.state = None  # else it would be written over the restored one at the next occasion
-        op = self._lifecycle.state_op(worker, found.schema, found.state)
-        one.found, one.ticket = None, op.ticket
-        self._state.persist(op)
+        one.found = None
+        op = self._checkpoints.op_of(worker, found.schema, found.state)
+        self._checkpoints.write(op, partial(self._saved, one), partial(self._refused, one))
         if worker.life.phase is Phase.FAILED:
             one.started = self._groups.bring_back(worker, now)
         elif worker.life.phase is Phase.BACKOFF:
@@ -158,4 +145,4 @@ class Restores:
     def _end(self, one: _Restore, ok: bool, document: object) -> None:
         del self._under_way[one.worker]
         if one.request is not None:
-            self._state.answer(one.request, ok, document)
+            self._state.outbox.answer(one.request, ok, document)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from scraper_supervisor.core.groups import RATE_WINDOW
 from scraper_supervisor.core.state import ENDED, Group, GroupState, Worker
@@ -98,21 +99,14 @@ def abort_view(fleet: Fleet, now: float) -> dict[str, Any]:
 def _group(group: Group, now: float) -> dict[str, Any]:
     queue = group.queue
     known = queue.image is not None
-    pending, in_flight, waiting = queue.counts(now)
-    parked = queue.parked
+    counts = queue.counts(now)
     if group.state is GroupState.ABORTED:  # what the abort policy stopped waits for an operator
-        pending, waiting, parked = 0, 0, parked + pending + waiting
-    items = {
-        "pending": pending,
-        "in_flight": in_flight,
-        "waiting": waiting,
-        "parked": parked,
-        "done": queue.done,
-        "failed": queue.failed,
-        "total": pending + in_flight + waiting + parked + queue.done + queue.failed,
-    }
+        stopped = counts.parked + counts.pending + counts.waiting
+        counts = replace(counts, pending=0, waiting=0, parked=stopped)
+    items: dict[str, Any] = asdict(counts)
+    items["total"] = sum(items.values())
     rate = _rate(group, now)
-    left = pending + in_flight + waiting
+    left = counts.pending + counts.in_flight + counts.waiting
     return {
         "name": group.name,
         "run": queue.image.run if queue.image is not None else None,

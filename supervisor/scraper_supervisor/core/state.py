@@ -1,42 +1,32 @@
-"""What the fleet knows: its groups, workers and connections, and the commands of the step in hand.
+"""What the fleet knows: its groups, workers, connections and the state of its storage.
 
-Only data and the few ways to put a command out; the rules are in the rooms that share this state.
+Only data, and the few words that need to know where a worker is; the rules are in the rooms that share this state.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Raw, Struct, field
 
-from scraper_supervisor.core.events import (
-    Answered,
-    Command,
-    HangUp,
-    KillTree,
-    Persist,
-    Publish,
-    Refuse,
-    Reply,
-    Said,
-    Tell,
-)
+from scraper_supervisor.core.events import KillTree, Said, Tell
+from scraper_supervisor.core.outbox import Outbox
 from scraper_supervisor.core.queue import Queue
-from scraper_supervisor.core.records import LoadState, RunState, SaveState
+from scraper_supervisor.core.records import LoadState, RunImage, RunState, SaveState
 from scraper_supervisor.core.resources import Sample
 from scraper_supervisor.core.restart import RestartHistory
 from scraper_supervisor.core.settings import GroupSettings, RetrySettings, Settings
 from scraper_supervisor.core.worker import Life
-from scraper_worker.protocol import Failure, RpcError
+from scraper_worker.protocol import Failure
 
 if TYPE_CHECKING:
-    from scraper_supervisor.core.records import Op
+    from scraper_supervisor.core.names import Severity
     from scraper_worker.protocol import ToWorker
 
-Severity = Literal["debug", "info", "warning", "error", "critical"]
 Mode = Literal["continue", "next", "fresh"]
+Intent = Literal["paused", "drained", "stopped"]  # what an operator wants of a group or worker
 
 RATE_KEPT = 5000  # ends of items that are remembered for a group's rate
 
@@ -134,6 +124,19 @@ class GroupState(Enum):
 ENDED = frozenset({GroupState.COMPLETED, GroupState.FAILED, GroupState.ABORTED, GroupState.STOPPED})
 
 
+class Install(Struct):
+    """The imported states of a run that are to become checkpoints before the run is opened; the first is at work.
+
+    `opening` is what the group waits for: it waits for something else once it begins afresh. `failed` says that the
+    store refused a step, after which all begins anew when it works again.
+    """
+
+    image: RunImage
+    owed: list[str]
+    opening: int
+    failed: bool = False
+
+
 class Group(Struct):
     """One group: its settings, queue and workers' names."""
 
@@ -146,34 +149,36 @@ class Group(Struct):
     completing: bool = False  # its last item ended and the ledger is being told
     repeat_at: float | None = None
     opening: int = 0  # ticket of the OpenRun that is waited for
-    intent: Literal["paused", "drained", "stopped"] | None = None
+    intent: Intent | None = None
     leaving: bool = False
     rolling: list[str] = []  # workers still to be restarted one by one
     rolling_reason: str = ""
     ended: deque[float] = field(default_factory=lambda: deque(maxlen=RATE_KEPT))  # when the latest items ended
     failed_reason: str | None = None
+    install: Install | None = None
     run_state: RunState = "running"  # of its run, as the ledger has it or was last asked to have it
 
 
 class Handshake(Struct):
-    """A hello that waits for its checkpoint to be read, and what the connection said after it."""
+    """A hello that waits for its worker's process to be known, or its checkpoint to be read."""
 
     said: Said
     worker: str
     incarnation: int
-    later: list[Said] = []
 
 
 class Trouble(Struct):
     """A place of the store that refuses: the ledger, or a worker's folder. Times are monotonic seconds.
 
-    `since` is from when the clocks of whom it holds stand still; `room` are the bytes that the next probe asks for.
+    `since` is from when the clocks of whom it holds stand still; `room` are the bytes that the next probe asks for, and
+    `probe` is the ticket of the one under way.
     """
 
     reason: str
     since: float
     probe_at: float | None
     room: int = 0
+    probe: int | None = None
     read: LoadState | None = None  # what could not be read, where that is the trouble
 
 
@@ -195,71 +200,34 @@ class FleetState(Struct):
 
     settings: Settings
     boot: str  # a random word of this daemon's life: seed of jitter, prefix of correlation ids
+    outbox: Outbox
     once: bool = False
     phase: Literal["starting", "running", "draining", "aborting", "aborted"] = "starting"
     groups: dict[str, Group] = {}
     workers: dict[str, Worker] = {}
     conns: dict[int, tuple[str, int]] = {}  # introduced connections → (worker, incarnation)
     storage: Storage = field(default_factory=Storage)
-    intents: dict[str, Literal["paused", "drained", "stopped"]] = {}
-    out: list[Command] = []
-    tickets: int = 0
-    incidents: int = 0
+    intents: dict[str, Intent] = {}
     memory_percent: float | None = None
     disk_free: int | None = None
-    saves: set[int] = set()  # tickets of checkpoints on their way to the disk
     trees: set[tuple[str, int]] = set()  # (worker, incarnation) of which something may be left
     at_once: bool = False  # the end waits for no item any more
     left: bool = False
-
-    def ticket(self) -> int:
-        """A new number under which the store, or a worker, answers."""
-        self.tickets += 1
-        return self.tickets
-
-    def incident_id(self) -> str:
-        """A new correlation id."""
-        self.incidents += 1
-        return f"{self.boot}-{self.incidents}"
 
     def retry_settings(self, group: GroupSettings) -> RetrySettings:
         """The group's retry policy."""
         return self.settings.retry[group.retry]
 
-    def persist(self, op: Op) -> None:
-        """Ask the store."""
-        if isinstance(op, SaveState):
-            self.saves.add(op.ticket)
-        self.out.append(Persist(op))
-
     def end_tree(self, worker: Worker) -> None:
         """Have whatever is left of the worker's incarnation killed and cleared away."""
         incarnation = worker.life.incarnation
         self.trees.add((worker.name, incarnation))
-        self.out.append(KillTree(worker.name, incarnation, worker.browser_pids))
-
-    def reply(self, conn: int, call: int | None, result: Any) -> None:
-        """Answer a call; a notification is never answered."""
-        if call is not None:
-            self.out.append(Reply(conn, call, result))
-
-    def refuse(
-        self, conn: int, call: int | None, code: int, message: str, data: object = None, *, close: bool = False
-    ) -> None:
-        """Answer a call with an error; a notification only loses its connection, where that is asked."""
-        if call is not None:
-            self.out.append(Refuse(conn, call, RpcError(code, message, data), close))
-        elif close:
-            self.out.append(HangUp(conn))
+        self.outbox.commands.append(KillTree(worker.name, incarnation, worker.browser_pids))
 
     def tell(self, worker: Worker, message: ToWorker, call: int | None = None) -> None:
         """Send a worker something, if it is connected."""
         if worker.conn is not None:
-            self.out.append(Tell(worker.conn, message, call))
-
-    def answer(self, request: int, ok: bool, document: object) -> None:
-        """Answer an operator."""
-        self.out.append(Answered(request, ok, document))
+            self.outbox.commands.append(Tell(worker.conn, message, call))
 
     def publish(
         self,
@@ -275,20 +243,7 @@ class FleetState(Struct):
         """Put an event out; its correlation id is the incident's, the worker's, or a new one."""
         incident = incident or (worker.incident if worker is not None else None)
         name, group = (worker.name, worker.group) if worker is not None else (None, group)
-        self.put_event(event, severity, component, incident, data, name, group)
-
-    def put_event(
-        self,
-        event: str,
-        severity: Severity,
-        component: str,
-        incident: str | None,
-        data: object,
-        worker: str | None,
-        group: str | None,
-    ) -> None:
-        """Put an event out whose data stand already."""
-        self.out.append(Publish(event, severity, component, incident or self.incident_id(), data, worker, group))
+        self.outbox.publish(event, severity, component, incident=incident, worker=name, group=group, data=data)
 
     def team(self, group: Group) -> list[Worker]:
         """The group's workers, by index."""
@@ -297,6 +252,20 @@ class FleetState(Struct):
     def disk_works(self) -> bool:
         """Whether items may be handed out as far as the disk goes."""
         return self.storage.ledger is None and not self.storage.low
+
+    def saving(self) -> bool:
+        """Whether a worker's state is on its way to the disk."""
+        return any(isinstance(one.op, SaveState) for one in self.outbox.pending.values())
+
+    def awaits_state(self, worker: str) -> bool:
+        """Whether a group is not opened before an imported state is in this worker's folder."""
+        return any(
+            group.install is not None
+            and group.install.owed[:1] == [worker]
+            and group.state is GroupState.OPENING
+            and group.opening == group.install.opening
+            for group in self.groups.values()
+        )
 
     def clocks_run(self, worker: str | None = None) -> bool:
         """Whether items can end: while the store refuses, workers are not to blame for what takes its time."""

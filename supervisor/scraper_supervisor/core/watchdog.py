@@ -11,6 +11,7 @@ from scraper_supervisor.core.worker import TERM_GRACE, Phase
 from scraper_worker.protocol import ItemCancel
 
 if TYPE_CHECKING:
+    from scraper_supervisor.core.facts import PlaceHealed
     from scraper_supervisor.core.lifecycle import Lifecycle
     from scraper_supervisor.core.state import FleetState, Group, Worker
 
@@ -43,10 +44,10 @@ class Watchdog:
         timeout = group.settings.item_timeout
         if timeout is None:
             return
-        for name, claim, key, since in group.queue.open_claims():
-            worker = self._state.workers[name]
-            if now >= since + timeout and worker.life.alive and self._state.clocks_run(name):
-                self.cancel(worker, claim, key, f"item_timeout of {timeout:g} s", now)
+        for one in group.queue.open_claims():
+            worker = self._state.workers[one.worker]
+            if now >= one.since + timeout and worker.life.alive and self._state.clocks_run(one.worker):
+                self.cancel(worker, one.claim, one.key, f"item_timeout of {timeout:g} s", now)
 
     def items_deadline(self, group: Group) -> float | None:
         """When `items_due` has something to do."""
@@ -54,13 +55,21 @@ class Watchdog:
         if timeout is None:
             return None
         starts = (
-            since
-            for name, claim, _, since in group.queue.open_claims()
-            if claim not in self._state.workers[name].cancelling
-            and self._state.workers[name].life.alive
-            and self._state.clocks_run(name)
+            one.since
+            for one in group.queue.open_claims()
+            if one.claim not in self._state.workers[one.worker].cancelling
+            and self._state.workers[one.worker].life.alive
+            and self._state.clocks_run(one.worker)
         )
         return min((since + timeout for since in starts), default=None)
+
+    def place_healed(self, fact: PlaceHealed, now: float) -> None:
+        """The clocks of those whom a place of the store held stood still; others may hold them still."""
+        ledger, folders = self._state.storage.ledger, self._state.storage.folders
+        until = now if ledger is None else ledger.since  # from then on it is the ledger's trouble that counts
+        for worker in self._state.workers.values():
+            if fact.worker in (None, worker.name) and worker.name not in folders and fact.since < until:
+                self.stood_still(worker, fact.since, until)
 
     def stood_still(self, worker: Worker, since: float, now: float) -> None:
         """The store refused from `since` to `now`, so that this worker could not get on."""
@@ -117,7 +126,7 @@ class Watchdog:
                 self._state.publish("worker_hung", "warning", "workers", worker=worker, reason=reason)
                 self._lifecycle.kill(worker, reason, "start-timeout", now)
             case Phase.DRAINING | Phase.RUNNING:  # running: it said goodbye and stays
-                self._state.out += life.terminate(TERM_GRACE, now)
+                self._state.outbox.commands += life.terminate(TERM_GRACE, now)
             case Phase.STOPPING:
                 self._lifecycle.kill_tree(worker, "it did not end after SIGTERM")
             case _:

@@ -409,8 +409,8 @@ class App:
             return
         self.feed(sampled)
         groups = self._fleet.state.groups.values()
-        done = sum(group.queue.done for group in groups)
-        left = sum(group.queue.lanes.open_items for group in groups)
+        done = sum(group.queue.ended.done for group in groups)
+        left = sum(group.queue.open_items for group in groups)
         self._notifier.status(f"{self._fleet.state.phase}: {done} items done, {left} to do")
 
     def _events_trouble(self, message: str | None) -> None:
