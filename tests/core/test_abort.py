@@ -286,19 +286,6 @@ def test_a_successful_vote_is_an_item_done():
     assert window.evaluate(20.0) == []
 
 
-def test_items_failed_for_good():
-    window = AbortWindow(replace(SETTINGS, failed_items=3))
-    window.failed_final(1.0, "matches", 2)
-    window.failed_final(1.0, "players", 2)
-    assert window.evaluate(1.0) == []
-    window.failed_final(2.0, "matches")
-    (decision,) = window.evaluate(2.0)
-    assert (decision.time, decision.action, decision.scope, decision.key) == (2.0, "aborted", "group", "matches")
-    assert decision.reason == "group matches: 3 items of this run failed for good, failed_items is 3"
-    window.failed_final(3.0, "matches")
-    assert window.evaluate(3.0) == []
-
-
 def test_a_suspected_group_may_be_aborted_at_once():
     window = AbortWindow(SETTINGS)
     feed(window, "x" * 14)
@@ -310,9 +297,8 @@ def test_a_suspected_group_may_be_aborted_at_once():
 
 
 def test_switched_off_it_counts_and_decides_nothing():
-    window = AbortWindow(replace(SETTINGS, enabled=False, failed_items=1))
+    window = AbortWindow(replace(SETTINGS, enabled=False))
     decided, last = feed(window, "x" * 50)
-    window.failed_final(last, "matches")
     assert decided + crashes(window, [(last, None)] * 9) == []
     assert window.next_deadline() is None
     window.reconfigure(SETTINGS)
@@ -331,13 +317,6 @@ def test_new_settings_apply_to_what_was_counted():
     decided = window.evaluate(last)
     assert actions(decided) == ["cleared"]
     assert decided[-1].reason == "group matches: the configuration changed; 4 of the last 4 items failed"
-
-
-def test_a_lower_failed_items_is_seen_at_the_reload():
-    window = AbortWindow(SETTINGS)
-    window.failed_final(1.0, "matches", 5)
-    window.reconfigure(replace(SETTINGS, failed_items=5))
-    assert actions(window.evaluate(1.0)) == ["aborted"]
 
 
 def test_clear_begins_anew():

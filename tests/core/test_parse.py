@@ -194,14 +194,16 @@ def test_the_env_file_is_read_through_the_caller() -> None:
         ({"retry": {"x": {"transient_patterns": "("}}}, "retry.x.transient_patterns", "expected a list of regular"),
         ({"retry": {"x": {"permanent_status": [404, 99]}}}, "retry.x.permanent_status[1]", "from 100 to 599, got 99"),
         ({"retry": {"x": {"jitter": "some"}}}, "retry.x.jitter", 'expected one of "full", "equal"'),
-        ({"retry": {"x": {"budget_percent": 0}}}, "retry.x.budget_percent", "expected at least 0.1, got 0"),
+        ({"retry": {"x": {"jitter": "decorrelated"}}}, "retry.x.jitter", 'expected one of "full", "equal", "none"'),
+        ({"retry": {"x": {"budget_percent": 9}}}, "retry.x.budget_percent", "unknown key"),
         ({"targets": {"https://a.b/": {}}}, 'targets."https://a.b/"', "expected a host"),
         ({"targets": {"a.b": {"max_in_flight": 0}}}, 'targets."a.b".max_in_flight', '"off" is allowed too'),
         ({"checkpoint": {"compression": "zip"}}, "checkpoint.compression", 'expected one of "none", "gzip"'),
         ({"abort": {"failure_limit": 1.1}}, "abort.failure_limit", "expected at most 1, got 1.1"),
         ({"abort": {"normal_rate": 0.5}}, "abort.normal_rate", "expected failure_limit to be more than normal_rate"),
         ({"abort": {"enabled": "yes"}}, "abort.enabled", "expected true or false"),
-        ({"abort": {"actions": ["report", "exit"]}}, "abort.actions[1]", 'expected one of "notify", "report"'),
+        ({"abort": {"actions": ["report"]}}, "abort.actions", "unknown key"),
+        ({"abort": {"failed_items": 3}}, "abort.failed_items", "unknown key"),
         ({"notify": {"command": [""]}}, "notify.command", "without a program"),
     ],
 )
@@ -288,7 +290,7 @@ def value_of(name: str, key: Key) -> st.SearchStrategy[Any]:
         case Flag():
             value = st.booleans()
         case Choice():
-            value = st.lists(st.sampled_from(key.among), unique=True) if key.many else st.sampled_from(key.among)
+            value = st.sampled_from(key.among)
         case FilePath():
             value = paths
         case Address():

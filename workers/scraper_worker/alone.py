@@ -55,7 +55,6 @@ class _Item(Struct):
     order: int
     attempts: int = 0
     free: dict[str, int] = {}
-    delay: float | None = None
     failure: Failure | None = None
     state: str = "pending"
 
@@ -220,12 +219,11 @@ class Alone(Link):
         charged = not self._is_free(item, failure)
         item.attempts += charged
         attempt = item.attempts if charged else item.attempts + 1
-        verdict = self._policy.decide(failure, attempt, item.delay, random.random(), charged=charged)
+        verdict = self._policy.decide(failure, attempt, random.random(), charged=charged)
         if verdict.action == "final":
             item.state = "failed"
             self._counts["failed"] += 1
             return FailedAnswer("final", attempt, None, verdict.reason)
-        item.delay = verdict.delay
         item.state = "waiting"
         heapq.heappush(self._later, (asyncio.get_running_loop().time() + verdict.delay, item.order, item.key))
         self._say(f"{item.key}: {verdict.reason}")

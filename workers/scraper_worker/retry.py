@@ -12,11 +12,10 @@ from msgspec import Struct
 if TYPE_CHECKING:
     from scraper_worker.protocol import Failure
 
-Jitter: TypeAlias = Literal["full", "equal", "decorrelated", "none"]
+Jitter: TypeAlias = Literal["full", "equal", "none"]
 Action: TypeAlias = Literal["retry", "final"]
 
 MAX_RETRY_AFTER: Final = 3600.0  # seconds; a target that asks for more is asked again after this long
-_DECORRELATED_SPREAD: Final = 3.0  # the next delay is drawn from base_delay up to this many times the last one
 
 
 class Verdict(Struct, frozen=True):
@@ -41,8 +40,7 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
         base_delay: seconds before the first retry.
         multiplier: growth of the delay from one retry to the next; at least 1.
         max_delay: seconds that no delay exceeds, a target's own Retry-After aside.
-        jitter: "full" draws from 0 up to the delay, "equal" from its upper half, "decorrelated" from the base up to
-            three times the previous delay, "none" draws nothing.
+        jitter: "full" draws from 0 up to the delay, "equal" from its upper half, "none" draws nothing.
 
     Raises:
         ValueError: a figure is out of its range; the message names it.
@@ -63,20 +61,16 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
             raise ValueError(f"multiplier must be at least 1, not {self.multiplier}")
         if not self.max_delay >= 0:
             raise ValueError(f"max_delay must not be negative, not {self.max_delay}")
-        if self.jitter not in ("full", "equal", "decorrelated", "none"):
-            raise ValueError(f'jitter must be "full", "equal", "decorrelated" or "none", not "{self.jitter}"')
+        if self.jitter not in ("full", "equal", "none"):
+            raise ValueError(f'jitter must be "full", "equal" or "none", not "{self.jitter}"')
 
-    def delay(self, attempt: int, previous: float | None, unit: float) -> float:
+    def delay(self, attempt: int, unit: float) -> float:
         """Seconds to wait after the failure of `attempt`.
 
         Args:
             attempt: 1-based number of the attempt just made.
-            previous: the delay before that attempt, in seconds; None or 0 before the first retry.
             unit: a random number in [0, 1).
         """
-        if self.jitter == "decorrelated":
-            ceiling = max(self.base_delay, _DECORRELATED_SPREAD * (previous or self.base_delay))
-            return min(self.max_delay, self.base_delay + unit * (ceiling - self.base_delay))
         ceiling = self._ceiling(attempt)
         if self.jitter == "full":
             return unit * ceiling
@@ -90,15 +84,12 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
         except OverflowError:  # a float's powers end near 1e308; whatever the base, that is beyond max_delay
             return self.max_delay if self.base_delay else 0.0
 
-    def decide(
-        self, failure: Failure, attempt: int, previous: float | None, unit: float, *, charged: bool = True
-    ) -> Verdict:
+    def decide(self, failure: Failure, attempt: int, unit: float, *, charged: bool = True) -> Verdict:
         """Whether, when and why an item is tried again.
 
         Args:
             failure: how the attempt failed.
             attempt: 1-based number of the attempt just made.
-            previous: the delay before that attempt, in seconds; None if there was none.
             unit: a random number in [0, 1).
             charged: whether the failure costs an attempt; one that costs none is retried however many there were.
         """
@@ -108,7 +99,7 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
             return Verdict(
                 "final", 0.0, f"{failure.signature} on attempt {attempt} of {self.max_attempts}, the last one"
             )
-        delay = self.delay(attempt, previous, unit)
+        delay = self.delay(attempt, unit)
         count = f"attempt {attempt} of {self.max_attempts}" if charged else f"attempt {attempt}, at no cost"
         asked = min(failure.retry_after or 0.0, MAX_RETRY_AFTER)
         if asked > delay:

@@ -31,7 +31,6 @@ class Retried(Generic[P, T]):
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run the step, again and again while the policy says so, and return its result."""
         attempt = 0
-        previous: float | None = None
         while True:
             attempt += 1
             try:
@@ -42,12 +41,11 @@ class Retried(Generic[P, T]):
                 # get another page, and both begin with the item ending.
                 if failure.kind in ("blocked", "infrastructure"):
                     raise
-                verdict = self._policy.decide(failure, attempt, previous, random.random())
+                verdict = self._policy.decide(failure, attempt, random.random())
                 if verdict.action == "final":
                     error.add_note(verdict.reason)
                     raise
-                previous = verdict.delay
-            await asyncio.sleep(previous)
+            await asyncio.sleep(verdict.delay)
 
     def __await__(self) -> Generator[Any, None, T]:
         return self().__await__()  # type: ignore[call-arg]  # a step with arguments fails here with Python's own message

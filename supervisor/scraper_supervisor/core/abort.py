@@ -12,7 +12,7 @@ An alarm makes a scope suspected; one that stands for `confirm_after` is aborted
 seconds also sees a blip of 20 s; only time tells them apart. So a slice of votes cast since the alarm that an outage
 would hardly ever produce ends the suspicion and takes everything before it out of the window.
 
-Two more ends come at once: deaths in a group with no item done between them, and too many items failed for good.
+One more end comes at once: deaths in a group with no item done between them.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def windows(settings: AbortSettings) -> tuple[tuple[int, int], ...]:
 
 
 class AbortWindow:
-    """The machine over all scopes. Feed it votes, deaths and failures; fetch what follows with `evaluate`.
+    """The machine over all scopes. Feed it votes and deaths; fetch what follows with `evaluate`.
 
     Times are monotonic seconds and never go back: an earlier one counts as the latest seen. A vote costs microseconds,
     and a scope remembers some 970 of them at most (or a little over min_items).
@@ -142,7 +142,6 @@ class AbortWindow:
         self._scopes: dict[ScopeId, _Scope] = {}
         self._suspected: dict[ScopeId, _Scope] = {}
         self._crashes: dict[str, list[tuple[float, str | None]]] = {}
-        self._failed: dict[str, int] = {}
         self._pending: list[Decision] = []
 
     # ---- what happened -------------------------------------------------------------------------------------------
@@ -207,12 +206,6 @@ class AbortWindow:
         """Note that an item of the group is done: its streak of crashes is over."""
         self._crashes.pop(group, None)
 
-    def failed_final(self, now: float, group: str, count: int = 1) -> None:
-        """Count items of the group's run that failed for good."""
-        self._pass(now)
-        self._failed[group] = self._failed.get(group, 0) + count
-        self._count_failed(group)
-
     # ---- what follows --------------------------------------------------------------------------------------------
 
     def evaluate(self, now: float) -> list[Decision]:
@@ -260,21 +253,18 @@ class AbortWindow:
                 self._judge(scope)
             else:
                 self._reconsider(scope, "the configuration changed")
-        for group in self._failed:
-            self._count_failed(group)
 
     def clear(self) -> None:
         """Begin anew on an operator's word: every scope is normal and nothing counts that came before."""
         for scope in self._scopes.values():
             if scope.state != "normal":
                 self._settle(scope, self._now, "cleared by an operator")
-        for known in (self._latest, self._scopes, self._crashes, self._failed):
+        for known in (self._latest, self._scopes, self._crashes):
             known.clear()
 
     def forget(self, group: str) -> None:
-        """Begin anew for one group, as at a new run: its scope, its votes everywhere, its crashes and failures."""
+        """Begin anew for one group, as at a new run: its scope, its votes everywhere and its crashes."""
         self._crashes.pop(group, None)
-        self._failed.pop(group, None)
         own = self._scopes.get(("group", group))
         if own is not None and own.state != "normal":
             self._settle(own, self._now, "a new run begins")
@@ -402,11 +392,6 @@ class AbortWindow:
         ballot.places -= 1
         if not ballot.places and self._latest.get(ballot.item) is ballot:
             del self._latest[ballot.item]
-
-    def _count_failed(self, group: str) -> None:
-        count, most = self._failed[group], self._settings.failed_items
-        if most is not None and count >= most:
-            self._abort_now(group, f"{count} items of this run failed for good, failed_items is {most}")
 
     def _abort_now(self, group: str, reason: str) -> None:
         if not self._settings.enabled:

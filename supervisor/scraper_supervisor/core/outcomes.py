@@ -92,8 +92,6 @@ class Outcomes:
                 target=ended.target,
                 signature=failure.signature if failure is not None else None,
             )
-        if ended.outcome == "failed":
-            self._abort.failed_final(now, ended.group)
 
     def _publish(self, ended: ItemEnded, worker: Worker | None, name: str, severity: Severity, data: Any) -> None:
         incident = worker.incident if worker is not None else None

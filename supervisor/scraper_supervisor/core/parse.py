@@ -244,8 +244,6 @@ class _Parser:
                 return self.items(raw, path, _pattern, "a list of regular expressions")
             case Codes():
                 return self.items(raw, path, _code, "a list of HTTP status codes")
-            case Choice(many=True):
-                return self.items(raw, path, lambda item: _one_of(item, key.among), f"a list of {_words(key.among)}")
             case Command():
                 return self.command(raw, path)
             case Variables():

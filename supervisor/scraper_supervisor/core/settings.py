@@ -65,10 +65,9 @@ class Flag(Key, frozen=True):
 
 
 class Choice(Key, frozen=True, kw_only=True):
-    """One of a few words, or with `many` a list of them."""
+    """One of a few words."""
 
     among: tuple[str, ...]
-    many: bool = False
 
 
 class Text(Key, frozen=True, kw_only=True):
@@ -111,7 +110,7 @@ LogLevel: TypeAlias = Literal["debug", "info", "warning", "error", "critical"]
 LogFormat: TypeAlias = Literal["auto", "console", "json"]
 Restart: TypeAlias = Literal["on-failure", "always", "never"]
 OnComplete: TypeAlias = Literal["stop", "repeat", "wait"]
-Jitter: TypeAlias = Literal["full", "equal", "decorrelated", "none"]
+Jitter: TypeAlias = Literal["full", "equal", "none"]
 
 
 class SupervisorSettings(Struct, frozen=True, kw_only=True):
@@ -211,18 +210,7 @@ class RetrySettings(Struct, frozen=True, kw_only=True):
     base_delay: Annotated[float, Duration("The wait before the first retry, before jitter.")] = 1.0
     multiplier: Annotated[float, Real("Each wait is this many times the one before.", least=1.0, most=1000.0)] = 2.0
     max_delay: Annotated[float, Duration("No wait is longer, unless the server asks for it by Retry-After.")] = MINUTE
-    jitter: Annotated[
-        Jitter, Choice("How waits are spread: full, equal, decorrelated or none.", among=Jitter.__args__)
-    ] = "full"
-    budget_percent: Annotated[
-        float | None,
-        Real(
-            "The share of attempts that may be retries while first attempts are pending; over it they wait.",
-            off=True,
-            least=0.1,
-            most=100.0,
-        ),
-    ] = None
+    jitter: Annotated[Jitter, Choice("How waits are spread: full, equal or none.", among=Jitter.__args__)] = "full"
     transient_patterns: Annotated[tuple[str, ...], Patterns("A failure that matches is tried again.")] = ()
     permanent_patterns: Annotated[tuple[str, ...], Patterns("A failure that matches is final.")] = ()
     retryable_status: Annotated[tuple[int, ...], Codes("HTTP codes that are tried again.")] = ()
@@ -269,11 +257,6 @@ class AbortSettings(Struct, frozen=True, kw_only=True):
         int, Whole("This many deaths in a group with no item done between them abort it.", least=1)
     ] = 5
     crash_window: Annotated[float, Duration("The time in which consecutive_crashes counts.", least=SOON)] = 5 * MINUTE
-    failed_items: Annotated[int | None, Whole("Abort at this many failed items.", off=True, least=1)] = None
-    actions: Annotated[
-        tuple[str, ...],
-        Choice("What an abort does besides: notify, report.", among=("notify", "report"), many=True),
-    ] = ("notify", "report")
 
 
 class NotifySettings(Struct, frozen=True, kw_only=True):

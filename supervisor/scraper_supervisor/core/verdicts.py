@@ -73,6 +73,6 @@ def judge(item: Item, failure: Failure, settings: RetrySettings, unit: float) ->
         max_delay=settings.max_delay,
         jitter=settings.jitter,
     )
-    verdict = policy.decide(failure, item.attempts + 1, None, unit, charged=charged)
+    verdict = policy.decide(failure, item.attempts + 1, unit, charged=charged)
     delay = verdict.delay if verdict.action == "retry" else None
     return Ruling(verdict.action, delay, verdict.reason, attempts, infrastructure, blocked, failure)

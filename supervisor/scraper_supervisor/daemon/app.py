@@ -509,7 +509,7 @@ class App:
         if self._log.is_enabled_for(LEVELS[event.severity.upper()]):
             self._log_event(event)
         command = self._settings.notify.command
-        if command is not None and event.event in NOTIFIED and self._wants_notice(event):
+        if command is not None and event.event in NOTIFIED:
             document = {
                 "event": event.event,
                 "time": utc_now(),
@@ -526,9 +526,6 @@ class App:
         getattr(self._log, event.severity)(
             event.event, **{"component": event.component, "correlation_id": event.correlation_id, **where, **fields}
         )
-
-    def _wants_notice(self, event: Publish) -> bool:
-        return event.event != "abort_executed" or "notify" in self._settings.abort.actions
 
     async def _notify(self, command: tuple[str, ...], document: bytes) -> None:
         try:
