@@ -19,7 +19,8 @@ from msgspec import Raw
 from scraper_supervisor.console.demo import KNOBS, configuration, end_leftovers
 from scraper_supervisor.console.demo_figures import Incidents, compare, paths
 from scraper_supervisor.console.demo_site import DemoSite, Knobs
-from scraper_supervisor.core.parse import parse, warnings
+from scraper_supervisor.core.advice import warnings
+from scraper_supervisor.core.parse import parse
 from scraper_supervisor.core.records import AddItems, Conclude, NewItem, OpenRun
 from scraper_supervisor.store.events_file import EventRecord
 from scraper_supervisor.store.ledger import Ledger
@@ -101,8 +102,8 @@ def test_incidents() -> None:
 
 
 def test_the_configuration_is_valid(tmp_path: Path) -> None:
-    settings = parse(configuration("http://127.0.0.1:1"), str(tmp_path))
-    assert warnings(settings) == []
+    document = configuration("http://127.0.0.1:1")
+    assert warnings(parse(document, str(tmp_path)), document) == []
     assert sum(getattr(KNOBS, name) for name in ("error", "limited", "reset", "hang", "crash")) == pytest.approx(0.1)
 
 

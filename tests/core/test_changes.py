@@ -6,6 +6,7 @@ import pytest
 
 from scraper_supervisor.core.changes import Plan, plan
 from scraper_supervisor.core.parse import Problem, parse
+from scraper_supervisor.core.settings import Settings, SupervisorSettings
 
 
 def between(old: dict[str, Any], new: dict[str, Any], files: tuple[str, str] = ("", "")) -> Plan:
@@ -106,11 +107,45 @@ def test_a_group_that_starts_to_override_is_listed() -> None:
     assert between(old, new) == Plan(in_place=expected)
 
 
-@pytest.mark.parametrize("key", ["state_dir", "runtime_dir"])
-def test_moving_a_folder_needs_a_daemon_restart(key: str) -> None:
-    found = between({}, {"supervisor": {key: "/elsewhere"}})
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("state_dir", "/elsewhere"),
+        ("runtime_dir", "/elsewhere"),
+        ("ledger", "service=scrapers"),
+        ("instance", "host-2"),
+        ("lease", 90.0),
+    ],
+)
+def test_who_the_daemon_is_needs_a_daemon_restart(key: str, value: object) -> None:
+    found = plan(Settings(), Settings(supervisor=SupervisorSettings(**{key: value})))  # type: ignore[arg-type]  # of any key
     assert found == Plan(refused=(Problem(f"supervisor.{key}", "needs a daemon restart"),))
     assert found.summary == f"refused: supervisor.{key}: needs a daemon restart"
+
+
+def test_a_change_that_nothing_reads_is_told_as_such() -> None:
+    old = {"targets": {"*": {"delay": 1}}, **group(count="2-4")}
+    new = {
+        "evidence": {"trace": True},
+        "targets": {"*": {"delay": 2}},
+        **group(count="2-8", abort={"window": "1m"}, resources={"disk_free": 1}),
+    }
+    found = between(old, new)
+    changed = (
+        "evidence.trace",
+        'targets."*".delay',
+        "the upper end of workers.matches.count",
+        "workers.matches.abort.window",
+        "workers.matches.resources.disk_free",
+    )
+    assert found == Plan(without_effect=changed)
+    assert found.summary == f"{', '.join(changed)} changed without effect: see check"
+    assert between({}, {"targets": {"*": {}}}) == Plan(without_effect=('targets."*"',))
+
+
+def test_the_least_of_a_range_is_what_resizes() -> None:
+    found = between(group(count=3), group(count="2-3"))
+    assert found == Plan(resized={"matches": (3, 2)}, without_effect=("the upper end of workers.matches.count",))
 
 
 def test_the_summary_says_why_a_group_restarts() -> None:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, get_args, get_type_hints
 import pytest
 from msgspec.structs import fields
 
+from scraper_supervisor.core.keys import Choice
 from scraper_supervisor.core.resources import recycle_limit
 from scraper_supervisor.core.settings import (
     NAMED_TABLES,
     ORDERS,
     TABLES,
-    Choice,
     GroupSettings,
     ResourceSettings,
     Settings,
@@ -42,6 +42,7 @@ def test_the_documented_defaults() -> None:
         "host_memory_percent": 80,
         "disk_free": "500MiB",
         "recycle_deadline": "20s",
+        "leak_forecast": True,
     }
     restart_policy = {
         "base_delay": "1s",
@@ -52,8 +53,22 @@ def test_the_documented_defaults() -> None:
         "within": "5m",
         "max_unstable": 10,
     }
+    abort = {
+        "enabled": True,
+        "rule": "evidence",
+        "window": "5m",
+        "min_items": 20,
+        "failure_limit": 0.5,
+        "normal_rate": 0.1,
+        "probe_interval": "2s",
+        "probe_max": "5s",
+        "confirm_after": "1m",
+        "parked": "keep",
+        "consecutive_crashes": 5,
+        "crash_window": "5m",
+    }
     assert document == {
-        "supervisor": {"log_level": "info", "log_format": "auto", "on_abort": "exit"},
+        "supervisor": {"lease": "1m", "log_level": "info", "log_format": "auto", "on_abort": "exit"},
         "workers": {
             "matches": {
                 "directory": "/srv",
@@ -73,6 +88,7 @@ def test_the_documented_defaults() -> None:
                 "retry": "default",
                 "resources": resources,
                 "restart_policy": restart_policy,
+                "abort": abort,
             }
         },
         "restart_policy": restart_policy,
@@ -92,18 +108,10 @@ def test_the_documented_defaults() -> None:
         },
         "targets": {},
         "checkpoint": {"retention": 10, "compression": "none", "max_state": "64MiB", "interval": "5m"},
-        "abort": {
-            "enabled": True,
-            "rule": "evidence",
-            "window": "5m",
-            "min_items": 20,
-            "failure_limit": 0.5,
-            "normal_rate": 0.1,
-            "confirm_after": "1m",
-            "consecutive_crashes": 5,
-            "crash_window": "5m",
-        },
-        "notify": {},
+        "abort": abort,
+        "evidence": {"enabled": True, "trace": False, "max_size": "1GiB"},
+        "logs": {"max_size": "16MiB", "keep": 3, "lines_per_second": 1000},
+        "notify": {"urls": []},
     }
 
 

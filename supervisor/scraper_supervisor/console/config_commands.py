@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import tomli_w
 
+from scraper_supervisor.core.advice import warnings
 from scraper_supervisor.core.locate import LOCAL_FILE
-from scraper_supervisor.core.parse import InvalidSettings, Problem, warnings
+from scraper_supervisor.core.parse import InvalidSettings, Problem
 from scraper_supervisor.core.settings import effective
 from scraper_supervisor.store.config_file import Loaded, load_or_default
 
@@ -36,7 +37,7 @@ def check(option: str | None, environ: Mapping[str, str] | None = None, cwd: str
         loaded = _load(option, environ, cwd)
     except InvalidSettings as error:
         return invalid(error)
-    doubts = warnings(loaded.settings)
+    doubts = warnings(loaded.settings, loaded.document)
     groups = loaded.settings.groups.values()
     found = f"{_counted(len(groups), 'group')}, {_counted(sum(group.count for group in groups), 'worker')}"
     text = "\n".join([f"{_name(loaded)}: valid, {found}", *_lines(doubts, "warning: ")])

@@ -267,13 +267,13 @@ def configuration(url: str) -> dict[str, Any]:
                 "entrypoint": "scraper_supervisor.console.demo_scraper:scrape",
                 "count": 2,
                 "env": {"DEMO_SITE": url},
-                "resources": {
-                    "browser_memory": "550MiB",
-                    "sample_interval": "500ms",
-                    "host_memory_percent": "off",
-                    "disk_free": "50MiB",
-                },
             }
+        },
+        "resources": {
+            "browser_memory": "550MiB",
+            "sample_interval": "500ms",
+            "host_memory_percent": "off",
+            "disk_free": "50MiB",
         },
         "retry": {"default": {"base_delay": "250ms", "max_delay": "2s", "max_attempts": 8}},
         "checkpoint": {"interval": "5s"},

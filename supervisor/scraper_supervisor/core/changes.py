@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from scraper_supervisor.core.parse import Problem, key_path
-from scraper_supervisor.core.settings import GROUP_TABLES, TABLES, GroupSettings, Settings, keys_of
+from scraper_supervisor.core.settings import GROUP_TABLES, TABLES, GroupSettings, Settings
+from scraper_supervisor.core.uses import EVERY_HOST, REFUSED, RESIZE, ROLLING, USES, fields_of, told_as
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-RESTARTING: Final = ("entrypoint", "command", "python", "directory", "env", "env_file")
-NEEDS_RESTART: Final = ("state_dir", "runtime_dir")  # of [supervisor]
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -25,7 +23,8 @@ class Plan(Struct, frozen=True, kw_only=True):
         restart: groups whose workers must be restarted, one by one at item boundaries; `causes` names the keys.
         causes: the keys behind `restart`, by group.
         resized: groups with another count, as (old, new).
-        in_place: paths of the other keys that differ; they take effect with no process restarted.
+        in_place: paths of the keys that take effect with no process restarted.
+        without_effect: paths of the keys that differ and that nothing reads.
         refused: changes that a running daemon can't make.
     """
 
@@ -35,6 +34,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     causes: dict[str, tuple[str, ...]] = {}
     resized: dict[str, tuple[int, int]] = {}
     in_place: tuple[str, ...] = ()
+    without_effect: tuple[str, ...] = ()
     refused: tuple[Problem, ...] = ()
 
     @property
@@ -56,70 +56,97 @@ class Plan(Struct, frozen=True, kw_only=True):
         parts += [f"resizes {name} from {old} to {new}" for name, (old, new) in self.resized.items()]
         if self.in_place:
             parts.append(f"changes {', '.join(self.in_place)} in place")
+        if self.without_effect:
+            parts.append(f"{', '.join(self.without_effect)} changed without effect: see check")
         return "; ".join(parts) or "nothing differs"
+
+
+class _Difference(Struct, frozen=True):
+    """A key that differs: its table as in `USES`, its path in the file, and the group that it is one of, if any."""
+
+    table: str
+    key: str
+    path: str
+    group: str | None = None
 
 
 def plan(old: Settings, new: Settings) -> Plan:
     """What a reload from `old` to `new` touches; everything else, process or key, is left alone."""
-    causes: dict[str, tuple[str, ...]] = {}
+    causes: dict[str, list[str]] = {}
     resized: dict[str, tuple[int, int]] = {}
-    in_place = [path for path in _global_changes(old, new) if path not in _REFUSED]
-    for name in old.groups.keys() & new.groups.keys():
-        before, after = old.groups[name], new.groups[name]
-        changed = _differing(before, after)
-        if before.file_env != after.file_env and "env_file" not in changed:
-            changed.append("env_file")  # the same file with another content
-        if restarting := tuple(key for key in RESTARTING if key in changed):
-            causes[name] = restarting
-        if "count" in changed:
-            resized[name] = (before.count, after.count)
-        path = key_path("workers", name)
-        in_place += [f"{path}.{key}" for key in changed if key not in RESTARTING and key != "count"]
-        for table in GROUP_TABLES:
-            in_place += [f"{path}.{table}.{key}" for key in _overridden(old, new, before, after, table)]
-    changed = _differing(old.supervisor, new.supervisor)
+    in_place = [path for path in _named_tables(old, new) if path != _EVERY_HOST_PATH]
+    without_effect = [path for path in _named_tables(old, new) if path == _EVERY_HOST_PATH]
+    refused: list[Problem] = []
+    for differs in _differences(old, new):
+        change, group = USES[differs.table][differs.key].change, differs.group
+        if change is REFUSED:
+            refused.append(Problem(differs.path, change.how))
+        elif change is ROLLING and group is not None:
+            causes.setdefault(group, []).append(differs.key)
+        elif change is RESIZE and group is not None:
+            resized[group] = (old.groups[group].count, new.groups[group].count)
+        elif change.effect == "in place":
+            in_place.append(differs.path)
+        else:
+            without_effect.append(differs.path)
     return Plan(
         added=tuple(name for name in new.groups if name not in old.groups),
         removed=tuple(name for name in old.groups if name not in new.groups),
         restart=tuple(sorted(causes)),
-        causes=dict(sorted(causes.items())),
+        causes={name: tuple(keys) for name, keys in sorted(causes.items())},
         resized=dict(sorted(resized.items())),
         in_place=tuple(sorted(in_place)),
-        refused=tuple(
-            Problem(f"supervisor.{key}", "needs a daemon restart") for key in NEEDS_RESTART if key in changed
-        ),
+        without_effect=tuple(sorted(without_effect)),
+        refused=tuple(refused),
     )
 
 
-_REFUSED: Final = frozenset(f"supervisor.{key}" for key in NEEDS_RESTART)
+_EVERY_HOST_PATH: Final = key_path("targets", EVERY_HOST)
 
 
-def _differing(old: Struct, new: Struct) -> list[str]:
-    return [name for name in keys_of(type(new)) if getattr(old, name) != getattr(new, name)]
-
-
-def _global_changes(old: Settings, new: Settings) -> Iterator[str]:
+def _differences(old: Settings, new: Settings) -> Iterator[_Difference]:
     for table in TABLES:
-        yield from (f"{table}.{name}" for name in _differing(getattr(old, table), getattr(new, table)))
-    yield from _named_changes("retry", old.retry, new.retry)
-    yield from _named_changes("targets", old.targets, new.targets)
+        yield from _of_table(table, table, getattr(old, table), getattr(new, table))
+    for name in old.retry.keys() & new.retry.keys():
+        yield from _of_table("retry", key_path("retry", name), old.retry[name], new.retry[name])
+    for name in old.targets.keys() & new.targets.keys():
+        table = f"targets.{EVERY_HOST}" if name == EVERY_HOST else "targets"
+        yield from _of_table(table, key_path("targets", name), old.targets[name], new.targets[name])
+    for name in old.groups.keys() & new.groups.keys():
+        before, after, path = old.groups[name], new.groups[name], key_path("workers", name)
+        differing = list(_of_table("workers", path, before, after, name))
+        yield from differing
+        if before.file_env != after.file_env and all(differs.key != "env_file" for differs in differing):
+            yield _Difference("workers", "env_file", f"{path}.env_file", name)  # the same file with another content
+        for table in GROUP_TABLES:
+            yield from _overridden(old, new, before, after, table)
 
 
-def _named_changes(kind: str, old: Mapping[str, Struct], new: Mapping[str, Struct]) -> Iterator[str]:
-    for name in old.keys() | new.keys():
-        path = key_path(kind, name)
-        if name in old and name in new:
-            yield from (f"{path}.{key}" for key in _differing(old[name], new[name]))
-        else:
-            yield path
+def _of_table(table: str, path: str, old: Struct, new: Struct, group: str | None = None) -> Iterator[_Difference]:
+    for key in fields_of(type(new)):
+        if getattr(old, key) != getattr(new, key):
+            yield _Difference(table, key, told_as(path, key), group)
 
 
-def _overridden(old: Settings, new: Settings, before: GroupSettings, after: GroupSettings, table: str) -> Iterator[str]:
+def _overridden(
+    old: Settings, new: Settings, before: GroupSettings, after: GroupSettings, table: str
+) -> Iterator[_Difference]:
     """The keys of a group's table that changed, without those that only follow the table for all groups."""
-    for key in _differing(getattr(before, table), getattr(after, table)):
+    path = f"{key_path('workers', after.name)}.{table}"
+    for differs in _of_table(f"workers.{table}", path, getattr(before, table), getattr(after, table), after.name):
         follows = all(
-            getattr(getattr(group, table), key) == getattr(getattr(whole, table), key)
+            getattr(getattr(group, table), differs.key) == getattr(getattr(whole, table), differs.key)
             for group, whole in ((before, old), (after, new))
         )
         if not follows:
-            yield key
+            yield differs
+
+
+def _named_tables(old: Settings, new: Settings) -> Iterator[str]:
+    """The paths of retry policies and targets that came or went."""
+    named: tuple[tuple[str, Mapping[str, Struct], Mapping[str, Struct]], ...] = (
+        ("retry", old.retry, new.retry),
+        ("targets", old.targets, new.targets),
+    )
+    for kind, before, after in named:
+        yield from (key_path(kind, name) for name in before.keys() ^ after.keys())

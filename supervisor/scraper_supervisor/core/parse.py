@@ -14,43 +14,37 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import UNSET, Struct
 
+from scraper_supervisor.core.keys import (
+    Codes,
+    Command,
+    Database,
+    Duration,
+    FilePath,
+    Key,
+    Patterns,
+    Urls,
+    Variables,
+    WorkerCount,
+)
 from scraper_supervisor.core.settings import (
     GROUP_TABLES,
     NAMED_TABLES,
     ORDERS,
     TABLES,
-    Address,
-    Choice,
-    Codes,
-    Command,
-    Duration,
-    FilePath,
-    Flag,
     GroupSettings,
-    Key,
-    Patterns,
-    Real,
-    ResourceSettings,
-    RestartSettings,
     RetrySettings,
     Settings,
-    Size,
     TargetSettings,
-    Text,
-    Variables,
-    Whole,
     keys_of,
     written,
 )
 from scraper_supervisor.core.units import (
-    format_duration,
-    format_size,
-    parse_address,
-    parse_duration,
+    parse_count,
+    parse_database,
     parse_environment,
-    parse_size,
     show,
 )
+from scraper_supervisor.core.values import read_code, read_pattern, read_scalar, read_string, read_url, words_of
 
 T = TypeVar("T", bound=Struct)
 
@@ -132,10 +126,12 @@ class _Parser:
             targets[name] = self.table(TargetSettings, table, path, {})
         groups: dict[str, GroupSettings] = {}
         for name, path, table in self.named(document, "workers"):
-            groups[name] = self.group(name, path, table, tables["resources"], tables["restart_policy"])
+            groups[name] = self.group(name, path, table, tables)
             if groups[name].retry not in retry:
-                expected = f"expected the name of a [retry.NAME] table: {_words(retry)}"
+                expected = f"expected the name of a [retry.NAME] table: {words_of(retry)}"
                 self.wrong(f"{path}.retry", f"{expected}; got {show(groups[name].retry)}")
+        if tables["supervisor"].ledger is not None:  # else a queue that is shared would silently be this host's own
+            self.wrong("supervisor.ledger", "this version keeps its ledger in the state folder: leave this key out")
         if self.problems:
             raise InvalidSettings(self.problems)
         return Settings(groups=groups, retry=retry, targets=targets, **tables)
@@ -156,14 +152,8 @@ class _Parser:
         tables = [(name, path, self.mapping(parent, name, path)) for name, path in paths.items()]
         return [entry for entry in tables if isinstance(parent[entry[0]], Mapping)]
 
-    def group(
-        self,
-        name: str,
-        path: str,
-        table: Mapping[str, object],
-        resources: ResourceSettings,
-        restart_policy: RestartSettings,
-    ) -> GroupSettings:
+    def group(self, name: str, path: str, table: Mapping[str, object], tables: Mapping[str, Struct]) -> GroupSettings:
+        """One group; `tables` are those for all groups, by name."""
         if not GROUP_NAME.fullmatch(name) or _NUMBERED.fullmatch(name):
             self.wrong(path, "expected a group name: a-z, 0-9, - and _, at most 48, not ending in - and digits")
         given = {"name": name, "directory": self.base}
@@ -173,8 +163,7 @@ class _Parser:
             got = "both" if starts else "neither"
             self.wrong(path, f'expected either entrypoint = "module:function" or command = ["program"], got {got}')
         changes: dict[str, Any] = {
-            "resources": self.override(resources, table, "resources", path),
-            "restart_policy": self.override(restart_policy, table, "restart_policy", path),
+            override: self.override(tables[override], table, override, path) for override in GROUP_TABLES
         }
         if group.env_file is not None:
             try:
@@ -210,6 +199,8 @@ class _Parser:
             value = self.value(key, raw, f"{path}.{name}")
             if value is UNSET:
                 bad.add(name)
+            elif isinstance(key, WorkerCount):
+                values[name], values[key.upper] = value
             else:
                 values[name] = value
         result = kind(**values)
@@ -234,16 +225,24 @@ class _Parser:
         try:
             value = self.read_value(key, raw, path)
         except ValueError as error:
-            self.wrong(path, f'{error} ("off" is allowed too)' if key.off else str(error))
+            words = ("off",) if key.off else key.words if isinstance(key, Duration) else ()
+            allowed = f" ({' and '.join(map(show, words))} {'is' if len(words) == 1 else 'are'} allowed too)"
+            self.wrong(path, f"{error}{allowed if words else ''}")
             return UNSET
         return value if len(self.problems) == before else UNSET
 
     def read_value(self, key: Key, raw: object, path: str) -> Any:
         match key:
             case Patterns():
-                return self.items(raw, path, _pattern, "a list of regular expressions")
+                return self.items(raw, path, read_pattern, "a list of regular expressions")
             case Codes():
-                return self.items(raw, path, _code, "a list of HTTP status codes")
+                return self.items(raw, path, read_code, "a list of HTTP status codes")
+            case Urls():
+                return self.items(raw, path, read_url, "a list of URLs")
+            case WorkerCount():
+                return parse_count(raw, key.most)
+            case Database():
+                return parse_database(raw)
             case Command():
                 return self.command(raw, path)
             case Variables():
@@ -251,7 +250,7 @@ class _Parser:
             case FilePath():
                 return self.path(raw, program=key.program)
             case _:
-                return _scalar(key, raw)
+                return read_scalar(key, raw)
 
     def items(self, raw: object, path: str, one: Callable[[object], Any], expected: str) -> tuple[Any, ...]:
         if not isinstance(raw, list | tuple):
@@ -266,7 +265,7 @@ class _Parser:
 
     def command(self, raw: object, path: str) -> tuple[str, ...]:
         expected = 'a list of strings such as ["node", "scrape.js"]'
-        words = self.items(raw, path, _string, expected)
+        words = self.items(raw, path, read_string, expected)
         if not raw or (words and not words[0]):
             raise ValueError(f"expected {expected}, got one without a program")
         return (self.path(words[0], program=True), *words[1:]) if words else ()
@@ -286,7 +285,7 @@ class _Parser:
         return values
 
     def path(self, raw: object, *, program: bool) -> str:
-        text = _string(raw)
+        text = read_string(raw)
         if not text:
             raise ValueError("expected a path, got an empty string")
         if text == "~" or text.startswith("~/"):
@@ -297,85 +296,6 @@ class _Parser:
 
 
 _EXAMPLE_NAMES: Final = {"workers": "matches", "retry": "default", "targets": '"example.com"'}
-
-
-def _scalar(key: Key, raw: object) -> Any:
-    match key:
-        case Duration():
-            return _within(parse_duration(raw), key, format_duration)
-        case Size():
-            return _within(parse_size(raw), key, format_size)
-        case Whole():
-            if isinstance(raw, int) and not isinstance(raw, bool):
-                return _within(raw, key, str)
-            raise ValueError(f"expected a whole number, got {show(raw)}")
-        case Real():
-            if isinstance(raw, int | float) and not isinstance(raw, bool):
-                return _within(float(raw), key, _plain)
-            raise ValueError(f"expected a number, got {show(raw)}")
-        case Flag():
-            if isinstance(raw, bool):
-                return raw
-            raise ValueError(f"expected true or false, got {show(raw)}")
-        case Choice():
-            return _one_of(raw, key.among)
-        case Address():
-            parse_address(raw)
-            return raw
-        case Text():
-            if isinstance(raw, str) and re.fullmatch(key.pattern, raw):
-                return raw
-            raise ValueError(f"expected {key.expected}, got {show(raw)}")
-    raise TypeError(f"no reader for {type(key).__name__}")
-
-
-N = TypeVar("N", int, float)
-
-
-def _within(number: N, key: Duration | Size | Whole | Real, form: Callable[[N], str]) -> N:
-    if key.least <= number <= key.most:
-        return number
-    bound = (
-        f"at least {form(type(number)(key.least))}" if number < key.least else f"at most {form(type(number)(key.most))}"
-    )
-    raise ValueError(f"expected {bound}, got {form(number)}")
-
-
-def _plain(number: float) -> str:
-    return f"{number:g}"
-
-
-def _string(raw: object) -> str:
-    if isinstance(raw, str) and "\0" not in raw:
-        return raw
-    raise ValueError(f"expected a string, got {'one with a zero byte' if isinstance(raw, str) else show(raw)}")
-
-
-def _one_of(raw: object, among: tuple[str, ...]) -> str:
-    if isinstance(raw, str) and raw in among:
-        return raw
-    close = difflib.get_close_matches(raw, among, 1) if isinstance(raw, str) else []
-    hint = f'; did you mean "{close[0]}"?' if close else ""
-    raise ValueError(f"expected one of {_words(among)}, got {show(raw)}{hint}")
-
-
-def _pattern(raw: object) -> str:
-    text = _string(raw)
-    try:
-        re.compile(text)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"expected a regular expression, got {show(raw)}: {error}") from None
-    return text
-
-
-def _code(raw: object) -> int:
-    if isinstance(raw, int) and not isinstance(raw, bool) and 100 <= raw <= 599:
-        return raw
-    raise ValueError(f"expected an HTTP status code from 100 to 599, got {show(raw)}")
-
-
-def _words(words: Iterable[str]) -> str:
-    return ", ".join(f'"{word}"' for word in words)
 
 
 def key_path(*parts: str) -> str:
@@ -391,37 +311,3 @@ def _unknown(name: str, known: list[str], table: type[Struct] | None = None) -> 
     if home := next((home for home, kind in homes if kind is not table and name in keys_of(kind)), None):
         return f"unknown key here; it belongs in [{home}]"
     return f"unknown key; known here are {', '.join(known)}"
-
-
-# ---- what is valid and yet doubtful ----------------------------------------------------------------------------------
-
-
-def warnings(settings: Settings) -> list[Problem]:
-    """What is allowed but hardly meant, or costs more than it seems."""
-    found: list[Problem] = []
-    if not settings.groups:
-        found.append(Problem("workers", "there is no [workers.NAME] table: nothing would run"))
-    if settings.abort.rule == "rate":
-        cost = "a plain share of the last 20 outcomes over 50% aborts on 54% of healthy days (10% failures, simulated)"
-        found.append(Problem("abort.rule", f'{cost}; "evidence" sees the same outage as fast and did so on none'))
-    address = settings.supervisor.metrics_listen
-    if address and parse_address(address)[0] not in {"127.0.0.1", "::1", "localhost"}:
-        found.append(
-            Problem("supervisor.metrics_listen", f"{address} is open to the network: nobody is asked to log in")
-        )
-    used = {group.retry for group in settings.groups.values()} | {"default"}
-    found += [Problem(key_path("retry", name), "no group uses it") for name in settings.retry if name not in used]
-    for group in settings.groups.values():
-        path = key_path("workers", group.name)
-        if group.item_timeout is not None and group.item_timeout >= group.progress_timeout:
-            limit = f"not below progress_timeout ({format_duration(group.progress_timeout)})"
-            found.append(Problem(f"{path}.item_timeout", f"{limit}: the worker is taken for hung before its item is"))
-        if group.heartbeat_timeout < 2 * group.heartbeat_interval:
-            found.append(
-                Problem(f"{path}.heartbeat_timeout", "below two heartbeat_intervals: one late heartbeat kills")
-            )
-        if group.restart_policy.max_restarts == 0 and group.restart_policy.max_unstable == 0:
-            found.append(
-                Problem(f"{path}.restart_policy", "no limit at all: a worker that can't start is never given up")
-            )
-    return found

@@ -1,7 +1,8 @@
 """Every setting, once: its name, type, default, limits and sentence of help.
 
 A field annotated with a `Key` is a key of the configuration file, of the same name. The parser, its hints, the
-written-out configuration and the starter file's test are all derived from these annotations, so a new key is one line.
+written-out configuration and the starter file's test are all derived from these annotations: a new key is a field here
+and its entry in `uses.USES`, which says who reads it and what a reload does with it.
 Durations are seconds, sizes bytes, and what is "off" in a file is None.
 """
 
@@ -13,95 +14,31 @@ from typing import Annotated, Any, Final, Literal, TypeAlias, get_type_hints
 from msgspec import Struct, field
 from msgspec.structs import fields
 
+from scraper_supervisor.core.keys import (
+    Address,
+    Choice,
+    Codes,
+    Command,
+    Database,
+    Duration,
+    FilePath,
+    Flag,
+    Key,
+    Patterns,
+    Real,
+    Size,
+    Text,
+    Urls,
+    Variables,
+    Whole,
+    WorkerCount,
+)
 from scraper_supervisor.core.units import format_duration, format_size
 
 MIB: Final = 1024**2
 GIB: Final = 1024**3
 MINUTE: Final = 60.0
 HOUR: Final = 3600.0
-TEN_YEARS: Final = 3650 * 86_400.0  # longer is a slip of the pen, and more than a timer can hold
-
-# ---- kinds of keys ---------------------------------------------------------------------------------------------------
-
-
-class Key(Struct, frozen=True):
-    """One key of the file; subclasses say what its value may be. `example` is for keys that are unset by default."""
-
-    help: str
-    off: bool = False
-    example: str | None = None
-
-
-class Duration(Key, frozen=True, kw_only=True):
-    """Seconds."""
-
-    least: float = 0.0
-    most: float = TEN_YEARS
-
-
-class Size(Key, frozen=True, kw_only=True):
-    """Bytes."""
-
-    least: int = 0
-    most: int = 2**62
-
-
-class Whole(Key, frozen=True, kw_only=True):
-    """A whole number."""
-
-    least: int = 0
-    most: int = 1_000_000_000
-
-
-class Real(Key, frozen=True, kw_only=True):
-    """A number."""
-
-    least: float = 0.0
-    most: float = 1.0
-
-
-class Flag(Key, frozen=True):
-    """True or false."""
-
-
-class Choice(Key, frozen=True, kw_only=True):
-    """One of a few words."""
-
-    among: tuple[str, ...]
-
-
-class Text(Key, frozen=True, kw_only=True):
-    """A string that matches `pattern` as a whole; `expected` says so in words."""
-
-    pattern: str = r"(?s).+"
-    expected: str = "a string that is not empty"
-
-
-class FilePath(Key, frozen=True, kw_only=True):
-    """A path, relative to the file; with `program` a name without a slash is looked up in PATH and left alone."""
-
-    program: bool = False
-
-
-class Address(Key, frozen=True):
-    """HOST:PORT."""
-
-
-class Command(Key, frozen=True):
-    """A program and its arguments."""
-
-
-class Patterns(Key, frozen=True):
-    """A list of regular expressions."""
-
-
-class Codes(Key, frozen=True):
-    """A list of HTTP status codes."""
-
-
-class Variables(Key, frozen=True):
-    """A table of environment variables."""
-
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
@@ -130,6 +67,25 @@ class SupervisorSettings(Struct, frozen=True, kw_only=True):
             example="/run/scraper-supervisor",
         ),
     ] = None
+    ledger: Annotated[
+        str | None,
+        Database(
+            "The PostgreSQL database of a queue that many hosts share. Unset: ledger.db in the state folder.",
+            example="postgresql://scraper@db.example.com/scraper",
+        ),
+    ] = None
+    instance: Annotated[
+        str | None,
+        Text(
+            "This host's name among those that share the ledger. Unset: the host's name to its first dot.",
+            pattern=r"[a-z0-9][a-z0-9-]{0,62}",
+            expected="a name of a-z, 0-9 and -, at most 63",
+            example="scraper-1",
+        ),
+    ] = None
+    lease: Annotated[
+        float, Duration("A host that is silent for this long loses what it had leased of a shared ledger.", least=1.0)
+    ] = MINUTE
     log_level: Annotated[
         LogLevel,
         Choice("What is logged: debug, info, warning, error or critical.", among=LogLevel.__args__),
@@ -201,6 +157,12 @@ class ResourceSettings(Struct, frozen=True, kw_only=True):
     max_concurrent_recycles: Annotated[
         int | None, Whole("How many browsers are recycled at once. Unset: 1 per 4 workers.", least=1, example="1")
     ] = None
+    max_concurrent_launches: Annotated[
+        int | None, Whole("How many browsers start at once. Unset: 1 per core.", least=1, example="2")
+    ] = None
+    leak_forecast: Annotated[
+        bool, Flag("Recycle a browser early whose growth will take it to browser_memory within 10 minutes.")
+    ] = True
 
 
 class RetrySettings(Struct, frozen=True, kw_only=True):
@@ -218,7 +180,7 @@ class RetrySettings(Struct, frozen=True, kw_only=True):
 
 
 class TargetSettings(Struct, frozen=True, kw_only=True):
-    """How gently a host is treated, by all workers together: `[targets."HOST"]`."""
+    """How gently a host is treated, by all workers together: `[targets."HOST"]`, and "*" for all that have no table."""
 
     max_in_flight: Annotated[int | None, Whole("No more items than this at once.", off=True, least=1)] = None
     delay: Annotated[float, Duration("At least this between two items' starts.")] = 0.0
@@ -252,16 +214,45 @@ class AbortSettings(Struct, frozen=True, kw_only=True):
     min_items: Annotated[int, Whole("No verdict on fewer outcomes than this.", least=1)] = 20
     failure_limit: Annotated[float, Real("The share of failures that is too much.", least=0.001)] = 0.5
     normal_rate: Annotated[float, Real("The share of failures on a healthy day.")] = 0.1
+    probe_interval: Annotated[
+        float, Duration("The wait before a held scope's first probe; it doubles from one to the next.", least=SOON)
+    ] = 2.0
+    probe_max: Annotated[float, Duration("No wait between two probes is longer.", least=SOON)] = 5.0
     confirm_after: Annotated[float, Duration("A hold that lasts this long becomes an abort.")] = MINUTE
+    parked: Annotated[
+        Literal["keep", "fail"] | float,
+        Duration(
+            "What becomes of an aborted target's items: keep, fail, or one more probe after this long.",
+            least=1.0,
+            words=("keep", "fail"),
+        ),
+    ] = "keep"
     consecutive_crashes: Annotated[
         int, Whole("This many deaths in a group with no item done between them abort it.", least=1)
     ] = 5
     crash_window: Annotated[float, Duration("The time in which consecutive_crashes counts.", least=SOON)] = 5 * MINUTE
 
 
+class EvidenceSettings(Struct, frozen=True, kw_only=True):
+    """What is kept of an item that fails for good, such as a picture of its page: `[evidence]`."""
+
+    enabled: Annotated[bool, Flag("Whether anything is kept.")] = True
+    trace: Annotated[bool, Flag("Record a Playwright trace of an item's last attempt.")] = False
+    max_size: Annotated[int, Size("For the whole host; the oldest is removed first.", least=MIB)] = GIB
+
+
+class LogSettings(Struct, frozen=True, kw_only=True):
+    """What is kept of what workers print: `[logs]`."""
+
+    max_size: Annotated[int, Size("A worker's file over this is put aside.", least=65_536)] = 16 * MIB
+    keep: Annotated[int, Whole("Older files kept for each worker.", most=1000)] = 3
+    lines_per_second: Annotated[int, Whole("What a worker prints beyond this is counted, not kept.", least=1)] = 1000
+
+
 class NotifySettings(Struct, frozen=True, kw_only=True):
     """Whom to tell: `[notify]`."""
 
+    urls: Annotated[tuple[str, ...], Urls("Services to tell, as the URLs that apprise takes.")] = ()
     command: Annotated[
         tuple[str, ...] | None,
         Command(
@@ -272,7 +263,10 @@ class NotifySettings(Struct, frozen=True, kw_only=True):
 
 
 class GroupSettings(Struct, frozen=True, kw_only=True):
-    """One group of like workers: `[workers.NAME]`. `resources` and `restart_policy` are the ones in effect for it."""
+    """One group of like workers: `[workers.NAME]`. `resources`, `restart_policy` and `abort` are in effect for it.
+
+    `count` is how many workers run; of a range such as "2-8" that is the least, and `count_max` the most, else None.
+    """
 
     name: str
     directory: Annotated[str, FilePath("Where the workers run. Unset: this file's folder.", example="scrapers")]
@@ -293,7 +287,13 @@ class GroupSettings(Struct, frozen=True, kw_only=True):
         str | None,
         FilePath("The interpreter of entrypoint. Unset: the daemon's.", program=True, example=".venv/bin/python"),
     ] = None
-    count: Annotated[int, Whole("How many workers share the queue.", least=1, most=10_000)] = 1
+    count: Annotated[
+        int,
+        WorkerCount(
+            'How many workers share the queue, or "2-8": as many of these as the host bears.', upper="count_max"
+        ),
+    ] = 1
+    count_max: int | None = None
     env: Annotated[dict[str, str], Variables("Environment variables of the workers.")] = {}
     env_file: Annotated[str | None, FilePath("A file of KEY=VALUE lines; env wins over it.", example="scraper.env")] = (
         None
@@ -319,6 +319,7 @@ class GroupSettings(Struct, frozen=True, kw_only=True):
     retry: Annotated[str, Text("The name of a [retry.NAME] table.")] = "default"
     resources: ResourceSettings = ResourceSettings()
     restart_policy: RestartSettings = RestartSettings()
+    abort: AbortSettings = AbortSettings()
     file_env: dict[str, str] = {}  # what env_file held when it was read
 
 
@@ -337,6 +338,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     targets: dict[str, TargetSettings] = {}
     checkpoint: CheckpointSettings = CheckpointSettings()
     abort: AbortSettings = AbortSettings()
+    evidence: EvidenceSettings = EvidenceSettings()
+    logs: LogSettings = LogSettings()
     notify: NotifySettings = NotifySettings()
 
 
@@ -348,6 +351,8 @@ TABLES: Final[dict[str, type[Struct]]] = {
     "resources": ResourceSettings,
     "checkpoint": CheckpointSettings,
     "abort": AbortSettings,
+    "evidence": EvidenceSettings,
+    "logs": LogSettings,
     "notify": NotifySettings,
 }
 NAMED_TABLES: Final[dict[str, type[Struct]]] = {
@@ -355,7 +360,7 @@ NAMED_TABLES: Final[dict[str, type[Struct]]] = {
     "retry": RetrySettings,
     "targets": TargetSettings,
 }
-GROUP_TABLES: Final = ("resources", "restart_policy")  # those that [workers.NAME] may override
+GROUP_TABLES: Final = ("resources", "restart_policy", "abort")  # those that [workers.NAME] may override
 ORDERS: Final[dict[type[Struct], tuple[tuple[str, str, bool], ...]]] = {  # (lower, higher, may they be equal)
     RestartSettings: (("base_delay", "max_delay", True),),
     ResourceSettings: (("browser_memory", "browser_memory_max", True), ("worker_memory", "worker_memory_max", True)),
@@ -378,7 +383,7 @@ def written(key: Key, value: Any) -> object:
     if value is None:
         return "off" if key.off else None
     match key:
-        case Duration():
+        case Duration() if not isinstance(value, str):
             return format_duration(value)
         case Size():
             return format_size(value)
@@ -388,8 +393,14 @@ def written(key: Key, value: Any) -> object:
 
 
 def _table(settings: Struct) -> dict[str, object]:
-    pairs = ((name, written(key, getattr(settings, name))) for name, key in keys_of(type(settings)).items())
-    return {name: value for name, value in pairs if value is not None}
+    table = {}
+    for name, key in keys_of(type(settings)).items():
+        value = written(key, getattr(settings, name))
+        if isinstance(key, WorkerCount) and (upper := getattr(settings, key.upper)) is not None:
+            value = f"{value}-{upper}"
+        if value is not None:
+            table[name] = value
+    return table
 
 
 def effective(settings: Settings) -> dict[str, object]:

@@ -29,6 +29,10 @@ _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)", re.ASCII)
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", re.ASCII)
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):([0-9]{1,5})", re.ASCII)
 
+_RANGE = re.compile(r"([0-9]{1,9})\s*-\s*([0-9]{1,9})", re.ASCII)
+_DATABASE = re.compile(r"postgres(?:ql)?://\S*|service\s*=\s*\S+")
+_PASSWORD = re.compile(r"://[^/?#\s]*:[^/?#]*@|\bpassword\s*=", re.IGNORECASE)
+
 _ASSIGNMENT = re.compile(r"(?:export\s+)?([^=\s]+)\s*=\s*(.*)", re.DOTALL)
 _QUOTED = re.compile(r"""(?:'([^']*)'|"((?:[^"\\]|\\.)*)")\s*(?:#.*)?""", re.DOTALL)
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
@@ -106,6 +110,44 @@ def parse_address(value: object) -> tuple[str, int]:
     if isinstance(value, str) and (match := _ADDRESS.fullmatch(value)) and 1 <= int(match[2]) <= 65_535:
         return match[1].strip("[]"), int(match[2])
     raise ValueError(f'expected HOST:PORT such as "127.0.0.1:9177", got {show(value)}')
+
+
+def parse_count(value: object, most: int) -> tuple[int, int | None]:
+    """A number of workers: (it, None) of a whole number such as 3, the least and the most of a range such as "2-8".
+
+    A range whose ends are equal is a number.
+
+    Raises:
+        ValueError: saying what was expected, at least 1 and at most `most` among it.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        least = greatest = value
+    elif isinstance(value, str) and (match := _RANGE.fullmatch(value)):
+        least, greatest = int(match[1]), int(match[2])
+    else:
+        raise ValueError(f'expected a whole number, or a range such as "2-8", got {show(value)}')
+    if least < 1:
+        raise ValueError(f"expected at least 1, got {least}")
+    if greatest > most:
+        raise ValueError(f"expected at most {most}, got {greatest}")
+    if greatest < least:
+        raise ValueError(f"expected a range that rises, got {show(value)}")
+    return least, greatest if greatest > least else None
+
+
+def parse_database(value: object) -> str:
+    """A PostgreSQL database: a URL of libpq's, or "service=NAME". A password must not stand in it.
+
+    Raises:
+        ValueError: saying what was expected. It never shows the value, which may hold a password.
+    """
+    if isinstance(value, str):
+        if _PASSWORD.search(value):
+            raise ValueError("expected no password here: keep it in the file that the variable PGPASSFILE names")
+        if _DATABASE.fullmatch(value):
+            return value
+    shown = "another string" if isinstance(value, str) else show(value)
+    raise ValueError(f'expected "postgresql://USER@HOST/DATABASE" or "service=NAME", got {shown}')
 
 
 def parse_environment(text: str) -> dict[str, str]:

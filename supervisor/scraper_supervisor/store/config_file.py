@@ -23,13 +23,15 @@ _AT_LINE: Final = re.compile(r"^(.*) \(at (line \d+, column \d+|end of document)
 class Loaded(Struct, frozen=True):
     """A configuration and where it and its folders are.
 
-    `path` is None if there is no file; `base` is the folder that relative paths are relative to.
+    `path` is None if there is no file; `base` is the folder that relative paths are relative to. `document` is what the
+    file sets, as it stands there.
     """
 
     settings: Settings
     path: str | None
     folders: Folders
     base: str
+    document: dict[str, object] = {}
 
 
 def load(path: str) -> Settings:
@@ -38,11 +40,7 @@ def load(path: str) -> Settings:
     Raises:
         InvalidSettings: with every problem: a file that can't be read, no TOML, or keys that do not fit.
     """
-    path = os.path.abspath(path)
-    try:
-        return parse(_document(path), os.path.dirname(path), _env_file)
-    except InvalidSettings as error:
-        raise InvalidSettings(error.problems, path) from None
+    return _read(path)[0]
 
 
 def load_or_default(option: str | None, environ: Mapping[str, str], cwd: str) -> Loaded:
@@ -61,7 +59,7 @@ def load_or_default(option: str | None, environ: Mapping[str, str], cwd: str) ->
         looked = f"--config, ${ENV_CONFIG}, ./{LOCAL_FILE}, ./{LOCAL_FOLDER}/ and {location.path}"
         hint = f"`scraper-supervisor init` writes ./{LOCAL_FILE}"
         raise InvalidSettings([Problem("", f"there is no configuration file; looked for {looked}; {hint}")])
-    settings = Settings() if location.path is None else load(location.path)
+    settings, document = (Settings(), {}) if location.path is None else _read(location.path)
     supervisor = settings.supervisor
     if location.state_dir is not None:
         # All of it in one folder: two such folders of one user must not meet in $XDG_RUNTIME_DIR.
@@ -73,7 +71,17 @@ def load_or_default(option: str | None, environ: Mapping[str, str], cwd: str) ->
         found = folders(supervisor, environ, home, location.base)
     except InvalidSettings as error:
         raise InvalidSettings(error.problems, location.path) from None
-    return Loaded(settings, location.path, found, location.base)
+    return Loaded(settings, location.path, found, location.base, document)
+
+
+def _read(path: str) -> tuple[Settings, dict[str, object]]:
+    """The settings in a file, and the file's content."""
+    path = os.path.abspath(path)
+    try:
+        document = _document(path)
+        return parse(document, os.path.dirname(path), _env_file), document
+    except InvalidSettings as error:
+        raise InvalidSettings(error.problems, path) from None
 
 
 def _document(path: str) -> dict[str, object]:
