@@ -24,6 +24,7 @@ from scraper_supervisor.core.events import (
     Tell,
     Terminated,
     TreeEnded,
+    Watch,
     Withdrawn,
 )
 from scraper_supervisor.core.queue import QueueCounts
@@ -273,6 +274,21 @@ def test_a_changed_program_restarts_the_workers_one_by_one():
         play >> fresh.hello()
         assert play.seen.pop(0) == fresh.gets(ANY)
     play.silence()
+
+
+def test_what_is_watched_closely_follows_the_limits_at_once():
+    def watched(commands):
+        return [command for command in commands if isinstance(command, Watch)]
+
+    play = Play("x", count=2)
+    a = play.up()
+    play.ignoring(Spawn) >> a.notes(BrowserStarted("b", 77, None, "chromium", "1"))
+    lower = ResourceSettings(browser_memory=GIB // 2, worker_memory=None, worker_memory_max=GIB // 4)
+    expected = Watch("g-0", 1, a.pid, (("b", 77),), GIB // 2, GIB // 4)
+    assert watched(play.fleet.handle(reloaded(play, resources=lower), 0.0)) == [expected], "g-1 has no process yet"
+    assert watched(play.fleet.handle(reloaded(play, stop_timeout=9.0), 0.0)) == []
+    off = replace(lower, browser_memory=None, browser_memory_max=None, worker_memory_max=None)
+    assert watched(play.fleet.handle(reloaded(play, resources=off), 0.0)) == [Watch("g-0", 1, a.pid, (("b", 77),))]
 
 
 def test_groups_come_and_go():

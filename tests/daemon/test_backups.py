@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import logging
+import io
 import os
 import time
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 
 from scraper_supervisor.core.records import Probe
 from scraper_supervisor.daemon.backups import Backups
+from scraper_supervisor.daemon.telemetry import configure_logging
 from scraper_supervisor.store.backup import backups
 from scraper_supervisor.store.ledger import Ledger
 
@@ -25,6 +27,16 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
     ledger.perform([Probe(1)])
     yield ledger
     ledger.close()
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """The log as the daemon sets it up by default."""
+    stream = io.StringIO()
+    writer = configure_logging("info", "json", stream)
+    yield stream
+    writer.close()
+    structlog.reset_defaults()
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -52,28 +64,31 @@ def test_a_backup_soon_after_the_start_and_one_after_the_end(ledger: Ledger, tmp
     assert {file.name for file in tmp_path.iterdir()} == {"ledger.db", "ledger.db.sha256", "backups"}
 
 
-def test_no_backup_without_room(ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    made = Backups(tmp_path, lambda: 1 << 60, soon=(0.0,))
-    with caplog.at_level(logging.WARNING):
-        wait_for(lambda: "the ledger was not backed up: " in caplog.text)
+def test_a_backup_is_told_at_level_info(ledger: Ledger, tmp_path: Path, log: io.StringIO) -> None:
+    made = Backups(tmp_path, lambda: None, soon=(0.0,))
+    wait_for(lambda: "the ledger was backed up" in log.getvalue())
     made.stop()
-    assert f"{1 << 60} stay free" in caplog.text
+    assert str(backups(tmp_path)[0].path) in log.getvalue()
+
+
+def test_no_backup_without_room(ledger: Ledger, tmp_path: Path, log: io.StringIO) -> None:
+    made = Backups(tmp_path, lambda: 1 << 60, soon=(0.0,))
+    wait_for(lambda: "the ledger was not backed up" in log.getvalue())
+    made.stop()
+    assert f"{1 << 60} stay free" in log.getvalue()
     assert backups(tmp_path) == []
 
 
-def test_a_backup_that_fails_is_logged_and_harms_nothing(
-    ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_backup_that_fails_is_logged_and_harms_nothing(ledger: Ledger, tmp_path: Path, log: io.StringIO) -> None:
     (tmp_path / "backups").write_bytes(b"in the way")
     made = Backups(tmp_path, lambda: None, soon=(0.0,))
-    with caplog.at_level(logging.ERROR):
-        wait_for(lambda: "the ledger was not backed up: " in caplog.text)
+    wait_for(lambda: "the ledger was not backed up" in log.getvalue())
     assert ledger.perform([Probe(1)]) == [None]
     made.stop()
 
 
 def test_a_failure_that_nobody_thought_of_ends_neither_the_backups_nor_the_daemon(
-    ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ledger: Ledger, tmp_path: Path, log: io.StringIO
 ) -> None:
     failing = [True]
 
@@ -84,9 +99,8 @@ def test_a_failure_that_nobody_thought_of_ends_neither_the_backups_nor_the_daemo
         return None
 
     made = Backups(tmp_path, reserve, soon=(0.0, 0.0))
-    with caplog.at_level(logging.ERROR):
-        wait_for(lambda: backups(tmp_path))
-    assert "TypeError: no such number" in caplog.text
+    wait_for(lambda: backups(tmp_path))
+    wait_for(lambda: "TypeError: no such number" in log.getvalue())
     made.stop()
     ledger.perform([Probe(1)])
     failing.append(True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
-from scraper_supervisor.core.events import Sampled
+from scraper_supervisor.core.events import Sampled, Watch
 from scraper_supervisor.core.resources import Sample
 from scraper_supervisor.daemon import machine, procfs
 from scraper_supervisor.daemon import sampler as sampling
@@ -98,7 +98,7 @@ def on_loop(test: Callable[[Rounds], Coroutine[object, object, None]], folder: P
 def test_a_worker_is_measured_without_its_browsers(tmp_path: Path) -> None:
     async def measure(rounds: Rounds) -> None:
         with tree() as pids:
-            rounds.sampler.watch("w-0", 1, pids["w"], {"b1": pids["b"]})
+            rounds.sampler.watch(Watch("w-0", 1, pids["w"], (("b1", pids["b"]),)))
             rounds.sampler.start()
             sample = await rounds.sample()
             assert sample.worker == "w-0"
@@ -125,7 +125,7 @@ def test_cpu_time_is_that_of_the_whole_tree(tmp_path: Path) -> None:
     async def measure(rounds: Rounds) -> None:
         with tree("busy") as pids:
             rounds.sampler.set_interval(0.05)
-            rounds.sampler.watch("w-0", 1, pids["w"], {"b1": pids["b"]})
+            rounds.sampler.watch(Watch("w-0", 1, pids["w"], (("b1", pids["b"]),)))
             rounds.sampler.start()
             sample = await rounds.sample(lambda one: (one.cpu_percent or 0) > 10)
             assert sample.cpu_percent is not None
@@ -137,7 +137,7 @@ def test_cpu_time_is_that_of_the_whole_tree(tmp_path: Path) -> None:
 def test_what_is_reparented_is_still_seen(tmp_path: Path) -> None:
     async def measure(rounds: Rounds) -> None:
         with tree() as pids:
-            rounds.sampler.watch("w-0", 1, pids["w"], {"b1": pids["b"]})
+            rounds.sampler.watch(Watch("w-0", 1, pids["w"], (("b1", pids["b"]),)))
             rounds.sampler.start()
             await rounds.sample()
             os.kill(pids["d"], signal.SIGKILL)  # the browser's parent
@@ -154,8 +154,8 @@ def test_what_is_reparented_is_still_seen(tmp_path: Path) -> None:
 def test_a_worker_that_is_gone_or_forgotten_has_no_sample(tmp_path: Path) -> None:
     async def measure(rounds: Rounds) -> None:
         with tree() as pids:
-            rounds.sampler.watch("w-0", 1, pids["w"], {})
-            rounds.sampler.watch("w-1", 1, 2**22 + 1, {"b": 2**22 + 2})
+            rounds.sampler.watch(Watch("w-0", 1, pids["w"]))
+            rounds.sampler.watch(Watch("w-1", 1, 2**22 + 1, (("b", 2**22 + 2),)))
             rounds.sampler.start()
             first = await rounds.sampled()
             assert [sample.worker for sample in first.samples] == ["w-0"]
@@ -170,9 +170,9 @@ def test_a_worker_that_is_gone_or_forgotten_has_no_sample(tmp_path: Path) -> Non
 def test_an_old_incarnations_sample_is_not_delivered(tmp_path: Path) -> None:
     async def measure(rounds: Rounds) -> None:
         with tree() as pids:
-            rounds.sampler.watch("w-0", 1, pids["w"], {})
+            rounds.sampler.watch(Watch("w-0", 1, pids["w"]))
             stale = rounds.sampler._watched["w-0"]
-            rounds.sampler.watch("w-0", 2, pids["d"], {})
+            rounds.sampler.watch(Watch("w-0", 2, pids["d"]))
             sample = Sample(0.0, "w-0", 1, 1, 1.0, 1)
             rounds.sampler._arrived([(stale, sample, frozenset({1}))], 1.0, 1)
             assert (await rounds.sampled()).samples == ()
@@ -256,7 +256,9 @@ def test_pss_is_read_where_it_can_decide_something(
 def test_between_measurements_the_last_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def measure(rounds: Rounds) -> None:
         with tree() as pids:
-            rounds.sampler.watch("w-0", 1, pids["w"], {"b1": pids["b"]}, browser_limit=1 << 40, worker_limit=1 << 40)
+            rounds.sampler.watch(
+                Watch("w-0", 1, pids["w"], (("b1", pids["b"]),), browser_limit=1 << 40, worker_limit=1 << 40)
+            )
             rounds.sampler.start()
             first = await rounds.sample()
             monkeypatch.setattr(sampling.psutil, "Process", None)  # a further measurement would be a fault
@@ -274,7 +276,7 @@ def test_memory_that_may_not_be_read_is_unknown(tmp_path: Path, monkeypatch: pyt
     async def measure(rounds: Rounds) -> None:
         with tree() as pids:
             monkeypatch.setattr(sampling.psutil, "Process", refuse)
-            rounds.sampler.watch("w-0", 1, pids["w"], {"b1": pids["b"]})
+            rounds.sampler.watch(Watch("w-0", 1, pids["w"], (("b1", pids["b"]),)))
             rounds.sampler.start()
             sample = await rounds.sample()
             assert sample.worker_memory is None

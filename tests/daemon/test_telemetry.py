@@ -10,11 +10,13 @@ import resource
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
 
+import scraper_supervisor
 from scraper_supervisor.core.names import EVENTS, SEVERITIES
 from scraper_supervisor.daemon import telemetry
 from scraper_supervisor.daemon.telemetry import BatchThread, EventLog, Log, configure_logging
@@ -22,7 +24,6 @@ from scraper_supervisor.store.events_file import EVENTS_FILE, read_events, rotat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 def until(condition: Callable[[], object], seconds: float = 10) -> None:
@@ -67,6 +68,34 @@ def test_elsewhere_than_on_a_terminal_the_log_is_json_lines() -> None:
     assert third["event"] == "never retrieved"
     assert third["logger"] == "asyncio"
     assert "worker died" in str(first)
+
+
+def test_level_and_form_are_changed_while_it_is_written_to() -> None:
+    stream = io.StringIO()
+    log = configure_logging("error", "json", stream)
+    ours, theirs = structlog.get_logger(), logging.getLogger("asyncio")
+    ours.info("not this")
+    log.configure("info", "console")
+    ours.info("for people")
+    theirs.info("nor this")
+    theirs.warning("but this")
+    log.configure("critical", "json")
+    ours.error("nor that")
+    theirs.error("nor that")
+    ours.critical("the last")
+    assert log.close() == 0
+    people, theirs_too, last = stream.getvalue().splitlines()
+    assert "for people" in people
+    assert "but this" in theirs_too
+    assert (json.loads(last)["event"], json.loads(last)["level"]) == ("the last", "critical")
+    assert not [handler for handler in logging.getLogger().handlers if isinstance(handler, telemetry._Bridge)]
+
+
+def test_our_own_modules_speak_to_structlog_alone() -> None:
+    """What goes by way of logging is taken for a library's, of which nothing below a warning is written."""
+    package = Path(scraper_supervisor.__file__).parent
+    asking = [path.name for path in package.rglob("*.py") if "logging.getLogger(" in path.read_text()]
+    assert asking == ["telemetry.py"]
 
 
 def test_a_correlation_id_and_the_time_are_in_every_line() -> None:

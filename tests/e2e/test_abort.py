@@ -50,6 +50,17 @@ def test_a_site_that_answers_500_to_everything_ends_with_69(daemons):
     assert daemon.none_left()
 
 
+def test_a_notify_command_is_told_of_an_abort(daemons):
+    config = failing()
+    daemon = daemons(config)
+    notices = daemon.folder / "notices"
+    daemon.configure({**config, "notify": {"command": ["sh", "-c", f"cat >> {notices}; echo >> {notices}"]}})
+    daemon.start("--once")
+    assert daemon.exit_code() == 69, daemon.log()
+    told = [json.loads(line) for line in notices.read_text().splitlines()]
+    assert "abort_executed" in [notice["event"] for notice in told]
+
+
 def test_on_abort_hold_stays_up_until_an_operator_clears_it(daemons):
     daemon = daemons(failing(on_abort="hold")).start()
     daemon.wait(lambda: daemon.status()["supervisor"]["state"] == "aborted", "aborted")

@@ -97,6 +97,32 @@ def test_a_broken_file_changes_nothing_and_names_every_bad_key(daemon):
     assert daemon.pids() == before
 
 
+def test_the_logs_level_and_form_change_while_it_runs(daemon):
+    log = daemon.folder / "log"
+
+    def reload_to(**supervisor):
+        size = log.stat().st_size
+        hup(daemon, "config_reloaded", {**daemon.config, "supervisor": supervisor})
+        return lambda: log.read_text()[size:]
+
+    since = reload_to(log_level="debug")
+    daemon.wait(lambda: '"level":"debug"' in since(), "what is below info is told")
+    since = reload_to(log_level="info", log_format="console")
+    daemon.wait(lambda: "config_reloaded" in since(), "the reload itself is told in the new form")
+    assert '"event":"config_reloaded"' not in since()
+    reload_to(log_level="error", log_format="json")
+    since = reload_to(log_level="info")
+    daemon.wait(lambda: '"event":"config_reloaded"' in since(), "the reload to a lower level is told")
+    told = [line for line in log.read_text().splitlines() if "config_reloaded" in line]
+    assert len(told) == 3, "of four reloads all but the one to errors alone"
+
+
+def test_folders_and_identity_are_refused(daemon):
+    config = {**daemon.config, "supervisor": {"instance": "other", "lease": 90, "log_level": "debug"}}
+    event = hup(daemon, "config_rejected", config)
+    assert {problem["path"] for problem in event["data"]["problems"]} == {"supervisor.instance", "supervisor.lease"}
+
+
 def test_state_dir_is_refused(daemon):
     config = {**daemon.config, "supervisor": {"state_dir": str(daemon.folder / "elsewhere")}}
     event = hup(daemon, "config_rejected", config)

@@ -195,12 +195,23 @@ class KillBrowser(Struct, frozen=True):
 
 
 class Watch(Struct, frozen=True):
-    """Sample this worker's tree from now on, or what it consists of changed."""
+    """Sample this worker's tree from now on, or what it consists of changed, or its limits did.
+
+    Args:
+        worker: its name.
+        incarnation: which start of it.
+        pid: its process.
+        browsers: (id, main PID) of each.
+        browser_limit: bytes near which a browser's memory is measured each round; None for no limit.
+        worker_limit: likewise, of the worker without its browsers.
+    """
 
     worker: str
     incarnation: int
     pid: int
-    browsers: tuple[tuple[str, int], ...]
+    browsers: tuple[tuple[str, int], ...] = ()
+    browser_limit: int | None = None
+    worker_limit: int | None = None
 
 
 class Unwatch(Struct, frozen=True):

@@ -297,7 +297,11 @@ class Groups:
 
     def reconfigure(self, group: Group, settings: GroupSettings, *, roll: bool, now: float) -> None:
         """New settings take effect in place; a new count hires or drains the highest; `roll` restarts one by one."""
+        limits_changed = group.settings.resources != settings.resources
         group.settings = settings
+        if limits_changed:
+            for worker in self._state.team(group):
+                self._lifecycle.watch(worker)
         group.queue.configure(self._state.retry_settings(settings), self._state.settings.targets)
         for worker in [one for one in self._state.team(group) if one.index >= settings.count]:
             self._dismiss(worker, "count was lowered", now)

@@ -12,6 +12,7 @@ from zlib import crc32
 from scraper_supervisor.core import restart
 from scraper_supervisor.core.events import HangUp, Unwatch, Watch
 from scraper_supervisor.core.facts import ProcessEnded, ProcessKnown
+from scraper_supervisor.core.resources import lowest_memory_limits
 from scraper_supervisor.core.state import Group, GroupState, Worker
 from scraper_supervisor.core.worker import Life, Phase
 from scraper_worker.protocol import Drain, Failure
@@ -124,10 +125,12 @@ class Lifecycle:
         self.note(worker, now)
 
     def watch(self, worker: Worker) -> None:
-        """Have the worker's tree sampled as it now is."""
-        if worker.life.alive and worker.life.pid is not None:
+        """Have the worker's tree sampled as it now is, under the limits that now hold."""
+        life = worker.life
+        if life.alive and life.pid is not None:
             browsers = tuple((browser.id, browser.pid) for browser in worker.browsers.values())
-            self._state.outbox.commands.append(Watch(worker.name, worker.life.incarnation, worker.life.pid, browsers))
+            limits = lowest_memory_limits(self._state.groups[worker.group].settings.resources)
+            self._state.outbox.commands.append(Watch(worker.name, life.incarnation, life.pid, browsers, *limits))
 
     # ---- orders
 

@@ -364,6 +364,13 @@ class RecycleSlots:
                 self.release(*key)
 
 
+def lowest_memory_limits(settings: ResourceSettings) -> tuple[int | None, int | None]:
+    """The bytes at which memory first matters: of a browser, and of a worker without its browsers; None for never."""
+    browser = [limit for limit in (settings.browser_memory, settings.browser_memory_max) if limit is not None]
+    own = [limit for limit in (settings.worker_memory, settings.worker_memory_max) if limit is not None]
+    return min(browser, default=None), min(own, default=None)
+
+
 def recycle_limit(settings: ResourceSettings, workers: int) -> int:
     """How many browsers may be recycled at once: max_concurrent_recycles, else 1 per 4 workers, at least 1."""
     return settings.max_concurrent_recycles or max(1, workers // 4)

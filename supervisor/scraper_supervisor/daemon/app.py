@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.settings import GroupSettings
     from scraper_supervisor.core.state import Mode
     from scraper_supervisor.daemon.storage import Answered as StoreAnswers
+    from scraper_supervisor.daemon.telemetry import Log
     from scraper_supervisor.store.config_file import Loaded
 
 EX_DATA: Final = 65  # the ledger does not open
@@ -125,7 +126,7 @@ def run(loaded: Loaded, *, once: bool = False, fresh: bool = False) -> int:
     supervisor = loaded.settings.supervisor
     log = configure_logging(supervisor.log_level, supervisor.log_format, sys.stderr)
     try:
-        return uvloop.run(App(loaded, state_dir, runtime_dir, once=once, mode=mode).main())
+        return uvloop.run(App(loaded, state_dir, runtime_dir, log, once=once, mode=mode).main())
     finally:
         log.close()
         for lock in locks:
@@ -135,12 +136,15 @@ def run(loaded: Loaded, *, once: bool = False, fresh: bool = False) -> int:
 class App:
     """Wiring, the loop and every effect."""
 
-    def __init__(self, loaded: Loaded, state_dir: Path, runtime_dir: Path, *, once: bool, mode: Mode) -> None:
+    def __init__(
+        self, loaded: Loaded, state_dir: Path, runtime_dir: Path, output: Log, *, once: bool, mode: Mode
+    ) -> None:
         self._loaded = loaded
         self._settings = loaded.settings
         self._state_dir = state_dir
         self._runtime_dir = runtime_dir
         self._boot = secrets.token_hex(4)
+        self._output = output
         self._log = structlog.get_logger().bind()
         self._fleet = Fleet(loaded.settings, self._boot, once=once, mode=mode)
         self._started_at = self._config_loaded_at = utc_now()
@@ -308,9 +312,8 @@ class App:
                 self._tasks.create_task(self._kill_tree(command), name=f"end {command.worker}")
             case KillBrowser():
                 self._tasks.create_task(self._kill_browser(command), name=f"kill a browser of {command.worker}")
-            case Watch(worker=worker, incarnation=incarnation, pid=pid, browsers=browsers):
-                limits = self._limits(worker)
-                self._sampler.watch(worker, incarnation, pid, dict(browsers), *limits)
+            case Watch():
+                self._sampler.watch(command)
             case Unwatch(worker=worker):
                 self._sampler.forget(worker)
             case Introduced(conn=conn):
@@ -323,15 +326,6 @@ class App:
                 self._leave(command)
             case _ as never:
                 assert_never(never)
-
-    def _limits(self, worker: str) -> tuple[int | None, int | None]:
-        """The memory near which this worker's browsers, and the worker itself, are measured each round."""
-        known = self._fleet.state.workers.get(worker)
-        group = self._fleet.state.groups.get(known.group) if known is not None else None
-        limits = (group.settings if group is not None else self._settings).resources
-        browser = [limit for limit in (limits.browser_memory, limits.browser_memory_max) if limit is not None]
-        own = [limit for limit in (limits.worker_memory, limits.worker_memory_max) if limit is not None]
-        return min(browser, default=None), min(own, default=None)
 
     def _leave(self, command: Leave) -> None:
         self._leaving = command
@@ -486,7 +480,9 @@ class App:
             return self._rejected((Problem("supervisor.control_group", f"the sockets can't be opened to it: {error}"),))
         self._settings = settings
         self._config_error, self._config_loaded_at = None, utc_now()
-        self._workers.line_limit = self._line_limit()
+        self._output.configure(settings.supervisor.log_level, settings.supervisor.log_format)
+        self._log = structlog.get_logger().bind()
+        self._workers.limit_lines(self._line_limit())
         self._sampler.set_interval(settings.resources.sample_interval)
         self.feed(Reconfigured(settings))
         return True, {"summary": changes.summary}

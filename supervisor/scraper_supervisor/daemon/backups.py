@@ -6,12 +6,13 @@ Not one of lower priority: beside busy browsers it would be put off while it hol
 from __future__ import annotations
 
 import itertools
-import logging
 import shutil
 import sqlite3
 import threading
 import time
 from typing import TYPE_CHECKING, Final
+
+import structlog
 
 from scraper_supervisor.store.backup import (
     SMALL,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 SOON: Final = (10.0, 60.0, 300.0)  # seconds to wait for each of the first ones; the first two are for small ledgers
 EVERY: Final = 3600.0  # seconds
 _EARLY: Final = 2
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger()
 
 
 class Backups:
@@ -82,20 +83,22 @@ class Backups:
             backup = back_up(self._state_dir, self._stopping)
             damaged = prune(self._state_dir)
         except BackupStopped as stopped:
-            _log.info("%s", stopped)
+            _log.info(str(stopped))
         except (StoreError, OSError, sqlite3.Error) as error:
-            _log.error("the ledger was not backed up: %s", error)
+            _log.error("the ledger was not backed up", reason=str(error))
         except Exception:  # noqa: BLE001 - else there would be no backup any more, or the end of the daemon be cut off
             _log.exception("the ledger was not backed up")
         else:
-            _log.info("the ledger was backed up to %s in %.1f s", backup.path, time.monotonic() - began)
+            seconds = round(time.monotonic() - began, 1)
+            _log.info("the ledger was backed up", path=str(backup.path), seconds=seconds)
             for path in damaged:
-                _log.error("a backup of the ledger was damaged, and is now %s", path)
+                _log.error("a backup of the ledger was damaged, and put aside", path=str(path))
 
     def _has_room(self) -> bool:
         free, size = shutil.disk_usage(self._state_dir).free, ledger_size(self._state_dir)
         reserve = self._reserve() or 0
         if free - size >= reserve and free >= 2 * size:
             return True
-        _log.warning("the ledger was not backed up: %d bytes are free, it has %d and %d stay free", free, size, reserve)
+        reason = f"{free} bytes are free, it has {size} and {reserve} stay free"
+        _log.warning("the ledger was not backed up", reason=reason)
         return False

@@ -22,9 +22,10 @@ from scraper_supervisor.daemon import machine, procfs
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from scraper_supervisor.core.events import Watch
     from scraper_supervisor.daemon.procfs import Stat
 
 PSS_EVERY: Final = 5.0  # seconds
@@ -127,32 +128,16 @@ class Sampler:
             self._interval = seconds
             self._wake.notify()
 
-    def watch(
-        self,
-        worker: str,
-        incarnation: int,
-        pid: int,
-        browsers: Mapping[str, int],
-        browser_limit: int | None = None,
-        worker_limit: int | None = None,
-    ) -> None:
-        """Sample this worker from the next round on, or what it consists of changed.
-
-        Args:
-            worker: its name.
-            incarnation: which start of it.
-            pid: its process.
-            browsers: main process by browser id.
-            browser_limit: bytes near which a browser's memory is measured every round.
-            worker_limit: likewise, of the worker without its browsers.
-        """
+    def watch(self, command: Watch) -> None:
+        """Sample this worker from the next round on, or what it consists of or its limits changed."""
+        name, incarnation, pid = command.worker, command.incarnation, command.pid
         with self._wake:
-            watched = self._watched.get(worker)
+            watched = self._watched.get(name)
             if watched is None or (watched.incarnation, watched.pid) != (incarnation, pid):
-                watched = self._watched[worker] = _Watched(worker, incarnation, pid)
-            watched.browsers = dict(browsers)
-            watched.browser_limit = browser_limit
-            watched.worker_limit = worker_limit
+                watched = self._watched[name] = _Watched(name, incarnation, pid)
+            watched.browsers = dict(command.browsers)
+            watched.browser_limit = command.browser_limit
+            watched.worker_limit = command.worker_limit
 
     def forget(self, worker: str) -> None:
         """Sample this worker no longer; a round under way delivers nothing of it."""

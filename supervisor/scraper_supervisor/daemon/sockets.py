@@ -279,13 +279,13 @@ class WorkerSocket(Listener):
     Args:
         path: of the socket.
         feed: takes an event.
-        line_limit: bytes that a line may have after hello.
+        line_limit: bytes that a line may have after hello; `limit_lines` changes it.
     """
 
     def __init__(self, path: Path, feed: Callable[[Event], None], line_limit: int) -> None:
         super().__init__(path)
         self.feed = feed
-        self.line_limit = line_limit
+        self._line_limit = line_limit
         self._connections: dict[int, WorkerConnection] = {}
         self._calls = 0
         self._loop = asyncio.get_running_loop()
@@ -352,7 +352,14 @@ class WorkerSocket(Listener):
         """A connection said a good hello: longer lines are welcome."""
         connection = self._connections.get(conn)
         if connection is not None:
-            connection.introduce(self.line_limit)
+            connection.introduce(self._line_limit)
+
+    def limit_lines(self, limit: int) -> None:
+        """From now on a line may have so many bytes after hello, on open connections too."""
+        self._line_limit = limit
+        for connection in self._connections.values():
+            if connection.introduced:
+                connection.framer.limit = limit
 
     def hang_up(self, conn: int) -> None:
         """Close a connection after what was sent."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import sqlite3
 import threading
 import time
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, TypeAlias
+
+import structlog
 
 from scraper_supervisor.core.gathering import Gathering
 from scraper_supervisor.core.records import Answer, LedgerOp, Op, Probe, StateOp
@@ -32,7 +33,7 @@ _LOOK_EVERY: Final = 1.0  # seconds
 _TIDY: Final = 500  # items of removed runs that an idle moment removes, some 4 ms: what arrives then waits for it
 _TIDY_BUSY: Final = 250  # and so many, some 2 ms, when no moment is idle:
 _TIDY_EVERY: Final = 16  # after so many batches
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger()
 
 
 class Storage:
@@ -112,7 +113,7 @@ class Storage:
         try:
             self._ledger.close()
         except (sqlite3.Error, StoreError) as error:
-            _log.critical("the ledger is not as it was acknowledged: %s", error)
+            _log.critical("the ledger is not as it was acknowledged", reason=str(error))
 
     # ---- the ledger's thread -----------------------------------------------------------------------------------------
 
@@ -184,13 +185,13 @@ class Storage:
         fault = self._ledger.fold()
         if (fault is None) != (self._fold_fault is None):
             if fault is not None:
-                _log.warning("the ledger's log can't be folded back and grows: %s", fault.message)
+                _log.warning("the ledger's log can't be folded back and grows", reason=fault.message)
             self._fold_fault = fault
 
     def _tidy(self, limit: int) -> None:
         fault = self._ledger.tidy(limit)
         if fault is not None:
-            _log.warning("the rows of removed runs stay for now: %s", fault.message)
+            _log.warning("the rows of removed runs stay for now", reason=fault.message)
 
     # ---- the thread of the checkpoint files --------------------------------------------------------------------------
 
@@ -210,7 +211,7 @@ class Storage:
             self._loop.call_soon_threadsafe(self._deliver, list(zip(ops, answers, strict=True)))
         except RuntimeError:
             # The loop is closed: nobody is left to tell, and an answer that was not given promises nothing.
-            _log.debug("%d answers came after the loop was closed", len(ops))
+            _log.debug("answers came after the loop was closed", count=len(ops))
 
 
 def _fault(error: Exception) -> StoreFault:

@@ -14,7 +14,7 @@ import select
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TextIO, TypeVar
 
 import msgspec
 import structlog
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
     from pathlib import Path
 
+    from scraper_supervisor.core.settings import LogFormat, LogLevel
 
 LOG_QUEUE: Final = 10_000  # lines
 EVENT_QUEUE: Final = 50_000  # events
@@ -143,7 +144,10 @@ class BatchThread(Generic[T]):
 
 
 class Log:
-    """The log's writer and its place in structlog and logging; made by `configure_logging`."""
+    """The log's writer and its place in structlog and logging; made by `configure_logging`.
+
+    Our own modules speak to structlog. What libraries tell logging is passed on from level warning on.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -178,11 +182,38 @@ class Log:
                 break
         return True
 
-    def attach(self, level: int) -> None:
-        """Have the standard library's loggers (asyncio's) write here."""
+    def configure(self, level: LogLevel, log_format: LogFormat) -> None:
+        """Write lines of this level and above, in this form, from the next one on.
+
+        A logger that was bound before keeps what was in force then; `structlog.get_logger()` itself follows.
+
+        Args:
+            level: the least that is written.
+            log_format: "auto" is "console" on a terminal, else "json": one object a line.
+        """
+        number = logging.getLevelNamesMapping()[level.upper()]
+        terminal = self._stream.isatty()
+        renderers: list[Any]
+        if log_format == "console" or (log_format == "auto" and terminal):
+            colors = terminal and not os.environ.get("NO_COLOR")
+            plain = structlog.dev.plain_traceback
+            renderers = [structlog.dev.ConsoleRenderer(colors=colors, timestamp_key="time", exception_formatter=plain)]
+        else:
+            renderers = [structlog.processors.format_exc_info, _render_json]
+        structlog.configure(
+            processors=[
+                structlog.contextvars.merge_contextvars,
+                structlog.processors.add_log_level,
+                _stamp,
+                *renderers,
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(number),
+            logger_factory=lambda *_: self,
+            cache_logger_on_first_use=False,
+        )
         root = logging.getLogger()
-        root.addHandler(self._bridge)
-        root.setLevel(max(level, logging.WARNING))
+        root.addHandler(self._bridge)  # once, however often it is added
+        root.setLevel(max(number, logging.WARNING))
 
     def close(self) -> int:
         """Write what waits, let go of logging; how many lines remain unwritten."""
@@ -202,38 +233,18 @@ class _Bridge(logging.Handler):
             self.handleError(record)
 
 
-def configure_logging(level: str, log_format: Literal["auto", "console", "json"], stream: TextIO) -> Log:
+def configure_logging(level: LogLevel, log_format: LogFormat, stream: TextIO) -> Log:
     """Set up structlog for the process: `structlog.get_logger().info("text", key=value)`.
 
     Values bound by `structlog.contextvars` (a correlation_id) are in every line. Close what is returned at the end.
 
     Args:
-        level: "debug", "info", "warning", "error" or "critical".
+        level: the least that is written.
         log_format: "auto" is "console" on a terminal, else "json": one object a line.
         stream: where to; its descriptor is written to directly where it has one.
     """
-    number = logging.getLevelNamesMapping()[level.upper()]
     log = Log(stream)
-    terminal = stream.isatty()
-    renderers: list[Any]
-    if log_format == "console" or (log_format == "auto" and terminal):
-        colors = terminal and not os.environ.get("NO_COLOR")
-        plain = structlog.dev.plain_traceback
-        renderers = [structlog.dev.ConsoleRenderer(colors=colors, timestamp_key="time", exception_formatter=plain)]
-    else:
-        renderers = [structlog.processors.format_exc_info, _render_json]
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            _stamp,
-            *renderers,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=lambda *_: log,
-        cache_logger_on_first_use=False,
-    )
-    log.attach(number)
+    log.configure(level, log_format)
     return log
 
 
