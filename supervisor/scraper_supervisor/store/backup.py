@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from scraper_supervisor.core.wall import timestamp
 from scraper_supervisor.store import wal
+from scraper_supervisor.store.copies import copy_into
 from scraper_supervisor.store.faults import LedgerDamaged, LedgerTooNew, LedgerUnreadable, StoreError
 from scraper_supervisor.store.files import Files
 from scraper_supervisor.store.schema import BACKUP_NAMES, BACKUPS, FILE_NAME, open_reader, uri
@@ -104,17 +105,13 @@ def back_up(state_dir: Path, stopping: Event, clock: Callable[[], float] = time.
     moment = timestamp(at).replace("-", "").replace(":", "")
     final = state_dir / BACKUPS / f"ledger-{moment}.db"
     new = final.with_name(final.name + _NEW)
-    fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    _copy(state_dir / FILE_NAME, new, stopping)
     try:
-        _copy(state_dir / FILE_NAME, new, fd, stopping)
-        os.fsync(fd)
         write_seal(final, digest(new))
     except BaseException:
         new.unlink()
         seal_of(final).unlink(missing_ok=True)
         raise
-    finally:
-        os.close(fd)
     new.rename(final)
     Files().sync_folder(final.parent)
     return Backup(final, at)
@@ -159,8 +156,9 @@ def _damage(path: Path) -> str | None:
         return error.reason
 
 
-def _copy(path: Path, new: Path, fd: int, stopping: Event) -> None:
-    with closing(_source(path)) as source, closing(_target(new, stopping)) as target:
+def _copy(path: Path, new: Path, stopping: Event) -> None:
+    with closing(_source(path)) as source, copy_into(new) as (target, fd):
+        target.set_progress_handler(stopping.is_set, 100_000)
         page = int(source.execute("PRAGMA page_size").fetchone()[0])
         began, synced = time.monotonic(), 0
 
@@ -187,10 +185,10 @@ def _copy(path: Path, new: Path, fd: int, stopping: Event) -> None:
             if stopping.is_set():
                 raise BackupStopped(f"{path}: not backed up: stopped before it was whole") from None
             raise
-    if damage is not None:
-        if stopping.is_set():  # it was interrupted
-            raise BackupStopped(f"{path}: not backed up: stopped before it was whole")
-        raise LedgerUnreadable(path, f"its backup is not sound: {damage}")
+        if damage is not None:
+            if stopping.is_set():  # it was interrupted
+                raise BackupStopped(f"{path}: not backed up: stopped before it was whole")
+            raise LedgerUnreadable(path, f"its backup is not sound: {damage}")
 
 
 def _source(path: Path) -> sqlite3.Connection:
@@ -198,12 +196,3 @@ def _source(path: Path) -> sqlite3.Connection:
         return open_reader(path)
     # Nobody has it open, and nobody will, as the state folder is ours: a common reader would leave an empty log behind.
     return sqlite3.connect(f"{uri(path, 'ro')}&immutable=1", uri=True, isolation_level=None)
-
-
-def _target(new: Path, stopping: Event) -> sqlite3.Connection:
-    target = sqlite3.connect(uri(new, "rw"), uri=True, isolation_level=None)
-    # It has no name yet, and is synced as a whole before it gets one.
-    target.execute("PRAGMA journal_mode = OFF")
-    target.execute("PRAGMA synchronous = OFF")
-    target.set_progress_handler(stopping.is_set, 100_000)
-    return target

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sqlite3
-from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
+from scraper_supervisor.store.copies import durable_copy
 from scraper_supervisor.store.faults import LedgerDamaged
 from scraper_supervisor.store.files import Files
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable
     from pathlib import Path
 
@@ -74,19 +73,7 @@ def keep_copy(path: Path, db: sqlite3.Connection, version: int) -> Path:
     """
     copy = path.with_name(f"{path.name}.v{version}")
     new = path.with_name(f"{copy.name}.new")
-    new.unlink(missing_ok=True)
-    fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with closing(sqlite3.connect(new, isolation_level=None)) as target:
-            target.execute("PRAGMA journal_mode = OFF")
-            target.execute("PRAGMA synchronous = OFF")
-            db.backup(target)
-        os.fsync(fd)
-    except BaseException:
-        new.unlink()
-        raise
-    finally:
-        os.close(fd)
+    durable_copy(db, new)
     new.rename(copy)
     Files().sync_folder(path.parent)
     return copy

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from scraper_supervisor.store.copies import durable_copy
 from scraper_supervisor.store.faults import LedgerHeld, LedgerMoved
+from scraper_supervisor.store.files import Files
 
 if TYPE_CHECKING:
+    import sqlite3
     from pathlib import Path
 
 RESCUED: Final = ".rescued"  # the ending of the copy where another file has taken the ledger's place
@@ -52,7 +54,7 @@ class Places:
             OSError, sqlite3.Error: The disk refused.
         """
         copy = self._path.with_name(self._path.name + RESCUED)
-        _copy(db, copy)
+        durable_copy(db, copy)
         return copy
 
     def bring_back(self, db: sqlite3.Connection) -> None:
@@ -76,7 +78,7 @@ class Places:
         except FileExistsError:
             raise LedgerMoved(self._path, self._path.name, gone=False, copy=copy) from None
         try:
-            _sync(self._path.parent)
+            Files().sync_folder(self._path.parent)
         except OSError:
             self._path.unlink()  # else it would be taken for another file when it is tried again
             raise
@@ -94,22 +96,3 @@ def _identity(file: str) -> _Identity:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _copy(db: sqlite3.Connection, path: Path) -> None:
-    path.unlink(missing_ok=True)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    copy = sqlite3.connect(path, isolation_level=None)
-    try:
-        db.backup(copy)
-    finally:
-        copy.close()
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
