@@ -7,7 +7,18 @@ from msgspec import Raw
 from tests.core.playbook import Play, writes
 
 from scraper_supervisor.core.disk import PROBE_ROOM
-from scraper_supervisor.core.events import Due, HangUp, Persist, Persisted, PersistFailed, Sampled, Spawn, SpawnFailed
+from scraper_supervisor.core.events import (
+    Due,
+    HangUp,
+    Persist,
+    Persisted,
+    PersistFailed,
+    Sampled,
+    Spawn,
+    SpawnFailed,
+    StoreFaulted,
+    StoreTold,
+)
 from scraper_supervisor.core.records import AddItems, Conclude, LoadState, Probe, ProbeFolder, SaveState
 from scraper_supervisor.core.settings import ResourceSettings, RestartSettings
 from scraper_supervisor.core.snapshot import Daemon, snapshot
@@ -131,6 +142,21 @@ def test_a_disk_that_fails_while_a_folder_refuses_is_told_under_the_same_id():
     play >> play.durable()
     assert told(play) == ["storage_degraded", "storage_degraded", "storage_recovered"]
     assert len({one.correlation_id for one in play.log if one.event.startswith("storage")}) == 1
+
+
+def test_a_fault_that_the_store_tells_unasked_holds_everybody_until_a_probe_is_well():
+    play = Play("x")
+    a = play.up()
+    play.hold()
+    play >> StoreTold(StoreFaulted(5, "ledger.db was removed while it was open"))
+    assert told(play) == ["storage_degraded"]
+    assert supervisor(play)["reason"] == "ledger.db was removed while it was open: no item is handed out"
+    play >> a(ItemNext())
+    play.at(0.5) >> StoreTold(StoreFaulted(5, "still")) >> Due()
+    assert told(play) == ["storage_degraded"]
+    play.at(1.0) >> Due() << Persist(Probe(ANY, PROBE_ROOM))
+    play >> play.durable() << a.gets(Granted("x", ANY, None, ANY, 1))
+    assert told(play) == ["storage_degraded", "storage_recovered"]
 
 
 def test_the_ledger_is_tried_with_room_for_what_it_refused():

@@ -34,7 +34,7 @@ from scraper_supervisor.core.records import (
 from scraper_supervisor.core.state import Trouble
 
 if TYPE_CHECKING:
-    from scraper_supervisor.core.events import PersistFailed
+    from scraper_supervisor.core.events import PersistFailed, StoreFaulted
     from scraper_supervisor.core.outbox import Pending
     from scraper_supervisor.core.records import StateLoaded
     from scraper_supervisor.core.state import FleetState
@@ -61,24 +61,25 @@ class Disk:
     def failed(self, event: PersistFailed, question: Pending | None, now: float) -> None:
         """An operation left no trace. Questions of the supervisor's own are kept to be asked again."""
         op = event.op
-        if question is not None and question.again:
-            self._again.append(question)
         if self._is_probe(op) or event.errno == EINVAL:
             return  # a probe is told by itself; and what made no sense says nothing of the disk, nor ends by a repeat
+        if question is not None and question.again:
+            self._again.append(question)
         if isinstance(op, LoadState) and op.generation is not None:
             return  # one old file says nothing of the others; who asked for it is told
         if isinstance(op, StateOp):
             self._folder_failed(op, event, now)
-            return
-        self._everybody_held(event.message, event.errno, now + PROBE_EVERY, now)
-        ledger = self._state.storage.ledger
-        if ledger is not None:
-            ledger.reason, ledger.room = event.message, max(ledger.room, PROBE_ROOM + 2 * _size(op))
+        else:
+            self._ledger_failed(event.message, event.errno, PROBE_ROOM + 2 * _size(op), now)
 
     def _is_probe(self, op: Op) -> bool:
         storage = self._state.storage
         troubles = [*storage.folders.values(), *([storage.ledger] if storage.ledger is not None else [])]
         return any(trouble.probe == op.ticket for trouble in troubles)
+
+    def told(self, news: StoreFaulted, now: float) -> None:
+        """The store found its ledger unwell while nothing was asked of it: everybody is held, as when it refuses."""
+        self._ledger_failed(news.message, news.errno, PROBE_ROOM, now)
 
     def due(self, now: float) -> None:
         """It may be time to try whether a place works again; one try at a time, however slow it is."""
@@ -140,6 +141,12 @@ class Disk:
             self._tell_if_over(now)
 
     # ---- inside: troubles
+
+    def _ledger_failed(self, reason: str, errno: int, room: int, now: float) -> None:
+        self._everybody_held(reason, errno, now + PROBE_EVERY, now)
+        ledger = self._state.storage.ledger
+        if ledger is not None:
+            ledger.reason, ledger.room = reason, max(ledger.room, room)
 
     def _everybody_held(self, reason: str, errno: int, probe_at: float, now: float) -> None:
         storage = self._state.storage

@@ -99,6 +99,19 @@ class PersistFailed(Struct, frozen=True):
     message: str
 
 
+class StoreFaulted(Struct, frozen=True):
+    """The ledger was found unwell; `errno` is the system's."""
+
+    errno: int
+    message: str
+
+
+class StoreTold(Struct, frozen=True):
+    """The store has news for which nobody asked."""
+
+    news: StoreFaulted
+
+
 class Due(Struct, frozen=True):
     """The time of `Fleet.next_deadline()` came; early, late or twice does no harm."""
 
@@ -149,6 +162,7 @@ Event: TypeAlias = (
     | Sampled
     | Persisted
     | PersistFailed
+    | StoreTold
     | Due
     | Asked
     | Withdrawn

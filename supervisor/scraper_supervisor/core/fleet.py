@@ -29,6 +29,7 @@ from scraper_supervisor.core.events import (
     Sampled,
     Spawned,
     SpawnFailed,
+    StoreTold,
     Terminated,
     TreeEnded,
     Withdrawn,
@@ -149,6 +150,8 @@ class Fleet:
                 self.disk.failed(event, question, now)
                 if question is not None:
                     question.refused(event, now)
+            case StoreTold(news=news):
+                self.disk.told(news, now)
             case Due():
                 self._due(now)
             case Replied():
