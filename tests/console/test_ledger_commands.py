@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec import Raw
 
-from scraper_supervisor.console import ledger_commands
 from scraper_supervisor.core.records import AddItems, Conclude, NewItem, OpenRun
+from scraper_supervisor.store import backup as backup_module
 from scraper_supervisor.store.backup import Backup, back_up, backups
 from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.locks import FolderLock
@@ -99,7 +99,7 @@ def test_a_backup_that_is_removed_while_it_is_verified_is_no_damage(
 ) -> None:
     """As a daemon does that has made a newer one; when the list of them was already read."""
     gone = Backup(backup.path.with_name("ledger-20260501T120000.000Z.db"), 0.0)
-    monkeypatch.setattr(ledger_commands, "backups", lambda state_dir: [*backups(state_dir), gone])
+    monkeypatch.setattr(backup_module, "backups", lambda state_dir: [*backups(state_dir), gone])
     verified = call("checkpoint", "verify", "--json")
     assert verified.exit_code == 0
     files = [file["path"] for file in json.loads(verified.stdout)["files"]]

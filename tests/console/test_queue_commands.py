@@ -189,8 +189,7 @@ def test_following_the_results_of_a_run_ends_when_the_run_is_removed(
         polls.append(seconds)
         ledger = Ledger.open(project / "state" / "ledger.db")
         ledger.perform([OpenRun(0, "matches", "fresh", 2)])
-        while ledger.untidy:
-            ledger.tidy(100)
+        assert ledger.idle(lambda: False) is None
         ledger.close()
 
     monkeypatch.setattr(queue_commands.time, "sleep", meanwhile)

@@ -8,8 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 from msgspec import Raw
@@ -20,7 +19,6 @@ from scraper_supervisor.core.records import (
     Answer,
     Conclude,
     Concluded,
-    LedgerOp,
     LoadRun,
     LoadState,
     NewItem,
@@ -33,11 +31,10 @@ from scraper_supervisor.core.records import (
     StateSaved,
 )
 from scraper_supervisor.daemon import storage
-from scraper_supervisor.daemon.storage import Storage
 from scraper_supervisor.store.checkpoints import Checkpoints
 from scraper_supervisor.store.faults import LedgerDamaged, StoreFault
 from scraper_supervisor.store.files import Files
-from scraper_supervisor.store.ledger import Ledger
+from scraper_supervisor.store.opening import Location
 from scraper_supervisor.store.queries import LedgerReader
 
 if TYPE_CHECKING:
@@ -54,10 +51,16 @@ class Bench:
     def __init__(self, state_dir: Path, files: Files | None = None) -> None:
         self.batches: list[list[tuple[Op, Answer | StoreFault]]] = []
         self.arrived = asyncio.Event()
-        self.storage = storage.Storage(state_dir, self.deliver, asyncio.get_running_loop(), files)
+        self.told: list[StoreFault] = []
+        loop = asyncio.get_running_loop()
+        self.storage = storage.Storage(Location(state_dir), self.deliver, self.tell, loop, files)
 
     def deliver(self, answered: list[tuple[Op, Answer | StoreFault]]) -> None:
         self.batches.append(answered)
+        self.arrived.set()
+
+    def tell(self, fault: StoreFault) -> None:
+        self.told.append(fault)
         self.arrived.set()
 
     @property
@@ -188,50 +191,26 @@ async def test_removed_runs_go_in_idle_moments(bench: Bench, tmp_path: Path) -> 
         run = await bench.ask(OpenRun(ticket, G, "fresh", 1), RunImage)
         await bench.ask(AddItems(ticket, G, run.run_id, items(*(f"k{n}" for n in range(50)))), Added)
     async with asyncio.timeout(20):
-        while bench.storage._ledger.untidy:
-            await bench.ask(Probe(9), type(None))
-    with LedgerReader(tmp_path / "ledger.db") as reader:
-        assert reader._db.execute("SELECT count(*), count(DISTINCT run_id) FROM items").fetchone() == (50, 1)
+        with LedgerReader(tmp_path / "ledger.db") as reader:
+            while reader._db.execute("SELECT count(*), count(DISTINCT run_id) FROM items").fetchone() != (50, 1):
+                await bench.ask(Probe(9), type(None))
 
 
-async def test_removed_runs_go_in_small_steps_when_no_moment_is_idle(
+async def test_a_ledger_that_is_removed_while_nothing_is_asked_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class NeverIdle(Storage):
-        def _arrived(self, patience: float | None = 0.0) -> list[LedgerOp]:
-            return super()._arrived(patience) or [Probe(0)]
-
-        def _gather(self, ops: list[LedgerOp], waiting: int) -> None:
-            pass
-
-    steps: list[tuple[int, int]] = []  # batches before it, its limit
-    tidy, perform, batches = Ledger.tidy, Ledger.perform, 0
-
-    def counted(ledger: Ledger, ops: list[LedgerOp]) -> Any:
-        nonlocal batches
-        batches += 1
-        return perform(ledger, ops)
-
-    def noted(ledger: Ledger, limit: int) -> StoreFault | None:
-        steps.append((batches, limit))
-        return tidy(ledger, limit)
-
-    monkeypatch.setattr(storage, "Storage", NeverIdle)
-    monkeypatch.setattr(Ledger, "perform", counted)
-    monkeypatch.setattr(Ledger, "tidy", noted)
+    monkeypatch.setattr(storage, "_LOOK_EVERY", 0.01)
     bench = Bench(tmp_path)
-    for ticket in range(2):
-        run = await bench.ask(OpenRun(ticket, G, "fresh", 1), RunImage)
-        await bench.ask(AddItems(ticket, G, run.run_id, items(*(f"k{n}" for n in range(600)))), Added)
-    async with asyncio.timeout(20):
-        while bench.storage._ledger.untidy:
-            await bench.ask(Probe(9), type(None))
+    run = await bench.ask(OpenRun(0, G, "continue", 5), RunImage)
+    await bench.ask(AddItems(1, G, run.run_id, items("a")), Added)
+    (tmp_path / "ledger.db").unlink()
+    await bench.until(lambda: bool(bench.told))
+    (fault,) = bench.told
+    assert (fault.errno, "ledger.db was removed while it was open" in fault.message) == (errno.EIO, True)
+    assert len(bench.answered) == 2, "it is no answer: nothing was asked"
+    assert (await bench.ask(AddItems(2, G, run.run_id, items("a", "b")), Added)).known == 1, "it is back already"
     bench.storage.close()
-    assert len(steps) > 3
-    assert {limit for _, limit in steps} == {storage._TIDY_BUSY}
-    assert all(after - before == storage._TIDY_EVERY for (before, _), (after, _) in pairwise(steps))
-    with LedgerReader(tmp_path / "ledger.db") as reader:
-        assert reader._db.execute("SELECT count(*), count(DISTINCT run_id) FROM items").fetchone() == (600, 1)
+    assert len(bench.told) == 1
 
 
 async def test_runs_beyond_a_lowered_keep_runs_go_when_a_run_is_continued(bench: Bench, tmp_path: Path) -> None:
@@ -258,6 +237,7 @@ from msgspec import Raw
 from scraper_supervisor.core.records import *
 from scraper_supervisor.daemon import storage
 from scraper_supervisor.daemon.storage import Storage
+from scraper_supervisor.store.opening import Location
 
 async def main():
     loop, busy, keys = asyncio.get_running_loop(), asyncio.Event(), iter(range(1_000_000))
@@ -286,7 +266,7 @@ async def main():
         storage.submit(AddItems(0, "g", run_id, (NewItem(f"{sys.argv[2]}-{next(keys)}", None, Raw(b"null"), 0),)))
     def save():
         storage.submit(SaveState(0, "g-0", 1, "x/1", Raw(b"%d" % next(keys)), 0, 0, 0, 3, False))
-    storage = Storage(Path(sys.argv[1]), deliver, loop)
+    storage = Storage(Location(Path(sys.argv[1])), deliver, print, loop)
     storage.submit(OpenRun(0, "g", "continue", 5))
     await busy.wait()
 

@@ -14,8 +14,8 @@ from tests.store.ledger_writer import contents, killed
 
 from scraper_supervisor.core.records import Probe, SetIntent
 from scraper_supervisor.store import backup
-from scraper_supervisor.store.backup import BackupStopped, back_up, backups, changed_since, prune, remove_unfinished
-from scraper_supervisor.store.faults import LedgerUnreadable
+from scraper_supervisor.store.backup import back_up, backups, changed_since, prune, remove_unfinished
+from scraper_supervisor.store.faults import BackupStopped, LedgerUnreadable
 from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.queries import LedgerReader
 

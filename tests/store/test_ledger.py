@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import sqlite3
+from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
@@ -150,18 +151,18 @@ def test_modes_of_opening(ledger: Ledger) -> None:
 
 
 def test_old_runs_are_removed_in_idle_moments(ledger: Ledger, path: Path) -> None:
-    while ledger.untidy:
-        assert ledger.tidy(10) is None
+    while ledger._untidy:
+        ledger._tidy(10)
     for _ in range(4):
         run = open_run(ledger, "fresh", keep_runs=2)
         added = add(ledger, run, *(item(f"k{n}") for n in range(25)))
         ledger.perform([ending(run, id_, "done") for _, id_, _ in added.added[:12]])
-    assert ledger.untidy
+    assert ledger._untidy
     with LedgerReader(path) as reader:
         assert [info.run for info in reader.runs(G)] == [4, 3]
     steps = 0
-    while ledger.untidy:
-        assert ledger.tidy(10) is None
+    while ledger._untidy:
+        ledger._tidy(10)
         steps += 1
     assert steps > 5
     db = sqlite3.connect(path)
@@ -176,22 +177,72 @@ def test_old_runs_with_large_results_are_removed_in_smaller_steps(
     ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One row at a time where that takes all the time there is; a step is never empty."""
-    while ledger.untidy:
-        assert ledger.tidy(10) is None
+    while ledger._untidy:
+        ledger._tidy(10)
     run = open_run(ledger)
     added = add(ledger, run, *(item(f"k{n}") for n in range(12)))
     ledger.perform([ending(run, id_, "done") for _, id_, _ in added.added])
     open_run(ledger, "fresh", keep_runs=1)
     monkeypatch.setattr(ledger_module, "_TIDY_SECONDS", 0.0)
     left = []
-    while ledger.untidy:
-        assert ledger.tidy(100) is None
+    while ledger._untidy:
+        ledger._tidy(100)
         with LedgerReader(path) as reader:
             left.append(reader._db.execute("SELECT count(*) FROM results").fetchone()[0])
     assert left[:13] == [*range(11, -1, -1), 0]
     with LedgerReader(path) as reader:
         assert reader._db.execute("SELECT count(*) FROM items").fetchone() == (0,)
         assert [info.run for info in reader.runs(G)] == [2]
+
+
+def rows(path: Path) -> tuple[int, int]:
+    """Items, and runs that have some."""
+    with LedgerReader(path) as reader:
+        found: tuple[int, int] = reader._db.execute("SELECT count(*), count(DISTINCT run_id) FROM items").fetchone()
+        return found
+
+
+def test_an_idle_moment_ends_when_something_is_asked(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "_TIDY_SECONDS", 60.0)
+    for _ in range(2):
+        add(ledger, open_run(ledger, "fresh", keep_runs=1), *(item(f"k{n}") for n in range(1200)))
+    asked = iter((False, False, True, True))
+    assert ledger.idle(lambda: next(asked)) is None
+    assert rows(path) == (1400, 2), "two steps of 500 items were made of it"
+    assert ledger.idle(lambda: False) is None
+    assert rows(path) == (1200, 1)
+
+
+def test_old_runs_are_removed_in_small_steps_when_no_moment_is_idle(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        add(ledger, open_run(ledger, "fresh", keep_runs=1), *(item(f"k{n}") for n in range(600)))
+    steps: list[tuple[int, int]] = []  # commits before it, its limit
+    commits, tidy = 0, ledger._tidy
+
+    def noted(limit: int) -> None:
+        steps.append((commits, limit))
+        tidy(limit)
+
+    monkeypatch.setattr(ledger, "_tidy", noted)
+    while ledger._untidy:
+        assert ledger.perform([Probe(1)]) == [None]
+        commits += 1
+    assert len(steps) > 3
+    assert {limit for _, limit in steps} == {ledger_module._TIDY_BUSY}
+    assert {after - before for (before, _), (after, _) in pairwise(steps)} == {ledger_module._TIDY_EVERY}
+    assert rows(path) == (600, 1)
+
+
+def test_a_log_that_cannot_be_folded_is_told_once(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        ledger._db.close()
+        ledger._unfolded_commits = ledger_module._FOLD_COMMITS
+        ledger.idle(lambda: True)
+    assert ["the ledger's log can't be folded back and grows" in one.getMessage() for one in caplog.records] == [True]
 
 
 def test_claims_reserved_are_not_given_again(ledger: Ledger, path: Path) -> None:
@@ -456,14 +507,18 @@ def test_one_senseless_operation_does_not_poison_the_others(ledger: Ledger) -> N
 
 
 @pytest.mark.parametrize("what", ["results", "failures", "data", "imported data"])
-def test_the_log_is_folded_back_by_what_it_holds(ledger: Ledger, path: Path, what: str) -> None:
+def test_the_log_is_folded_back_by_what_it_holds(
+    ledger: Ledger, path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of 1 MiB each, a few dozen commits are many."""
     log = path.with_name("ledger.db-wal")
     run = open_run(ledger)
     text = b'"%s"' % (b"x" * 2**20)
     ids = [id_ for _, id_, _ in add(ledger, run, *(item(f"k{n}") for n in range(48))).added]
     imported, writer = ask(ledger, ImportBegin(1, "other"), Imported).run_id, Writer()
-    folds = 0
+    folds: list[int] = []
+    fold = ledger._fold
+    monkeypatch.setattr(ledger, "_fold", lambda: (folds.append(1), fold()))
     for number, id_ in enumerate(ids):
         if what == "results":
             ask(ledger, ending(run, id_, "done", result=Raw(text)), Concluded)
@@ -475,10 +530,7 @@ def test_the_log_is_folded_back_by_what_it_holds(ledger: Ledger, path: Path, wha
             line = writer.line(PortableItem(f"k{number}", None, Raw(text), 0, float(number), "pending", 0))
             assert ask(ledger, ImportLines(1, "other", imported, line), Imported).problem is None
         assert log.stat().st_size < 24 * 2**20
-        if ledger.log_is_long:
-            assert ledger.fold() is None
-            folds += 1
-    assert 2 <= folds <= 4
+    assert 2 <= len(folds) <= 4
 
 
 def test_a_connection_that_broke_is_opened_anew(ledger: Ledger) -> None:
@@ -487,13 +539,14 @@ def test_a_connection_that_broke_is_opened_anew(ledger: Ledger) -> None:
     assert ask(ledger, LoadRun(1, G), RunImage) == run
 
 
-def test_a_connection_that_is_closed_is_opened_anew(ledger: Ledger) -> None:
+def test_a_connection_that_is_closed_is_opened_anew(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
     run = open_run(ledger)
     ledger._db.close()
-    fault = ledger.tidy(10)
-    assert fault is not None
-    assert fault.errno == errno.EIO
-    assert ledger.tidy(10) is None
+    ledger._tidy(10)
+    ledger._tidy(10)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1
+    assert told[0].startswith("the rows of removed runs stay for now: ProgrammingError: ")
     ledger._db.close()
     assert len(add(ledger, run, item("x")).added) == 1
 

@@ -35,6 +35,11 @@ def ask(ledger: Ledger, key: str) -> Answer | StoreFault:
     return ledger.perform([AddItems(1, "g", 1, (item,))])[0]
 
 
+def never() -> bool:
+    """Nothing is asked."""
+    return False
+
+
 def keys(path: Path) -> list[str]:
     with LedgerReader(path) as reader:
         return sorted(row.key for row in reader.items("g"))
@@ -102,7 +107,8 @@ def test_nothing_is_given_up_while_another_process_reads(ledger: Ledger, path: P
             fault = ask(ledger, "c")
             assert isinstance(fault, StoreFault)
             assert (fault.errno, "once no other process reads it" in fault.message) == (errno.EBUSY, True)
-        fault = ledger.look()
+        ledger.idle(never)
+        fault = ledger.idle(never)
         assert fault is not None
         assert fault.errno == errno.EBUSY
     assert isinstance(ask(ledger, "c"), Added)
@@ -148,13 +154,13 @@ def test_a_ledger_is_not_opened_where_a_reader_keeps_its_log(
 
 
 def test_an_idle_look_brings_it_back_too(ledger: Ledger, path: Path) -> None:
-    assert ledger.look() is None
+    assert ledger.idle(never) is None
     path.unlink()
-    fault = ledger.look()
+    fault = ledger.idle(never)
     assert fault is not None
     assert "was removed" in fault.message
     assert keys(path) == ["a"]
-    assert ledger.look() is None
+    assert ledger.idle(never) is None
     ledger.close()
 
 

@@ -253,7 +253,7 @@ def test_verifying_beside_a_busy_writer_raises_no_false_alarm(ledger: Ledger, pa
                 isinstance(answer, StoreFault)
                 for answer in ledger.perform([msgspec.structs.replace(op, run_id=image.run_id) for op in ends])
             )
-            assert ledger.tidy(100) is None
+            ledger._tidy(100)
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -38,9 +38,11 @@ from scraper_supervisor.core.records import (
     WorkerTotals,
 )
 from scraper_supervisor.store.checkpoints import Checkpoints
-from scraper_supervisor.store.exporting import Export, Unsound
+from scraper_supervisor.store.exporting import Export
+from scraper_supervisor.store.faults import NotExportable
 from scraper_supervisor.store.ledger import Ledger
-from scraper_supervisor.store.queries import LedgerReader, RunGone
+from scraper_supervisor.store.ports import RunGone
+from scraper_supervisor.store.queries import LedgerReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +52,11 @@ G = "matches"
 NOW = 1_777_636_800.0
 TIME = "2026-05-01T12:00:00.000Z"  # the same
 FAILURE = Raw(b'{"kind":"transient","signature":"timeout"}')
+
+
+def never() -> bool:
+    """Nothing is asked."""
+    return False
 
 
 def ask(ledger: Ledger, op: Any) -> Any:
@@ -239,7 +246,7 @@ def test_states_that_are_owed_carry_over_into_a_repeated_run_but_not_into_a_fres
     assert isinstance(ask(other, TakeState(0, G, repeated.run_id, "matches-0")), StateTaken)
     assert open_run(other, "fresh").owed == ()
     put(other, export(folder))
-    with pytest.raises(Unsound, match="matches-0: the state that was imported is not saved as a checkpoint yet"):
+    with pytest.raises(NotExportable, match="matches-0: the state that was imported is not saved as a checkpoint yet"):
         export(tmp_path / "b")
     image = open_run(other)
     ask(other, DropState(0, G, image.run_id, "matches-0"))
@@ -270,8 +277,7 @@ def test_an_import_that_is_not_finished_leaves_nothing(folder: Path, ledger: Led
     begun = ask(ledger, ImportBegin(0, G))
     state = WorkerState("matches-0", 1, 1, "cursor/1", TIME, Raw(b"{}"))
     ask(ledger, ImportLines(0, G, begun.run_id, line(Writer(), state, *map(pending, "abcdefgh"))))
-    while ledger.untidy:
-        assert ledger.tidy(1) is None  # what is being imported is no removed run
+    assert ledger.idle(never) is None  # what is being imported is no removed run
     count = "SELECT count(*) FROM items"
     assert ledger._db.execute(count).fetchone() == (9,)
     assert open_run(ledger).run_id == run.run_id
@@ -290,9 +296,7 @@ def test_an_import_that_is_not_finished_leaves_nothing(folder: Path, ledger: Led
         ledger = Ledger.open(folder / "ledger.db")
     for op in (ImportLines(0, G, begun.run_id, line(Writer(), pending("z"))), ImportFinish(0, G, begun.run_id)):
         assert "it was given up" in ask(ledger, op).problem
-    assert ledger.untidy
-    while ledger.untidy:
-        assert ledger.tidy(3) is None
+    assert ledger.idle(never) is None
     assert ledger._db.execute(count).fetchone() == (1,)
     assert ledger._db.execute("SELECT count(*) FROM imported_states").fetchone() == (0,)
     assert ledger._db.execute("SELECT count(*) FROM runs").fetchone() == (1,)
@@ -389,8 +393,7 @@ def test_a_run_that_is_removed_while_it_is_read_ends_the_reading(folder: Path, l
             next(one)
         for _ in range(2):
             open_run(ledger, "fresh", keep_runs=1)
-        while ledger.untidy:
-            assert ledger.tidy(500) is None
+        assert ledger.idle(never) is None
         for one in slow:
             with pytest.raises(RunGone, match="matches: run 1 was removed while it was read"):
                 list(one)
@@ -420,7 +423,7 @@ def test_a_damaged_result_is_not_exported(folder: Path, ledger: Ledger) -> None:
     with db:
         db.execute("UPDATE results SET result = '{}'")
     db.close()
-    with pytest.raises(Unsound, match=r"result 1 of 'a' is damaged.*checkpoint verify"):
+    with pytest.raises(NotExportable, match=r"result 1 of 'a' is damaged.*checkpoint verify"):
         export(folder)
 
 
@@ -436,11 +439,13 @@ def test_of_damaged_states_the_newest_sound_one_is_exported_and_without_any_it_i
     two.write_bytes(one.read_bytes())
     assert json.loads(export(folder)[1])["worker"]["state"] == {"page": 0}
     one.write_bytes(b"nonsense")
-    with pytest.raises(Unsound, match=r"matches-0: none of its checkpoints is sound .*checkpoint restore matches-0"):
+    with pytest.raises(
+        NotExportable, match=r"matches-0: none of its checkpoints is sound .*checkpoint restore matches-0"
+    ):
         export(folder)
     assert three.exists()  # nothing is moved
     assert Checkpoints(folder).perform(LoadState(0, "matches-0", 1)).found == "damaged"  # which moves them
-    with pytest.raises(Unsound, match="its files are damaged and were set aside"):
+    with pytest.raises(NotExportable, match="its files are damaged and were set aside"):
         export(folder)
     open_run(ledger, "fresh")
     save(folder, "matches-0", 1, 9)  # an earlier run's, which does not count any more

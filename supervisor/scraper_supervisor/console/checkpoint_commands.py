@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -24,6 +23,7 @@ from scraper_supervisor.console.ledger_commands import ledger_files, restore_led
 from scraper_supervisor.console.restore import restore_offline
 from scraper_supervisor.core.sealed import Damaged, TooNew
 from scraper_supervisor.store.checkpoints import FOLDER, Checkpoints, NoSuchGeneration
+from scraper_supervisor.store.opening import Location, location
 
 LISTED: Final = ("worker", "generation", "schema", "saved_at", "bytes", "path")
 
@@ -39,7 +39,7 @@ def checkpoint() -> None:
 @pass_app
 def list_(app: App, worker: str | None, as_json: bool) -> None:
     """List the checkpoints of all workers, or of WORKER; the newest first."""
-    found = Checkpoints(_state(app, worker)).list(worker)
+    found = Checkpoints(_where(app, worker).state_dir).list(worker)
     if as_json:
         app.emit({"checkpoints": [{name: getattr(one, name) for name in LISTED} for one in found]})
         return
@@ -62,7 +62,7 @@ def list_(app: App, worker: str | None, as_json: bool) -> None:
 def show(app: App, worker: str, generation: int | None, as_json: bool) -> None:
     """Print one checkpoint of WORKER, its state included."""
     try:
-        found = Checkpoints(_state(app, worker)).show(worker, generation)
+        found = Checkpoints(_where(app, worker).state_dir).show(worker, generation)
     except NoSuchGeneration as error:
         raise Refused(str(error)) from None
     except Damaged as error:
@@ -88,7 +88,7 @@ def show(app: App, worker: str, generation: int | None, as_json: bool) -> None:
 @pass_app
 def verify(app: App, worker: str | None, as_json: bool) -> None:
     """Read every checkpoint and the ledger, or the checkpoints of WORKER; nothing is moved. Exit code 4: damage."""
-    state_dir = _state(app, worker)
+    where = _where(app, worker)
     files: list[dict[str, Any]] = [
         {
             "path": one.path,
@@ -98,10 +98,10 @@ def verify(app: App, worker: str | None, as_json: bool) -> None:
             "ok": one.ok,
             "reason": one.reason,
         }
-        for one in Checkpoints(state_dir).verify(worker)
+        for one in Checkpoints(where.state_dir).verify(worker)
     ]
     if worker is None:
-        files += ledger_files(state_dir)
+        files += ledger_files(where)
     damaged = [file for file in files if not file["ok"]]
     if as_json:
         app.emit({"ok": not damaged, "files": files})
@@ -148,17 +148,18 @@ def _restore_state(app: App, worker: str, generation: int, *, as_json: bool) -> 
         app.out.print(f"{worker}: ", views.state(answer["state"]), sep="")
 
 
-def _state(app: App, worker: str | None) -> Path:
-    """The state folder, in which there is something of that worker.
+def _where(app: App, worker: str | None) -> Location:
+    """The location; its state folder is there, and in it something of that worker.
 
     Raises:
         Refused: there is nothing.
     """
-    state_dir = Path(app.load().folders.state_dir)
+    where = location(app.load())
+    state_dir = where.state_dir
     if not state_dir.is_dir():
         raise Refused(f"{state_dir}: there is no state folder yet")
     if worker is None:
-        return state_dir
+        return where
     if not worker or "/" in worker or worker.startswith(".") or not (state_dir / FOLDER / worker).is_dir():
         raise Refused(f"{worker or repr(worker)}: no worker of that name has checkpoints in {state_dir / FOLDER}")
-    return state_dir
+    return where

@@ -31,8 +31,6 @@ DAMAGED: Final = 4
 NO_LEDGER: Final = 65
 INTERRUPTED: Final = 130
 
-LEDGER_FILE: Final = "ledger.db"
-
 
 class Refused(click.ClickException):
     """A command can't do what it was asked; the message goes to stderr, the code is the exit code."""

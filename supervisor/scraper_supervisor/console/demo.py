@@ -23,13 +23,14 @@ from rich.table import Table
 from rich.text import Text
 
 from scraper_supervisor.console import views
-from scraper_supervisor.console.context import FAILED, INTERRUPTED, LEDGER_FILE, App, Command, Refused, clean, pass_app
+from scraper_supervisor.console.context import FAILED, INTERRUPTED, App, Command, Refused, clean, pass_app
 from scraper_supervisor.console.control import Client, Denied, NoDaemon
 from scraper_supervisor.console.demo_figures import Incidents, compare, paths, summary
 from scraper_supervisor.console.demo_site import DemoSite, Knobs
 from scraper_supervisor.console.watch_commands import decode_event, follow_lines
 from scraper_supervisor.store.events_file import EVENTS_FILE
 from scraper_supervisor.store.faults import StoreError
+from scraper_supervisor.store.opening import Location
 from scraper_worker.protocol import ENV_SOCKET
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def demo(app: App) -> None:
 def _conclude(app: App, stage: Stage) -> None:
     """Print the figures, and end with their code."""
     try:
-        outcome = compare(stage.site, stage.state_dir / LEDGER_FILE, GROUP)
+        outcome = compare(stage.site, Location(stage.state_dir), GROUP)
     except (FileNotFoundError, LookupError, StoreError) as error:
         raise Refused(
             f"the demo's daemon did not get to work (exit code {stage.code}): {error}\n{stage.log()}"

@@ -11,10 +11,10 @@ from msgspec import Struct, field
 from rich.text import Text
 
 from scraper_supervisor.console import views
+from scraper_supervisor.store.opening import Location, open_for_reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from rich.table import Table
 
@@ -42,7 +42,7 @@ class Outcome(Struct, frozen=True):
         return not (self.lost or self.repeated or self.unexpected) and ended == self.expected
 
 
-def compare(site: DemoSite, ledger: Path, group: str) -> Outcome:
+def compare(site: DemoSite, where: Location, group: str) -> Outcome:
     """Hold the ledger's latest run against what the site served.
 
     An item is lost if the ledger has a result that is not true, or does not know it though the list that leads to it is
@@ -51,10 +51,7 @@ def compare(site: DemoSite, ledger: Path, group: str) -> Outcome:
     Raises:
         StoreError, FileNotFoundError, LookupError: there is no run to be read.
     """
-    # Late, as this module is loaded with every command, and most of them need no SQLite.
-    from scraper_supervisor.store.queries import LedgerReader
-
-    with LedgerReader(ledger) as reader:
+    with open_for_reading(where) as reader:
         results = [(row.key, row.finished_at, msgspec.json.decode(row.result)) for row in reader.results(group)]
         failures = {row.key: row.last_failure for row in reader.items(group, state="failed")}
         known = {row.key for row in reader.items(group)}

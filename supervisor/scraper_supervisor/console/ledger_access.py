@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from scraper_supervisor.console.context import FAILED, LEDGER_FILE, NO_DAEMON, App, Refused, clean
+from scraper_supervisor.console.context import FAILED, NO_DAEMON, App, Refused, clean
 from scraper_supervisor.console.control import Client, NoDaemon
 from scraper_supervisor.console.offline import OfflineQueue
 from scraper_supervisor.store.faults import Locked
-from scraper_supervisor.store.queries import LedgerReader
+from scraper_supervisor.store.opening import location, open_for_reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from scraper_supervisor.store.config_file import Loaded
+    from scraper_supervisor.store.ports import ReaderPort
 
 PATIENCE: Final = 10.0  # seconds for a daemon that is starting to listen, or for another command to be done
 _LOOK: Final = 0.05  # seconds between two looks
@@ -25,21 +25,21 @@ T = TypeVar("T")
 
 
 @contextmanager
-def reader(loaded: Loaded, group: str) -> Iterator[LedgerReader | None]:
+def reader(loaded: Loaded, group: str) -> Iterator[ReaderPort | None]:
     """The ledger, which has a run of that group; None if the group is configured and has none yet.
 
     Raises:
         Refused: there is no ledger, or no such group; or the run that is read is removed meanwhile.
         LedgerUnusable: the ledger does not open.
     """
-    path = Path(loaded.folders.state_dir) / LEDGER_FILE
+    where = location(loaded)
     try:
-        ledger = LedgerReader(path)
+        ledger = open_for_reading(where)
     except FileNotFoundError:
         if group in loaded.settings.groups:
             yield None
             return
-        raise Refused(f"{path}: there is no ledger yet") from None
+        raise Refused(f"{where}: there is no ledger yet") from None
     with ledger:
         if ledger.runs(group):
             try:

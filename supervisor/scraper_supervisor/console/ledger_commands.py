@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from scraper_supervisor.console import views
-from scraper_supervisor.console.context import LEDGER_FILE, App, Refused, clean
-from scraper_supervisor.store.backup import backups
+from scraper_supervisor.console.context import App, Refused, clean
+from scraper_supervisor.store import maintenance
 from scraper_supervisor.store.faults import Locked
 from scraper_supervisor.store.locks import FolderLock
-from scraper_supervisor.store.restore import fault, restore
-from scraper_supervisor.store.schema import remains
-from scraper_supervisor.store.seal import damaged_seal, seal_of
+from scraper_supervisor.store.opening import Location, location
 
 if TYPE_CHECKING:
-    from scraper_supervisor.store.restore import Restored
+    from scraper_supervisor.store.maintenance import Restored
 
 
 def restore_ledger(app: App, as_json: bool) -> None:
@@ -27,7 +24,8 @@ def restore_ledger(app: App, as_json: bool) -> None:
         Refused: a daemon runs, or there is no state folder.
         StoreError: the ledger is sound, or there is no sound backup.
     """
-    state_dir = Path(app.load().folders.state_dir)
+    where = location(app.load())
+    state_dir = where.state_dir
     if not state_dir.is_dir():
         raise Refused(f"{state_dir}: there is no state folder yet")
     try:
@@ -37,32 +35,19 @@ def restore_ledger(app: App, as_json: bool) -> None:
             raise Refused(f"{error}; try again when it is done") from None
         raise Refused(f"{error}; 'scraper-supervisor stop' first: no daemon may be running meanwhile") from None
     with lock:
-        done = restore(state_dir)
+        done = maintenance.restore_ledger(where)
     if as_json:
         app.emit(done)
     else:
         _tell(app, done)
 
 
-def ledger_files(state_dir: Path) -> list[dict[str, Any]]:
+def ledger_files(where: Location) -> list[dict[str, Any]]:
     """The ledger and its backups as `checkpoint verify` lists them; a seal if it is itself damaged."""
-    path = state_dir / LEDGER_FILE
-    found: list[tuple[Path, str | None]] = []
-    if path.exists() or remains(path) is not None:
-        found.append((path, fault(path)))
-    for backup in backups(state_dir):
-        reason = fault(backup.path)
-        if reason is None or backup.path.exists():  # else a daemon has removed it meanwhile
-            found.append((backup.path, reason))
-    found += [(seal_of(one), reason) for one, _ in found if (reason := _seal_fault(one)) is not None]
-    return [{"path": str(one), "kind": "ledger", "ok": reason is None, "reason": reason} for one, reason in found]
-
-
-def _seal_fault(path: Path) -> str | None:
-    try:
-        return damaged_seal(path)
-    except OSError as error:
-        return f"it can't be read: {error.strerror or error}"
+    return [
+        {"path": str(one.path), "kind": "ledger", "ok": one.reason is None, "reason": one.reason}
+        for one in maintenance.check(where)
+    ]
 
 
 def _tell(app: App, done: Restored) -> None:

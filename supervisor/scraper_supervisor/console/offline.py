@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from msgspec import Raw
 
-from scraper_supervisor.console.context import LEDGER_FILE, Refused, clean
+from scraper_supervisor.console.context import Refused, clean
 from scraper_supervisor.core.calls import target_of
 from scraper_supervisor.core.portable import Joiner
 from scraper_supervisor.core.records import (
@@ -36,10 +35,11 @@ from scraper_supervisor.core.records import (
 )
 from scraper_supervisor.store.checkpoints import Checkpoints
 from scraper_supervisor.store.faults import StoreFault
-from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.locks import FolderLock
+from scraper_supervisor.store.opening import location, open_for_writing
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from scraper_supervisor.store.config_file import Loaded
@@ -81,17 +81,17 @@ class OfflineQueue:
         if settings is None:
             known = ", ".join(loaded.settings.groups) or "none"
             raise Refused(f"no group is named {clean(group)!r}; known are: {known}")
-        state_dir = Path(loaded.folders.state_dir)
-        self._lock = locked(state_dir, command)
+        where = location(loaded)
+        self._lock = locked(where.state_dir, command)
         try:
-            self._ledger = Ledger.open(state_dir / LEDGER_FILE)
+            self._ledger = open_for_writing(where)
         except BaseException:
             self._lock.close()
             raise
         self._group = group
         self._keep_runs = settings.keep_runs
         self._checkpoint = loaded.settings.checkpoint
-        self._state_dir = state_dir
+        self._state_dir = where.state_dir
         self._image: RunImage | None = None
         self._import = 0  # the run that is being imported
         self._lines = Joiner()
@@ -197,8 +197,6 @@ class OfflineQueue:
 
     def _perform(self, op: LedgerOp) -> Answer:
         (answer,) = self._ledger.perform([op])
-        if self._ledger.log_is_long:
-            self._ledger.fold()  # what it says is for a daemon to tell: the log only grows
         if isinstance(answer, StoreFault):
             raise Refused(f"{self._group}: the ledger does not take it: {answer.message}")
         return answer

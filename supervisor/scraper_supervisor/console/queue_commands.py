@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from scraper_supervisor.console.control import Client
     from scraper_supervisor.console.offline import OfflineQueue
-    from scraper_supervisor.store.queries import ItemRow, LedgerReader
+    from scraper_supervisor.store.ports import ItemRow, ReaderPort
 
 CHUNK: Final = 1000  # keys in one request: with the longest keys it is still below what a line may hold
 SHOWN: Final = 1000  # items that a terminal is shown
@@ -179,7 +179,7 @@ def _in_flight(claims: list[list[Any]], group: str) -> dict[str, str]:
     return {key: worker for key, worker, _ in claims if worker.rpartition("-")[0] == group}
 
 
-def _rows(ledger: LedgerReader, group: str, state: ItemState | None, claims: dict[str, str]) -> Iterator[ItemRow]:
+def _rows(ledger: ReaderPort, group: str, state: ItemState | None, claims: dict[str, str]) -> Iterator[ItemRow]:
     now = timestamp(time.time())
     found: Iterable[ItemRow]
     if state in ("pending", "waiting", "in_flight"):  # the ledger does not know which of these an open item is now

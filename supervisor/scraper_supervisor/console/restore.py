@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scraper_supervisor.console.context import LEDGER_FILE, Refused
+from scraper_supervisor.console.context import Refused
 from scraper_supervisor.console.offline import locked
 from scraper_supervisor.core.checkpoints import why_not_given
 from scraper_supervisor.core.records import LoadState, SaveState, StateLoaded, StateSaved
 from scraper_supervisor.store.checkpoints import FOLDER, Checkpoints
-from scraper_supervisor.store.queries import LedgerReader
+from scraper_supervisor.store.opening import Location, location, open_for_reading
 
 if TYPE_CHECKING:
     from scraper_supervisor.store.config_file import Loaded
-    from scraper_supervisor.store.queries import RunInfo
+    from scraper_supervisor.store.ports import RunInfo
 
 
 def restore_offline(loaded: Loaded, worker: str, generation: int) -> dict[str, Any]:
@@ -35,13 +34,14 @@ def restore_offline(loaded: Loaded, worker: str, generation: int) -> dict[str, A
         LedgerUnusable: the ledger, which knows the run, does not open.
         OSError: the disk does not take it; nothing was changed.
     """
-    state_dir = Path(loaded.folders.state_dir)
+    where = location(loaded)
+    state_dir = where.state_dir
     group = worker.rpartition("-")[0]
     known = sorted(path.name for path in (state_dir / FOLDER).glob("*") if path.is_dir())
     if worker not in known:
         raise Refused(f"no worker named {worker!r} has checkpoints; those that have: {', '.join(known) or 'none'}")
     with contextlib.closing(locked(state_dir, "checkpoint restore")):
-        run = _newest_run(state_dir / LEDGER_FILE, group)
+        run = _newest_run(where, group)
         store = Checkpoints(state_dir)
         found = store.perform(LoadState(0, worker, 1 if run is None else run.fresh_from, generation))
         if not isinstance(found, StateLoaded):
@@ -59,9 +59,9 @@ def restore_offline(loaded: Loaded, worker: str, generation: int) -> dict[str, A
     return {"worker": worker, "restored": generation, "generation": saved.generation, "state": None}
 
 
-def _newest_run(ledger: Path, group: str) -> RunInfo | None:
+def _newest_run(where: Location, group: str) -> RunInfo | None:
     try:
-        with LedgerReader(ledger) as reader:
+        with open_for_reading(where) as reader:
             return next(iter(reader.runs(group)), None)
     except FileNotFoundError:
         return None

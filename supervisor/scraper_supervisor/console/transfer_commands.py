@@ -7,7 +7,6 @@ import hashlib
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 import click
@@ -17,7 +16,8 @@ from scraper_supervisor.console.control import Denied, NoDaemon
 from scraper_supervisor.console.ledger_access import queue as changing
 from scraper_supervisor.console.ledger_access import reader
 from scraper_supervisor.core.portable import Checker, NotPortable
-from scraper_supervisor.store.exporting import Export, Unsound
+from scraper_supervisor.store.faults import NotExportable
+from scraper_supervisor.store.opening import location, open_for_export
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -43,10 +43,10 @@ def export(app: App, group: str) -> None:
         if ledger is None:
             raise Refused(f"{group}: it has no run yet, so there is nothing to export")
         try:
-            with Export(Path(loaded.folders.state_dir), ledger.runs(group)[0]) as lines:
+            with open_for_export(location(loaded), ledger.runs(group)[0]) as lines:
                 for line in lines.lines(time.time()):
                     out.write(line)
-        except Unsound as error:
+        except NotExportable as error:
             raise Refused(str(error), DAMAGED) from None
     out.flush()
 

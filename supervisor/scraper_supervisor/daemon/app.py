@@ -46,6 +46,8 @@ from scraper_supervisor.core.events import (
     Spawn,
     Spawned,
     SpawnFailed,
+    StoreFaulted,
+    StoreTold,
     Tell,
     Terminated,
     TreeEnded,
@@ -66,6 +68,7 @@ from scraper_supervisor.daemon.telemetry import EventLog, configure_logging, utc
 from scraper_supervisor.store.config_file import load
 from scraper_supervisor.store.faults import LedgerTooNew, Locked, NetworkFileSystem, StoreError, StoreFault
 from scraper_supervisor.store.locks import FolderLock
+from scraper_supervisor.store.opening import location
 from scraper_worker import protocol
 
 if TYPE_CHECKING:
@@ -171,13 +174,13 @@ class App:
         self._over = self._loop.create_future()
         self._events = EventLog(self._state_dir, self._events_trouble)
         try:
-            self._storage = Storage(self._state_dir, self._stored, self._loop)
+            self._storage = Storage(location(self._loaded), self._stored, self._store_told, self._loop)
         except StoreError as error:
             self._events.close()
             hint = "; 'scraper-supervisor checkpoint restore --ledger' brings back the newest sound backup"
             in_place = isinstance(error, LedgerTooNew | NetworkFileSystem)  # nothing is damaged
             raise CannotStart(f"{error}{'' if in_place else hint}", EX_DATA) from None
-        self._backups = Backups(self._state_dir, lambda: self._settings.resources.disk_free)
+        self._backups = Backups(location(self._loaded), lambda: self._settings.resources.disk_free)
         self._processes = Processes(self._loop, self._runtime_dir, self._state_dir, self._exited, self._printed)
         interval = self._settings.resources.sample_interval
         self._sampler = Sampler(self._loop, self._sampled, self._state_dir, interval)
@@ -396,6 +399,9 @@ class App:
                 self._log.error("the store was asked what makes no sense", op=type(op).__name__, why=answer.message)
             self._inbox.append(PersistFailed(op, answer.errno, answer.message))
         self._turn()
+
+    def _store_told(self, fault: StoreFault) -> None:
+        self.feed(StoreTold(StoreFaulted(fault.errno, fault.message)))
 
     def _sampled(self, sampled: Sampled | SamplerFault) -> None:
         if isinstance(sampled, SamplerFault):

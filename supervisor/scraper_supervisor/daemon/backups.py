@@ -7,28 +7,19 @@ from __future__ import annotations
 
 import itertools
 import shutil
-import sqlite3
 import threading
 import time
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from scraper_supervisor.store.backup import (
-    SMALL,
-    BackupStopped,
-    back_up,
-    backups,
-    changed_since,
-    ledger_size,
-    prune,
-    remove_unfinished,
-)
-from scraper_supervisor.store.faults import StoreError
+from scraper_supervisor.store import maintenance
+from scraper_supervisor.store.faults import BackupStopped, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from pathlib import Path
+
+    from scraper_supervisor.store.opening import Location
 
 SOON: Final = (10.0, 60.0, 300.0)  # seconds to wait for each of the first ones; the first two are for small ledgers
 EVERY: Final = 3600.0  # seconds
@@ -40,13 +31,13 @@ class Backups:
     """Backs the ledger up, if something changed and the disk has room for it. A failure is logged, and harms nothing.
 
     Args:
-        state_dir: The state folder, in which this process has the ledger open for writing.
+        where: The location, at which this process has the ledger open for writing.
         reserve: Bytes that must stay free on the disk.
         soon: Seconds to wait for each of the first backups; after them there is one every `EVERY`.
     """
 
-    def __init__(self, state_dir: Path, reserve: Callable[[], int | None], soon: Iterable[float] = SOON) -> None:
-        self._state_dir = state_dir
+    def __init__(self, where: Location, reserve: Callable[[], int | None], soon: Iterable[float] = SOON) -> None:
+        self._where = where
         self._reserve = reserve
         self._waits = itertools.chain(soon, itertools.repeat(EVERY))
         self._stopping = threading.Event()
@@ -72,30 +63,27 @@ class Backups:
     def _make(self, *, only_small: bool) -> None:
         began = time.monotonic()
         try:
-            if only_small and ledger_size(self._state_dir) > SMALL:
+            if only_small and not maintenance.is_small(self._where):
                 return
-            remove_unfinished(self._state_dir)
-            newest = next(iter(backups(self._state_dir)), None)
-            if newest is not None and not changed_since(self._state_dir, newest.at):
+            maintenance.remove_unfinished(self._where)
+            if not maintenance.backup_is_due(self._where) or not self._has_room():
                 return
-            if not self._has_room():
-                return
-            backup = back_up(self._state_dir, self._stopping)
-            damaged = prune(self._state_dir)
+            made = maintenance.back_up(self._where, self._stopping)
+            damaged = maintenance.prune_backups(self._where)
         except BackupStopped as stopped:
             _log.info(str(stopped))
-        except (StoreError, OSError, sqlite3.Error) as error:
+        except (StoreError, OSError) as error:
             _log.error("the ledger was not backed up", reason=str(error))
         except Exception:  # noqa: BLE001 - else there would be no backup any more, or the end of the daemon be cut off
             _log.exception("the ledger was not backed up")
         else:
             seconds = round(time.monotonic() - began, 1)
-            _log.info("the ledger was backed up", path=str(backup.path), seconds=seconds)
+            _log.info("the ledger was backed up", path=str(made), seconds=seconds)
             for path in damaged:
                 _log.error("a backup of the ledger was damaged, and put aside", path=str(path))
 
     def _has_room(self) -> bool:
-        free, size = shutil.disk_usage(self._state_dir).free, ledger_size(self._state_dir)
+        free, size = shutil.disk_usage(self._where.state_dir).free, maintenance.ledger_size(self._where)
         reserve = self._reserve() or 0
         if free - size >= reserve and free >= 2 * size:
             return True

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import sqlite3
 import threading
 import time
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import structlog
 
@@ -17,22 +16,18 @@ from scraper_supervisor.core.records import Answer, LedgerOp, Op, Probe, StateOp
 from scraper_supervisor.store.checkpoints import Checkpoints
 from scraper_supervisor.store.faults import StoreError, StoreFault, disk_fault
 from scraper_supervisor.store.files import Files
-from scraper_supervisor.store.ledger import Ledger
-from scraper_supervisor.store.schema import FILE_NAME
+from scraper_supervisor.store.opening import Location, open_for_writing
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
 
+T = TypeVar("T")
 Answered: TypeAlias = list[tuple[Op, Answer | StoreFault]]
 
 _BATCH: Final = 2_048  # operations in one transaction: what came later waits some 50 ms at most for it
 _LOOK_EVERY: Final = 1.0  # seconds
-_TIDY: Final = 500  # items of removed runs that an idle moment removes, some 4 ms: what arrives then waits for it
-_TIDY_BUSY: Final = 250  # and so many, some 2 ms, when no moment is idle:
-_TIDY_EVERY: Final = 16  # after so many batches
 _log = structlog.get_logger()
 
 
@@ -45,8 +40,9 @@ class Storage:
     open call of a worker or an operator, or for a fetch of the core, and both are limited in number.
 
     Args:
-        state_dir: The state folder; it exists, and this process has locked it.
+        where: Where the ledger and the checkpoint files are; the folder exists, and this process has locked it.
         deliver: Called on the loop with what was carried out, once for each batch.
+        told: Called on the loop with a fault of the ledger that was found though nothing was asked of it.
         loop: The event loop.
         files: How checkpoint files are reached.
 
@@ -56,23 +52,24 @@ class Storage:
 
     def __init__(
         self,
-        state_dir: Path,
+        where: Location,
         deliver: Callable[[Answered], None],
+        told: Callable[[StoreFault], None],
         loop: asyncio.AbstractEventLoop,
         files: Files | None = None,
     ) -> None:
         self._deliver = deliver
+        self._told = told
         self._loop = loop
-        self._ledger = Ledger.open(state_dir / FILE_NAME, patient=True)
-        self._state_dir = state_dir
+        self._ledger = open_for_writing(where, patient=True)
+        self._state_dir = where.state_dir
         self._files = files or Files()
-        self._checkpoints = Checkpoints(state_dir, self._files)
+        self._checkpoints = Checkpoints(where.state_dir, self._files)
         self._ledger_ops: SimpleQueue[list[LedgerOp] | None] = SimpleQueue()  # None: close
         self._state_ops: SimpleQueue[StateOp | None] = SimpleQueue()
         self._closed = False
         self._going = True
         self._gathering = Gathering()
-        self._fold_fault: StoreFault | None = None
         # As daemon threads they cannot keep a failing process from ending; what they have not answered is not promised.
         self._threads = [
             threading.Thread(target=self._write_ledger, name="ledger", daemon=True),
@@ -112,33 +109,25 @@ class Storage:
             thread.join()
         try:
             self._ledger.close()
-        except (sqlite3.Error, StoreError) as error:
+        except StoreError as error:
             _log.critical("the ledger is not as it was acknowledged", reason=str(error))
 
     # ---- the ledger's thread -----------------------------------------------------------------------------------------
 
     def _write_ledger(self) -> None:
-        batches = 0  # since removed rows were last taken out
         while self._going:
             ops = self._arrived()  # while the last batch was committed
+            if not ops and self._going:
+                self._tend()
+                ops = self._arrived()  # meanwhile
             waiting = len(ops)
             if not ops and self._going:
-                if not self._ledger.untidy:
-                    ops = self._next()
-                else:
-                    self._tidy(_TIDY)
-                    batches = 0
+                ops = self._next()
             if ops:
                 self._gather(ops, waiting)
                 answers = self._perform(ops)
                 self._answer(ops, answers)
                 self._gathering.committed(len(ops), self._ledger.commit_seconds)
-                batches += 1
-            if self._ledger.untidy and batches >= _TIDY_EVERY:
-                self._tidy(_TIDY_BUSY)
-                batches = 0
-            if self._ledger.log_is_long:
-                self._fold()
 
     def _arrived(self, patience: float | None = 0.0) -> list[LedgerOp]:
         """What has arrived, waiting for the first so many seconds (None: for as long as it takes)."""
@@ -154,14 +143,21 @@ class Storage:
         return ops
 
     def _next(self) -> list[LedgerOp]:
-        """What arrives next; while nothing does, the ledger is looked after, and a fault of it told unasked."""
+        """What arrives next; while nothing does, the ledger is looked after each second."""
         while True:
             ops = self._arrived(_LOOK_EVERY)
             if ops or not self._going:
                 return ops
-            fault = self._ledger.look()
-            if fault is not None:
-                self._answer([Probe(0)], [fault])
+            self._tend()
+
+    def _tend(self) -> None:
+        """Have the ledger look after itself while nothing is asked; a fault that it finds is told unasked."""
+        fault = self._ledger.idle(self._is_asked)
+        if fault is not None:
+            self._on_the_loop(self._told, fault)
+
+    def _is_asked(self) -> bool:
+        return not self._ledger_ops.empty()
 
     def _gather(self, ops: list[LedgerOp], waiting: int) -> None:
         """Wait a moment for what should join a batch, where that pays."""
@@ -181,18 +177,6 @@ class Storage:
         except Exception as error:  # noqa: BLE001 - the fault is the answer
             return [_fault(error)] * len(ops)
 
-    def _fold(self) -> None:
-        fault = self._ledger.fold()
-        if (fault is None) != (self._fold_fault is None):
-            if fault is not None:
-                _log.warning("the ledger's log can't be folded back and grows", reason=fault.message)
-            self._fold_fault = fault
-
-    def _tidy(self, limit: int) -> None:
-        fault = self._ledger.tidy(limit)
-        if fault is not None:
-            _log.warning("the rows of removed runs stay for now", reason=fault.message)
-
     # ---- the thread of the checkpoint files --------------------------------------------------------------------------
 
     def _write_states(self) -> None:
@@ -207,11 +191,14 @@ class Storage:
     # ---- both --------------------------------------------------------------------------------------------------------
 
     def _answer(self, ops: Sequence[Op], answers: Sequence[Answer | StoreFault]) -> None:
+        self._on_the_loop(self._deliver, list(zip(ops, answers, strict=True)))
+
+    def _on_the_loop(self, callback: Callable[[T], None], what: T) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._deliver, list(zip(ops, answers, strict=True)))
+            self._loop.call_soon_threadsafe(callback, what)
         except RuntimeError:
             # The loop is closed: nobody is left to tell, and an answer that was not given promises nothing.
-            _log.debug("answers came after the loop was closed", count=len(ops))
+            _log.debug("an answer came after the loop was closed")
 
 
 def _fault(error: Exception) -> StoreFault:

@@ -16,7 +16,7 @@ from msgspec import Struct
 from scraper_supervisor.core.wall import timestamp
 from scraper_supervisor.store import wal
 from scraper_supervisor.store.copies import copy_into
-from scraper_supervisor.store.faults import LedgerDamaged, LedgerTooNew, LedgerUnreadable, StoreError
+from scraper_supervisor.store.faults import BackupStopped, LedgerDamaged, LedgerTooNew, LedgerUnreadable
 from scraper_supervisor.store.files import Files
 from scraper_supervisor.store.schema import BACKUP_NAMES, BACKUPS, FILE_NAME, open_reader, uri
 from scraper_supervisor.store.seal import broken_seal, digest, has_seal, seal_of, write_seal
@@ -43,10 +43,6 @@ class Backup(Struct, frozen=True):
 
     path: Path
     at: float
-
-
-class BackupStopped(StoreError):
-    """A backup was given up; nothing of it is left."""
 
 
 def backups(state_dir: Path) -> list[Backup]:

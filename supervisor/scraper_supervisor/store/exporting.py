@@ -14,15 +14,17 @@ from scraper_supervisor.core.sealed import Damaged, TooNew
 from scraper_supervisor.core.wall import timestamp
 from scraper_supervisor.store import importing
 from scraper_supervisor.store.checkpoints import FOLDER, Checkpoints
-from scraper_supervisor.store.faults import StoreError
+from scraper_supervisor.store.faults import NotExportable
 from scraper_supervisor.store.files import Files
-from scraper_supervisor.store.queries import RunInfo, check_there, readable, scan_items
+from scraper_supervisor.store.queries import check_there, readable, scan_items
 from scraper_supervisor.store.schema import FILE_NAME, open_reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
+
+    from scraper_supervisor.store.ports import RunInfo
 
 _COLUMNS = (
     "id, key, target, CAST(data AS BLOB), -rank, ord, state, not_before, attempts, infrastructure, blocked, alone,"
@@ -31,10 +33,6 @@ _COLUMNS = (
     " (SELECT sha256 FROM results WHERE results.run_id = items.run_id AND results.seq = items.seq),"
     " (SELECT finished_at FROM results WHERE results.run_id = items.run_id AND results.seq = items.seq)"
 )
-
-
-class Unsound(StoreError):
-    """What should be exported is damaged or not there yet; the message names it and the remedy."""
 
 
 class Export:
@@ -77,7 +75,7 @@ class Export:
         Raises:
             RunGone: The run is removed meanwhile.
             LedgerUnreadable: SQLite can't read it.
-            Unsound: A result or the states of a worker are damaged.
+            NotExportable: A result or the states of a worker are damaged.
             OSError: A checkpoint file cannot be read.
         """
         run, writer = self._run, Writer()
@@ -100,7 +98,7 @@ class Export:
             owed = importing.owed(self._db.cursor(), self._run.run_id)
         if owed:  # its import was cut off just before its end
             remedy = "the supervisor does so when it starts"
-            raise Unsound(f"{owed[0]}: the state that was imported is not saved as a checkpoint yet; {remedy}")
+            raise NotExportable(f"{owed[0]}: the state that was imported is not saved as a checkpoint yet; {remedy}")
         names = Files().folders(self._state_dir / FOLDER)
         store = Checkpoints(self._state_dir)
         for name in names:
@@ -110,9 +108,9 @@ class Export:
                 found = store.newest(name, self._run.fresh_from)
             except Damaged as error:
                 remedy = f"restore one first: checkpoint restore {name} --generation N"
-                raise Unsound(f"{name}: none of its checkpoints is sound ({error.reason}); {remedy}") from None
+                raise NotExportable(f"{name}: none of its checkpoints is sound ({error.reason}); {remedy}") from None
             except TooNew as error:
-                raise Unsound(f"{name}: its newest checkpoint cannot be read: {error.reason}") from None
+                raise NotExportable(f"{name}: its newest checkpoint cannot be read: {error.reason}") from None
             if found is not None:
                 header = found.header
                 yield WorkerState(name, header.run, header.generation, header.schema, header.saved_at, found.state)
@@ -143,8 +141,8 @@ class Export:
             state, attempts = "pending", max(0, attempts - 1)
         elif state == "done":
             if result is None or hashlib.sha256(result).hexdigest() != sha256:
-                remedy = "'checkpoint verify' tells what else is damaged"
-                raise Unsound(f"the ledger's result {seq} of {key!r} is damaged: its checksum does not fit; {remedy}")
+                found = f"the ledger's result {seq} of {key!r} is damaged: its checksum does not fit"
+                raise NotExportable(f"{found}; 'checkpoint verify' tells what else is damaged")
             outcome = Result(seq, Raw(result), finished_at, sha256)
         return PortableItem(
             key,

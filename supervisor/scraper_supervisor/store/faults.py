@@ -119,6 +119,14 @@ class LedgerUnreadable(StoreError):
         self.reason = reason
 
 
+class NotExportable(StoreError):
+    """What should be exported is damaged or not there yet; the message names it and the remedy."""
+
+
+class BackupStopped(StoreError):
+    """A backup was given up; nothing of it is left."""
+
+
 class NetworkFileSystem(StoreError):
     """The folder is on a network file system, where neither locks nor syncs can be relied on."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import sqlite3
 import time
@@ -33,6 +34,9 @@ Answered: TypeAlias = "Answer | StoreFault"
 
 _FOLD_COMMITS: Final = 256  # each of them has written some ten pages to the log, however small it was
 _FOLD_OPS: Final = 4_000  # or pages' worth of what came with them, 16 MiB
+_TIDY: Final = 500  # items of removed runs that an idle moment removes, some 4 ms: what arrives then waits for it
+_TIDY_BUSY: Final = 250  # and so many, some 2 ms, when no moment is idle:
+_TIDY_EVERY: Final = 16  # after so many commits
 _TIDY_SECONDS: Final = 0.004  # about; a result of 1 MiB takes longer than that to remove, 500 small ones do not
 _CLOCK_STEP: Final = 4e-6  # seconds; a retry's place is a double near -8e9, where neighbours are 1 to 2 µs apart
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -44,9 +48,11 @@ _FORGET_RESULTS: Final = (
     "DELETE FROM results WHERE run_id = ? AND seq IN (SELECT seq FROM results WHERE run_id = ? ORDER BY seq LIMIT ?)"
 )
 
+_log = logging.getLogger(__name__)
+
 
 class Ledger:
-    """The ledger, open for writing. One thread at a time may use it, and one process has it open for writing.
+    """The ledger on SQLite, open for writing: a LedgerPort. One process has it open for writing.
 
     Args:
         path: The file.
@@ -65,9 +71,12 @@ class Ledger:
         self._moved = False
         self._waiting = False  # it was never open yet
         self._closed = False
-        self.commit_seconds = 0.0  # that the last commit took
+        self.commit_seconds = 0.0
         self._unfolded_commits = self._unfolded_ops = 0
-        self.untidy = True  # perhaps there are rows of removed runs left; see `tidy`
+        self._fold_fault: StoreFault | None = None
+        self._untidy = True  # perhaps there are rows of removed runs left
+        self._untidied_commits = 0  # since some of them were last removed
+        self._looked = False  # by a commit, just now
 
     @classmethod
     def open(cls, path: Path, clock: Callable[[], float] = time.time, *, patient: bool = False) -> Self:
@@ -99,15 +108,18 @@ class Ledger:
         """Close the file and seal it; harmless when already done.
 
         Raises:
-            StoreError: It was not in its place any more, and could not be brought back there.
+            StoreError: It was not in its place any more, and could not be brought back there; or it does not close.
         """
-        fault = self.look()
+        fault = self._look()
         places, self._places = self._places, None
         rescued = None
         if fault is not None and places is not None and fault.errno == errno.EBUSY:
             with contextlib.suppress(OSError, sqlite3.Error):  # told below all the same
                 rescued = places.rescue(self._db)
-        self._db.close()
+        try:
+            self._db.close()
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path}: the ledger does not close: {error}") from error
         if fault is not None and places is not None:
             where = "" if rescued is None else f"; what was committed is in {rescued}: put it in its place"
             raise StoreError(fault.message + where)
@@ -116,25 +128,13 @@ class Ledger:
             with contextlib.suppress(OSError):  # without a seal it opens all the same, and less is known of its bytes
                 seal(self._path)
 
-    def look(self) -> StoreFault | None:
-        """Whether the open file is in its place still, and if not, why not; costs a few microseconds.
-
-        What is missing is brought back.
-        """
-        if self._broken:
-            return None
-        try:
-            self._check_places()
-        except (StoreError, OSError, sqlite3.Error) as error:
-            return disk_fault(error) or StoreFault(errno.EIO, _explain(error))
-        return None
-
     def perform(self, ops: Sequence[LedgerOp]) -> list[Answered]:
         """Carry out operations in one durable transaction, and answer in their order.
 
         When the disk refuses, nothing of the batch is carried out and every answer is the fault. An operation that
         makes no sense gets a fault with EINVAL, and the others of its batch are carried out.
         """
+        self._keep_up()  # before the batch, as those whom the last one answered need not wait for it
         try:
             return self._transact(ops)
         except Exception as error:  # noqa: BLE001 - whatever it is, it becomes an answer
@@ -149,30 +149,74 @@ class Ledger:
                 fault = disk_fault(error) or StoreFault(errno.EIO, _explain(error))
         return [fault] * len(ops)
 
-    def tidy(self, limit: int) -> StoreFault | None:
-        """Remove up to `limit` items of removed runs, fewer if they are large; `untidy` tells whether some are left.
+    def idle(self, asked: Callable[[], bool]) -> StoreFault | None:
+        """Look after the file while nothing is asked: fold the log, remove what is left of removed runs, look at it.
+
+        Whatever of it takes long is done in steps of milliseconds, between which `asked` may end it.
+
+        Args:
+            asked: Whether an operation is waiting.
+
+        Returns:
+            What is wrong with the file, if it is not in its place any more. What is missing is brought back.
+        """
+        if self._log_is_long:
+            self._fold()
+        while self._untidy and not asked():
+            self._tidy(_TIDY)
+        if self._looked:
+            self._looked = False
+            return None
+        return None if asked() else self._look()
+
+    # ---- upkeep ------------------------------------------------------------------------------------------------------
+
+    def _keep_up(self) -> None:
+        """What cannot wait for an idle moment: there may be none for long."""
+        if self._log_is_long:
+            self._fold()
+        if self._untidy and self._untidied_commits >= _TIDY_EVERY:
+            self._tidy(_TIDY_BUSY)
+
+    def _look(self) -> StoreFault | None:
+        """Whether the open file is in its place still, and if not, why not; costs a few microseconds.
+
+        What is missing is brought back.
+        """
+        if self._broken:
+            return None
+        try:
+            self._check_places()
+        except (StoreError, OSError, sqlite3.Error) as error:
+            return disk_fault(error) or StoreFault(errno.EIO, _explain(error))
+        return None
+
+    def _tidy(self, limit: int) -> None:
+        """Remove up to `limit` items of removed runs, fewer if they are large; `_untidy` tells whether some are left.
 
         The file does not shrink: what becomes free in it is used again.
         """
+        self._untidied_commits = 0
         try:
             self._begin()
             row = self._cursor.execute("SELECT id FROM runs WHERE removed = 1 ORDER BY id LIMIT 1").fetchone()
             if row is not None:
                 self._tidy_run(row[0], limit)
-            self.untidy = row is not None
+            self._untidy = row is not None
             self._cursor.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - as in perform
             self._abandon()
-            self.untidy = False  # again after the next run that is removed, or the next start
-            return disk_fault(error) or StoreFault(errno.EIO, _explain(error))
-        return None
+            self._untidy = False  # again after the next run that is removed, or the next start
+            fault = disk_fault(error)
+            reason = _explain(error) if fault is None else fault.message
+            _log.warning("the rows of removed runs stay for now: %s", reason)
 
     @property
-    def log_is_long(self) -> bool:
+    def _log_is_long(self) -> bool:
         """Whether the write-ahead log should be folded back."""
         return self._unfolded_commits >= _FOLD_COMMITS or self._unfolded_ops >= _FOLD_OPS
 
-    def fold(self) -> StoreFault | None:
+    def _fold(self) -> None:
         """Copy what is new in the write-ahead log into the file, so that the log can begin anew.
 
         That is ours to do, in slices that cost milliseconds, since SQLite would do it within a commit, and since no
@@ -180,15 +224,19 @@ class Ledger:
         commits (the "WAL-reset bug", https://sqlite.org/wal.html).
         """
         self._unfolded_commits = self._unfolded_ops = 0
+        fault = None
         try:
             self._cursor.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except sqlite3.Error as error:
-            return disk_fault(error) or StoreFault(errno.EIO, _explain(error))
-        return None
+            fault = disk_fault(error) or StoreFault(errno.EIO, _explain(error))
+        if fault is not None and self._fold_fault is None:  # told once
+            _log.warning("the ledger's log can't be folded back and grows: %s", fault.message)
+        self._fold_fault = fault
 
     # ---- transactions ------------------------------------------------------------------------------------------------
 
     def _transact(self, ops: Sequence[LedgerOp], *, apart: bool = False) -> list[Answered]:
+        self._looked = True
         self._begin()
         batch = Batch(self._cursor, self._tick)
         answers: list[Answered] = []
@@ -202,7 +250,8 @@ class Ledger:
         self.commit_seconds = time.perf_counter() - began
         self._unfolded_commits += 1
         self._unfolded_ops += batch.weight
-        self.untidy = self.untidy or batch.removed_runs
+        self._untidied_commits += 1
+        self._untidy = self._untidy or batch.removed_runs
         return answers
 
     def _begin(self) -> None:

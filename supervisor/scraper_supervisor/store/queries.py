@@ -7,11 +7,11 @@ import hashlib
 import sqlite3
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from msgspec import Raw, Struct
+from msgspec import Raw
 
-from scraper_supervisor.core.records import ItemState, RunState
 from scraper_supervisor.core.wall import timestamp
 from scraper_supervisor.store.faults import LedgerUnreadable
+from scraper_supervisor.store.ports import ItemRow, ResultRow, RunGone, RunInfo
 from scraper_supervisor.store.schema import open_reader
 from scraper_supervisor.store.verify import find_damage
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
+
+    from scraper_supervisor.core.records import ItemState
 
 # What is read at once. While a statement is open the writer's log cannot be begun anew: it is never open for long, and
 # never while somebody else is to take what was read.
@@ -33,52 +35,6 @@ _STATES: Final = {
     "done": " AND state = 'done'",
     "failed": " AND state = 'failed'",
 }
-
-
-class RunGone(LookupError):
-    """The run was removed while it was read: newer ones began, and keep_runs says how many stay."""
-
-    def __init__(self, group: str, run: int) -> None:
-        super().__init__(f"{group}: run {run} was removed while it was read; keep_runs says how many runs stay")
-
-
-class RunInfo(Struct, frozen=True):
-    """A run and its counts. `pending` holds what is in flight too: who holds an item only the daemon knows."""
-
-    run_id: int
-    group: str
-    run: int
-    state: RunState
-    fresh_from: int
-    pending: int
-    waiting: int
-    parked: int
-    done: int
-    failed: int
-    started_at: str
-    finished_at: str | None
-
-
-class ItemRow(Struct, frozen=True):
-    """An item as `items list` shows it; one in flight is told as what it was before."""
-
-    key: str
-    state: ItemState
-    attempts: int
-    target: str | None
-    not_before: str | None
-    worker: str | None
-    last_failure: Raw | None
-
-
-class ResultRow(Struct, frozen=True):
-    """A done item as `results` shows it."""
-
-    seq: int
-    key: str
-    result: Raw
-    attempts: int
-    finished_at: str
 
 
 class LedgerReader:

@@ -321,7 +321,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         use_log(path, db)
         db.executescript(
             "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY;"
-            f"PRAGMA cache_size = -{_CACHE}; PRAGMA wal_autocheckpoint = 0;"  # see Ledger.fold
+            f"PRAGMA cache_size = -{_CACHE}; PRAGMA wal_autocheckpoint = 0;"  # see Ledger._fold
             f"PRAGMA journal_size_limit = {_WAL_LIMIT};"
         )
         # What is in the log may never have reached the disk, though it can be read: a sync that failed before the

@@ -1,0 +1,75 @@
+"""Opens the ledger that a location names: the one way to it for the daemon and the commands.
+
+Today a location is a state folder, and the ledger in it SQLite's. A later version's may name a PostgreSQL server too;
+which implementation of the ports a caller gets is decided here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from scraper_supervisor.store.exporting import Export
+from scraper_supervisor.store.ledger import Ledger
+from scraper_supervisor.store.queries import LedgerReader
+from scraper_supervisor.store.schema import FILE_NAME
+
+if TYPE_CHECKING:
+    from scraper_supervisor.store.config_file import Loaded
+    from scraper_supervisor.store.ports import ExportPort, LedgerPort, ReaderPort, RunInfo
+
+
+class Location(Struct, frozen=True):
+    """Where a supervisor keeps what it keeps: the ledger and, as files wherever that is, the workers' states.
+
+    As a string it is the ledger's place, for people.
+    """
+
+    state_dir: Path
+
+    def __str__(self) -> str:
+        return str(self.state_dir / FILE_NAME)
+
+
+def location(loaded: Loaded) -> Location:
+    """The location that a configuration names."""
+    return Location(Path(loaded.folders.state_dir))
+
+
+def open_for_writing(where: Location, *, patient: bool = False) -> LedgerPort:
+    """Open the ledger for writing; it is made if there is none.
+
+    Args:
+        where: The location; the caller has its state folder locked.
+        patient: A disk that is full, or takes no writes, is no error: every operation is refused until it does.
+
+    Raises:
+        NetworkFileSystem, LedgerDamaged, LedgerTooNew, LedgerUnusable: It does not open.
+    """
+    return Ledger.open(where.state_dir / FILE_NAME, patient=patient)
+
+
+def open_for_reading(where: Location) -> ReaderPort:
+    """Open the ledger for reading, whoever else has it open.
+
+    Raises:
+        FileNotFoundError: There is none.
+        LedgerDamaged, LedgerTooNew, LedgerUnusable: It does not open.
+    """
+    return LedgerReader(where.state_dir / FILE_NAME)
+
+
+def open_for_export(where: Location, run: RunInfo) -> ExportPort:
+    """Open the newest run of a group to be exported.
+
+    Args:
+        where: The location.
+        run: The run, as a reader tells it.
+
+    Raises:
+        FileNotFoundError: There is no ledger.
+        LedgerDamaged, LedgerTooNew, LedgerUnusable: It does not open.
+    """
+    return Export(where.state_dir, run)
