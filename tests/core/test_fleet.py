@@ -39,7 +39,7 @@ from scraper_supervisor.core.records import (
     SetRunState,
 )
 from scraper_supervisor.core.resources import BrowserSample, Sample
-from scraper_supervisor.core.settings import AbortSettings, ResourceSettings, SupervisorSettings
+from scraper_supervisor.core.settings import AbortSettings, ResourceSettings, RestartSettings, SupervisorSettings
 from scraper_supervisor.core.snapshot import Daemon, snapshot
 from scraper_worker.protocol import (
     BrowserRecycle,
@@ -310,6 +310,81 @@ def test_a_group_that_is_removed_and_comes_back_before_it_is_down_goes_on():
     play >> Reconfigured(whole)
     play.silence().dies(a, 0).ignoring(HangUp) << Spawn("g-0", 2, ANY)
     assert group_state(play) == "running"
+
+
+def test_a_reload_moves_the_end_of_a_drain_under_way_and_tells_the_worker():
+    play = Play("x", stop_timeout=30.0)
+    a = play.up()
+    play.gives(a)
+    play >> Asked(1, "drain", ("g",)) << Tell(a.conn, Drain(ANY, 30.0))
+    play.at(4.0) >> reloaded(play, stop_timeout=10.0) << Tell(a.conn, Drain(ANY, 6.0))
+    play.until(9.99).silence()
+    play.until(10.0) << Signal("g-0", 1, 15)
+
+
+def test_a_reload_moves_the_end_of_a_start_under_way():
+    play = Play(start_timeout=30.0)
+    a = play.spawned()
+    play.at(1.0) >> reloaded(play, start_timeout=5.0)
+    play.until(4.99).silence()
+    play.until(5.0) << a.buried()
+
+
+def test_a_reload_moves_the_next_start_of_a_worker_that_waits():
+    policy = RestartSettings(base_delay=40.0, max_delay=60.0)
+    play = Play("x", "y", restart_policy=policy)
+    play.dies(play.up()).ignoring(HangUp)
+    play.dies(play.up()).ignoring(HangUp)
+    assert 20.0 <= play.fleet.next_deadline() < 41.0
+    play >> reloaded(play, restart_policy=RestartSettings(base_delay=2.0))
+    play.until(2.0) << Spawn("g-0", 3, ANY)
+
+
+def test_a_reload_moves_a_repeat():
+    play = Play("x", on_complete="repeat", repeat_delay=600.0)
+    a = play.up()
+    x = play.gives(a)
+    play >> a(ItemDone("x", x.claim)) << a.gets(ANY)
+    play >> a(ItemNext()) << a.gets(End("complete"))
+    play >> a(Goodbye("complete")) << a.gets(ANY)
+    play.dies(a, 0).ignoring(HangUp)
+    play.until(100.0).silence() >> reloaded(play, repeat_delay=150.0)
+    play.until(149.0).silence()
+    play.until(151.0) << Spawn("g-0", 2, ANY)
+
+
+def test_other_heartbeats_count_from_the_next_hello():
+    play = Play("x", heartbeat_interval=3.0, heartbeat_timeout=15.0)
+    a = play.up()
+    play >> a.notes(Heartbeat())
+    play >> reloaded(play, heartbeat_interval=0.5, heartbeat_timeout=2.0)
+    play.until(14.9).silence()
+    play >> a.notes(Heartbeat())
+    play.leaves(a)
+    a = play.back(a)
+    play << a.gets(ANY)
+    play >> a.notes(Heartbeat())
+    play.until(16.8).silence()
+    play.until(16.9) << a.buried()
+
+
+def test_a_shorter_silence_alone_counts_at_once():
+    play = Play("x", heartbeat_interval=1.0, heartbeat_timeout=15.0)
+    a = play.up()
+    play >> a.notes(Heartbeat())
+    play >> reloaded(play, heartbeat_timeout=4.0)
+    play.until(3.9).silence()
+    play.until(4.0) << a.buried()
+
+
+def test_a_reload_moves_the_deadline_of_a_recycle_under_way():
+    play = Play(resources=ResourceSettings(browser_pages=1, recycle_deadline=60.0))
+    a = play.up()
+    play >> a(BrowserStarted("b", 77, None, "chromium", "1")) << a.gets(ANY)
+    play >> Asked(1, "recycle", ("g-0",)) << Tell(a.conn, BrowserRecycle("b", ANY, 60.0), ANY)
+    play.at(5.0) >> reloaded(play, resources=ResourceSettings(recycle_deadline=10.0))
+    play.until(9.9).silence()
+    play.until(10.0) << KillBrowser("g-0", 1, 77)
 
 
 def test_a_reload_before_the_ledger_answered_makes_each_group_once():

@@ -37,7 +37,7 @@ from scraper_supervisor.core.records import (
     TakeState,
 )
 from scraper_supervisor.core.settings import CheckpointSettings
-from scraper_supervisor.core.state import GroupState
+from scraper_supervisor.core.states import GroupState
 from scraper_worker.protocol import End, Goodbye, ItemDone, ItemNext
 
 STATE = Raw(b'{"page":7}')

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scraper_supervisor.core.events import KillTree, Signal, Spawn
-from scraper_supervisor.core.worker import ALIVE, TABLE, TERM_GRACE, UP, Life, Phase, Trigger
+from scraper_supervisor.core.worker import ALIVE, TABLE, TERM_GRACE, UP, Clock, Life, Phase, Trigger
 
 from .playbook import ANY, a_group
 
@@ -28,14 +28,16 @@ def life_in(phase):
     if phase is Phase.SPAWNING:
         return life
     if phase in (Phase.BACKOFF, Phase.COMPLETED, Phase.FAILED):
-        life.gone({Phase.BACKOFF: "wait", Phase.COMPLETED: "done", Phase.FAILED: "fail"}[phase], 9.0)
+        life.gone(
+            {Phase.BACKOFF: "wait", Phase.COMPLETED: "done", Phase.FAILED: "fail"}[phase], Clock("start", 0.0, 9.0)
+        )
         return life
     life.spawned(77, "token", GROUP, 0.0)
     if phase is Phase.STARTING:
         return life
     life.hello()
     if phase is Phase.DRAINING:
-        life.drain("why", "stop", 20.0, 1.0)
+        life.drain("why", "stop", GROUP, 1.0)
     if phase is Phase.STOPPING:
         life.terminate(20.0, 1.0)
     assert life.phase is phase
@@ -60,6 +62,23 @@ def test_a_process_ends_only_by_being_gone():
             assert after not in UP, (phase, trigger)
         if phase in ALIVE and trigger in gone:
             assert after not in UP, (phase, trigger)
+
+
+def test_a_reload_computes_the_clock_that_runs_anew():
+    shorter = a_group(start_timeout=3.0, stop_timeout=2.0)
+    starting, draining, waiting = life_in(Phase.STARTING), life_in(Phase.DRAINING), life_in(Phase.BACKOFF)
+    assert (starting.deadline, draining.deadline, waiting.deadline) == (30.0, 21.0, 9.0)
+    for life in (starting, draining, waiting):
+        assert life.reconfigured(shorter, 4.0)
+        assert not life.reconfigured(shorter, 4.0)
+    assert (starting.deadline, draining.deadline, waiting.deadline) == (3.0, 3.0, 4.0)
+
+
+def test_a_reload_leaves_a_span_alone_that_no_setting_tells():
+    life = life_in(Phase.RUNNING)
+    life.terminate(TERM_GRACE, 1.0)
+    assert not life.reconfigured(a_group(stop_timeout=0.5), 0.0)
+    assert life.deadline == 6.0
 
 
 def test_no_phase_is_a_trap():
@@ -113,9 +132,7 @@ def test_kill_is_sent_once_and_only_where_there_is_a_process(phase):
 )
 def test_drain(phase, commands, tell, deadline):
     life = life_in(phase)
-    if phase is Phase.FAILED:
-        life.deadline = None
-    assert life.drain("why", "stop", 20.0, 5.0) == (commands, tell)
+    assert life.drain("why", "stop", GROUP, 5.0) == (commands, tell)
     assert life.deadline == deadline
     assert life.after == "stop"
 
@@ -125,21 +142,21 @@ def test_a_plain_worker_runs_from_its_spawn_and_drains_by_sigterm():
     life.start(PLAIN)
     assert life.spawned(77, "token", PLAIN, 0.0) == []
     assert (life.phase, life.deadline) == (Phase.RUNNING, None)
-    assert life.drain("why", "restart", 20.0, 1.0) == ([Signal("g-0", 1, 15)], False)
+    assert life.drain("why", "restart", PLAIN, 1.0) == ([Signal("g-0", 1, 15)], False)
     assert (life.phase, life.deadline) == (Phase.STOPPING, 21.0)
 
 
 def test_an_order_that_came_before_the_process_is_obeyed_when_it_runs():
     life = life_in(Phase.SPAWNING)
-    life.drain("why", "stop", 20.0, 0.0)
+    life.drain("why", "stop", GROUP, 0.0)
     assert life.spawned(77, "token", GROUP, 3.0) == [Signal("g-0", 1, 15)]
     assert life.deadline == 23.0
 
 
 def test_an_order_to_stop_is_never_softened_to_a_restart():
     life = life_in(Phase.RUNNING)
-    life.drain("stop it", "stop", 20.0, 0.0)
-    life.drain("reload", "restart", 20.0, 0.0)
+    life.drain("stop it", "stop", GROUP, 0.0)
+    life.drain("reload", "restart", GROUP, 0.0)
     assert (life.after, life.reason) == ("stop", "stop it")
 
 
@@ -151,15 +168,16 @@ STEPS = {
     "start": lambda life, _: life.start(GROUP),
     "spawned": lambda life, now: life.spawned(77, "token", GROUP, now),
     "hello": lambda life, _: life.hello(),
-    "drain": lambda life, now: life.drain("why", "stop", 20.0, now),
-    "restart": lambda life, now: life.drain("why", "restart", 20.0, now),
+    "drain": lambda life, now: life.drain("why", "stop", GROUP, now),
+    "restart": lambda life, now: life.drain("why", "restart", GROUP, now),
     "terminate": lambda life, now: life.terminate(5.0, now),
     "kill": lambda life, _: life.kill("why", ()),
-    "gone, wait": lambda life, now: life.gone("wait", now + 1.0),
+    "gone, wait": lambda life, now: life.gone("wait", Clock("start", now, 1.0)),
     "gone, stop": lambda life, _: life.gone("stop"),
     "gone, done": lambda life, _: life.gone("done"),
     "gone, fail": lambda life, _: life.gone("fail"),
-    "give up": lambda life, _: life.give_up(),
+    "reload": lambda life, _: life.reconfigured(PLAIN, 2.0),
+    "stop waiting": lambda life, _: life.stop_waiting(),
 }
 
 

@@ -61,7 +61,7 @@ from scraper_supervisor.core.settings import (
     Settings,
     TargetSettings,
 )
-from scraper_supervisor.core.state import GroupState
+from scraper_supervisor.core.states import GroupState
 from scraper_supervisor.core.worker import Phase
 from scraper_worker.protocol import (
     DoneAnswer,
@@ -512,8 +512,8 @@ class World:
             elif phase is Phase.STOPPED and group.state is GroupState.RUNNING and state.phase == "running":
                 intent = state.intents.get(name) in ("drained", "stopped")
                 self._must(intent or worker.leaving, f"{name} is stopped, wanted and forgotten")
-            bound = worker.conn is None or worker.conn in self.conns or bool(self._inbox)
-            self._must(bound, f"{name} is bound to connection {worker.conn}, which is closed")
+            bound = worker.current.conn is None or worker.current.conn in self.conns or bool(self._inbox)
+            self._must(bound, f"{name} is bound to connection {worker.current.conn}, which is closed")
         for group in state.groups.values():
             for one in group.queue.open_claims():
                 up = state.workers[one.worker].life.up
@@ -748,7 +748,7 @@ class World:
             (group.name, group.state.name, group.completing, group.queue.counts(self.now), group.queue.claims())
             for group in state.groups.values()
         ]
-        workers = [(worker.name, worker.life.phase.name, worker.goodbye) for worker in state.workers.values()]
+        workers = [(worker.name, worker.life.phase.name, worker.current.goodbye) for worker in state.workers.values()]
         return f"{groups} {workers} {self.requests} storage {state.storage}"
 
     def terminate(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, assert_never
 
 from scraper_supervisor.core.calls import Caller
-from scraper_supervisor.core.state import ENDED, Browser, Worker
+from scraper_supervisor.core.state import Browser, Worker
+from scraper_supervisor.core.states import ENDED
 from scraper_supervisor.core.worker import Phase
 from scraper_worker.protocol import (
     BAD_PARAMS,
@@ -63,11 +64,11 @@ class Desk:
             self._introductions.hello(event, message)
             return
         worker = self._speaker(event.conn)
-        if worker is None or worker.goodbye is not None:
+        if worker is None or worker.current.goodbye is not None:
             why = "say hello first" if worker is None else "you said goodbye"
             self._state.outbox.refuse(event.conn, event.call, NOT_INTRODUCED, why)
             return
-        worker.heard = now
+        worker.current.heard = now
         try:
             self._dispatch(event, worker, now)
         except BadParams as error:
@@ -83,13 +84,13 @@ class Desk:
             case ItemDone() as done:
                 group.queue.conclude_done(caller, done)
             case Heartbeat(pages=pages):
-                worker.beats = True
+                worker.current.beats = True
                 for browser, count in pages.items():
-                    if browser in worker.browsers:
-                        worker.browsers[browser].pages = count
+                    if browser in worker.current.browsers:
+                        worker.current.browsers[browser].pages = count
             case ItemsOffer() as offer:
                 group.queue.offer(caller, offer)
-                worker.more = offer.more
+                worker.current.more = offer.more
             case ItemFailed() as failed:
                 group.queue.conclude_failed(caller, failed)
             case ItemRelease() as release:
@@ -131,34 +132,33 @@ class Desk:
             group.queue.ask(caller, wait, now)
 
     def _goodbye(self, event: Said, worker: Worker, group: Group, reason: str, now: float) -> None:
-        worker.goodbye = "complete" if reason == "complete" else "drained"
+        worker.current.goodbye = "complete" if reason == "complete" else "drained"
         group.queue.let_go(worker.name)
         group.queue.end_waiting(worker.name, "complete" if reason == "complete" else "draining")
         if event.call is not None:
-            worker.farewell = (event.conn, event.call)
+            worker.current.farewell = (event.conn, event.call)
             self._farewells[worker.name] = None
-        if worker.life.deadline is None:  # its process owes us an exit
-            worker.life.deadline = now + group.settings.stop_timeout
+        worker.life.said_goodbye(group.settings, now)
         self._lifecycle.note(worker, now)
 
     def answer_goodbyes(self) -> None:
         """A goodbye is answered last: when nothing of what its connection called waits for the disk any more."""
         for name in list(self._farewells):
             worker = self._state.workers.get(name)
-            if worker is None or worker.farewell is None:
+            if worker is None or worker.current.farewell is None:
                 del self._farewells[name]
                 continue
-            conn, call = worker.farewell
+            conn, call = worker.current.farewell
             if not self._state.outbox.owes(conn) and not self._state.groups[worker.group].queue.owes(conn):
-                worker.farewell = None
+                worker.current.farewell = None
                 self._state.outbox.reply(conn, call, Nothing())
 
     # ---- browsers
 
     def _browser_started(self, event: Said, worker: Worker, started: BrowserStarted, now: float) -> None:
-        known = worker.browsers.get(started.browser)
+        known = worker.current.browsers.get(started.browser)
         if known is None or known.pid != started.pid:  # it is told again after each hello
-            worker.browsers[started.browser] = Browser(
+            worker.current.browsers[started.browser] = Browser(
                 started.browser, started.pid, started.driver_pid, started.engine, started.version, now
             )
         self._lifecycle.watch(worker)
@@ -166,7 +166,7 @@ class Desk:
         self._state.outbox.reply(event.conn, event.call, Nothing())
 
     def _browser_stopped(self, event: Said, worker: Worker, stopped: BrowserStopped, now: float) -> None:
-        known = worker.browsers.pop(stopped.browser, None)
+        known = worker.current.browsers.pop(stopped.browser, None)
         self._lifecycle.watch(worker)
         if known is not None:
             self._recycling.stopped(worker, stopped.browser, stopped.reason, now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scraper_supervisor.core.events import Leave
-from scraper_supervisor.core.state import ENDED, GroupState
+from scraper_supervisor.core.states import ENDED, GroupState, SupervisorTrigger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,14 +46,14 @@ class Endings:
                 if group is not None:
                     self._groups.abort(group, f"aborted: {decision.reason}", now)
             if decision.scope == "global":
-                state.phase = "aborting"
+                state.go(SupervisorTrigger.ABORT)
             state.publish("abort_executed", "critical", "abort", incident=incident, decision=decision, groups=names)
 
     def terminate(self, event: Terminated, now: float) -> None:
         """Drain everything, or end it at once."""
         state = self._state
         if state.phase != "draining":
-            state.phase = "draining"
+            state.go(SupervisorTrigger.TERMINATE)
             for group in state.groups.values():
                 self._groups.stop(group, event.reason, now)
         if event.at_once:
@@ -82,7 +82,7 @@ class Endings:
             if state.settings.supervisor.on_abort == "exit" or state.once:
                 self._leave(69, "; ".join(group.failed_reason or "aborted" for group in aborted) or "aborted")
             else:
-                state.phase = "aborted"
+                state.go(SupervisorTrigger.HOLD)
         elif state.once and ended:
             failed = [group for group in groups if group.state is not GroupState.COMPLETED]
             if failed:

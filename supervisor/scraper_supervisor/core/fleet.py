@@ -55,7 +55,8 @@ from scraper_supervisor.core.outcomes import Outcomes
 from scraper_supervisor.core.recycling import Recycling
 from scraper_supervisor.core.restores import Restores
 from scraper_supervisor.core.slo import Slo
-from scraper_supervisor.core.state import ENDED, FleetState, GroupState, Mode
+from scraper_supervisor.core.state import FleetState, Mode
+from scraper_supervisor.core.states import ENDED, GroupState
 from scraper_supervisor.core.watchdog import Watchdog
 from scraper_supervisor.core.worker import Phase
 
@@ -234,11 +235,11 @@ class Fleet:
     def _may_start(self, name: str) -> bool:
         """Whether this worker may be handed a further item now."""
         worker = self.state.workers.get(name)
-        if worker is None or worker.life.phase is not Phase.RUNNING or worker.goodbye is not None:
+        if worker is None or worker.life.phase is not Phase.RUNNING or worker.current.goodbye is not None:
             return False
         if name in self.state.storage.folders:
             return False
-        if worker.recycle is not None or worker.limit is not None or worker.paused:
+        if worker.current.recycle is not None or worker.current.limit is not None or worker.paused:
             return False
         return self.state.groups[worker.group].state is GroupState.RUNNING
 
@@ -260,7 +261,7 @@ class Fleet:
         if known is None:
             return
         worker = self.state.workers.get(known[0])
-        if worker is not None and worker.conn == conn:
+        if worker is not None and worker.current.conn == conn:
             self.state.groups[worker.group].queue.disconnected(conn)
             self.lifecycle.disconnected(worker, now)
 

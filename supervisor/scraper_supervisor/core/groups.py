@@ -9,7 +9,8 @@ from scraper_supervisor.core import restart
 from scraper_supervisor.core.facts import RunOpened, StatesOwed
 from scraper_supervisor.core.queue import Queue
 from scraper_supervisor.core.records import LoadIntents, OpenRun, SetIntent, SetRunState
-from scraper_supervisor.core.state import ENDED, Group, GroupState, Mode, Worker
+from scraper_supervisor.core.state import Group, Mode, Worker
+from scraper_supervisor.core.states import ENDED, GroupState, GroupTrigger, SupervisorTrigger
 from scraper_supervisor.core.worker import Phase
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Groups:
         for settings in self._state.settings.groups.values():
             self.create(settings, mode)
         if not self._state.settings.groups:
-            self._state.phase = "running"
+            self._state.go(SupervisorTrigger.OPENED)
 
     def create(self, settings: GroupSettings, mode: Mode) -> Group:
         """Make a group known and ask for its run; it is staffed when the ledger answers."""
@@ -63,9 +64,10 @@ class Groups:
 
     def open(self, group: Group, mode: Mode) -> None:
         """Ask the ledger for the group's run."""
-        group.state, group.mode, group.completing, group.repeat_at = GroupState.OPENING, mode, False, None
-        for worker in self._state.team(group):
-            worker.life.terminate(0.0, 0.0)  # none is up; one in backoff is started with the run, not before
+        group.go(GroupTrigger.OPEN)
+        group.mode, group.completing, group.repeat_since = mode, False, None
+        for worker in self._state.team(group):  # none is up, and one in backoff is started with the run, not before
+            worker.life.stop_waiting()
         op = OpenRun(self._state.outbox.ticket(), group.name, mode, group.settings.keep_runs)
         group.opening = op.ticket
         self._state.outbox.ask(op, partial(self._run_read, op), again=True)
@@ -95,25 +97,26 @@ class Groups:
             worker.state = None  # an earlier run's: it is on the disk, if this run is to go on from it
             worker.paused = self._state.intents.get(worker.name) == "paused"
         if self._state.phase == "draining":
-            group.state = GroupState.STOPPED
+            group.go(GroupTrigger.DOWN)
         elif self._state.phase in ("aborting", "aborted"):
-            group.state = GroupState.ABORTED
+            group.go(GroupTrigger.ABORT)
         elif image.state == "completed":
-            group.state = GroupState.COMPLETED
+            group.go(GroupTrigger.COMPLETE)
         elif group.intent in ("drained", "stopped"):
-            group.state = GroupState.STOPPED
+            group.go(GroupTrigger.DOWN)
         else:
             self._staff(group, now)
-        if self._state.phase == "starting" and all(
-            one.state is not GroupState.OPENING for one in self._state.groups.values()
-        ):
-            self._state.phase = "running"
+        if all(one.state is not GroupState.OPENING for one in self._state.groups.values()):
+            self._state.go(SupervisorTrigger.OPENED)
+
+    def _want(self, group: Group) -> None:
+        group.go(GroupTrigger.STAFF_PAUSED if group.intent == "paused" else GroupTrigger.STAFF)
 
     def _staff(self, group: Group, now: float) -> None:
         """Start the workers that are wanted."""
         if group.run_state != "running":
             self._set_run_state(group, "running")
-        group.state = GroupState.PAUSED if group.intent == "paused" else GroupState.RUNNING
+        self._want(group)
         group.completing, group.failed_reason = False, None
         for worker in self._state.team(group):
             if self._state.intents.get(worker.name) not in ("drained", "stopped"):
@@ -132,8 +135,7 @@ class Groups:
         for worker in self._state.team(group):
             if reset:
                 worker.history = restart.reset(worker.history)
-                if worker.life.phase is Phase.BACKOFF:
-                    worker.life.deadline = now
+                worker.life.start_soon(now)
         if group.state in ENDED or reset:
             self._staff(group, now)
 
@@ -145,7 +147,7 @@ class Groups:
         if self._state.intents.get(worker.name) in ("drained", "stopped"):
             return False
         if group.state is GroupState.FAILED:
-            group.state = GroupState.PAUSED if group.intent == "paused" else GroupState.RUNNING
+            self._want(group)
             group.failed_reason = None
         worker.history = restart.reset(worker.history)
         self._lifecycle.start(worker, now)
@@ -168,7 +170,7 @@ class Groups:
         team = self._state.team(group)
         if group.state is GroupState.DRAINING:
             if not any(worker.life.up for worker in team):
-                group.state = GroupState.STOPPED
+                group.go(GroupTrigger.DOWN)
             return
         if not group.completing and self._is_complete(group, team):
             if not self._state.clocks_run():
@@ -179,13 +181,13 @@ class Groups:
         if team and not any(worker.life.up or worker.life.phase is Phase.BACKOFF for worker in team):
             failed = [worker for worker in team if worker.life.phase is Phase.FAILED]
             if failed:
-                group.state = GroupState.FAILED
+                group.go(GroupTrigger.FAIL)
                 group.failed_reason = "; ".join(
                     f"{worker.name} failed" + (f": {worker.last_failure.message}" if worker.last_failure else "")
                     for worker in failed[:3]
                 )
             elif all(worker.life.phase is Phase.STOPPED for worker in team):
-                group.state = GroupState.STOPPED
+                group.go(GroupTrigger.DOWN)
             else:  # they ended well and left items behind: only new workers can go on
                 for worker in team:
                     if worker.life.phase is Phase.COMPLETED:
@@ -195,8 +197,8 @@ class Groups:
         """Who asked while an offer that brought nothing new was on its way is told; a repeat may be due later."""
         if not group.queue.unfinished:
             self._end_waiting(group)
-        if group.repeat_at is None and self._may_repeat(group):
-            group.repeat_at = now + group.settings.repeat_delay
+        if group.repeat_since is None and self._may_repeat(group):
+            group.repeat_since = now
 
     def _is_complete(self, group: Group, team: list[Worker]) -> bool:
         queue = group.queue
@@ -205,17 +207,17 @@ class Groups:
         if any(self._can_offer(group, worker) for worker in team):
             return False
         return queue.ended.any or any(
-            worker.life.phase is Phase.COMPLETED or worker.goodbye == "complete" or queue.waits(worker.name)
+            worker.life.phase is Phase.COMPLETED or worker.current.goodbye == "complete" or queue.waits(worker.name)
             for worker in team
         )
 
     def _can_offer(self, group: Group, worker: Worker) -> bool:
         phase = worker.life.phase
-        if phase in (Phase.STOPPED, Phase.FAILED, Phase.COMPLETED) or worker.goodbye is not None:
+        if phase in (Phase.STOPPED, Phase.FAILED, Phase.COMPLETED) or worker.current.goodbye is not None:
             return False
-        if phase is Phase.RUNNING and worker.life.introduced and worker.conn is not None:
+        if phase is Phase.RUNNING and worker.life.introduced and worker.current.conn is not None:
             waits = group.queue.waits(worker.name) and not group.queue.hands(worker.name)
-            return worker.more or not waits
+            return worker.current.more or not waits
         return True
 
     def _complete(self, group: Group) -> None:
@@ -234,7 +236,7 @@ class Groups:
         if not group.completing or group.run_state == "running":
             return
         group.completing = False  # if something was added meanwhile, `check` goes on from here
-        group.state = GroupState.COMPLETED if group.run_state == "completed" else GroupState.ABORTED
+        group.go(GroupTrigger.COMPLETE if group.run_state == "completed" else GroupTrigger.ABORT)
 
     def _may_go_on(self, group: Group) -> bool:
         return group.intent not in ("drained", "stopped") and self._state.phase == "running" and not group.leaving
@@ -252,7 +254,7 @@ class Groups:
         """A repeat's time may have come."""
         if group.repeat_at is None or now < group.repeat_at:
             return
-        group.repeat_at = None
+        group.repeat_since = None
         if self._may_repeat(group):
             group.queue.close()
             self.open(group, "next")
@@ -263,9 +265,8 @@ class Groups:
         """Drain all workers of the group."""
         for worker in self._state.team(group):
             self._lifecycle.drain(worker, reason, "stop", now)
-        if group.state not in ENDED and group.state is not GroupState.OPENING:  # then `opened` asks what is intended
-            group.state = GroupState.DRAINING
-        group.repeat_at = None
+        group.go(GroupTrigger.DRAIN)
+        group.repeat_since = None
 
     def set_intent(self, name: str, intent: Intent | None) -> None:
         """What an operator wants of a group or worker; it outlives the daemon."""
@@ -285,7 +286,8 @@ class Groups:
             return
         for worker in self._state.team(group):
             self._lifecycle.drain(worker, reason, "stop", now)
-        group.state, group.failed_reason, group.completing = GroupState.ABORTED, reason, False
+        group.go(GroupTrigger.ABORT)
+        group.failed_reason, group.completing = reason, False
         self._set_run_state(group, "aborted")
 
     def write_debts(self) -> None:
@@ -297,11 +299,9 @@ class Groups:
 
     def reconfigure(self, group: Group, settings: GroupSettings, *, roll: bool, now: float) -> None:
         """New settings take effect in place; a new count hires or drains the highest; `roll` restarts one by one."""
-        limits_changed = group.settings.resources != settings.resources
-        group.settings = settings
-        if limits_changed:
-            for worker in self._state.team(group):
-                self._lifecycle.watch(worker)
+        before, group.settings = group.settings, settings
+        for worker in self._state.team(group):
+            self._lifecycle.reconfigured(worker, before, now)
         group.queue.configure(self._state.retry_settings(settings), self._state.settings.targets)
         for worker in [one for one in self._state.team(group) if one.index >= settings.count]:
             self._dismiss(worker, "count was lowered", now)

@@ -23,7 +23,8 @@ from scraper_supervisor.core.records import (
     LoadState,
     TakeState,
 )
-from scraper_supervisor.core.state import ENDED, Group, GroupState, Install, Intent
+from scraper_supervisor.core.state import Group, Install, Intent
+from scraper_supervisor.core.states import ENDED, GroupState, GroupTrigger
 from scraper_worker.protocol import ItemCounts
 
 if TYPE_CHECKING:
@@ -138,8 +139,9 @@ class Imports:
                 waiting.stopped, waiting.former = True, group.intent
             self._groups.set_intent(group.name, "stopped")
         group.queue.close()
-        group.state, group.opening = GroupState.OPENING, ticket
-        group.repeat_at = group.failed_reason = None
+        group.go(GroupTrigger.OPEN)
+        group.opening = ticket
+        group.repeat_since = group.failed_reason = None
 
     # ---- what the ledger did
 

@@ -21,7 +21,6 @@ from scraper_worker.protocol import (
     NO_CHECKPOINT,
     PROTOCOL,
     REFUSED,
-    Drain,
     Failure,
     Hello,
     Welcome,
@@ -106,8 +105,7 @@ class Introductions:
         worker = self._state.workers.get(handshake.worker)
         if worker is not None:
             worker.last_failure = Failure("transient", "system", "checkpoint-unreadable", fault.message)
-            if worker.life.phase is Phase.STARTING and worker.life.deadline is not None:
-                worker.life.deadline = now + self._state.groups[worker.group].settings.start_timeout
+            worker.life.hello_was_refused(self._state.groups[worker.group].settings, now)
 
     def _close(self, handshake: Handshake) -> bool:
         """Close a handshake that has come to its end; False if its connection is gone by now."""
@@ -143,7 +141,7 @@ class Introductions:
             return f"the token is not that of {name}'s present incarnation"
         if worker.life.pid not in handshake.said.ancestry:
             return f"the peer is neither {name}'s process nor a descendant of it"
-        if worker.goodbye is not None:
+        if worker.current.goodbye is not None:
             return f"{name} said goodbye"
         return None
 
@@ -166,6 +164,7 @@ class Introductions:
             return
         group = self._state.groups[worker.group]
         image = group.queue.image
+        worker.current.silence = None  # it is told its heartbeats anew
         self._lifecycle.introduced(worker, said.conn, now)
         self._state.outbox.commands.append(Introduced(said.conn))
         in_flight = group.queue.reclaim(worker.name, worker.life.incarnation, hello.in_flight, now)
@@ -192,6 +191,4 @@ class Introductions:
         )
         self._recycling.reconnected(worker)
         self._watchdog.remind(worker, now)
-        if worker.life.phase is Phase.DRAINING and worker.life.deadline is not None:
-            left = max(0.0, worker.life.deadline - now)
-            self._state.tell(worker, Drain(worker.life.reason or "draining", left))
+        self._lifecycle.remind_to_drain(worker, now)

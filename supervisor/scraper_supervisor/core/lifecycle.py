@@ -13,15 +13,18 @@ from scraper_supervisor.core import restart
 from scraper_supervisor.core.events import HangUp, Unwatch, Watch
 from scraper_supervisor.core.facts import ProcessEnded, ProcessKnown
 from scraper_supervisor.core.resources import lowest_memory_limits
-from scraper_supervisor.core.state import Group, GroupState, Worker
-from scraper_supervisor.core.worker import Life, Phase
+from scraper_supervisor.core.state import Group, Incarnation, Worker
+from scraper_supervisor.core.states import GroupState
+from scraper_supervisor.core.worker import Clock, Life, Phase
 from scraper_worker.protocol import Drain, Failure
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.checkpoints import Checkpoints
     from scraper_supervisor.core.events import Exited, Spawned, SpawnFailed, TreeEnded
+    from scraper_supervisor.core.settings import GroupSettings
     from scraper_supervisor.core.slo import Slo
     from scraper_supervisor.core.state import FleetState
+    from scraper_supervisor.core.worker import Gone
 
 DISK_ERRORS: Final = frozenset({ENOSPC, EDQUOT, EROFS, EIO})  # with which no start is a worker's fault
 DISK_PAUSE: Final = 1.0  # seconds between tries to start a worker for which the disk has no room
@@ -62,8 +65,7 @@ class Lifecycle:
         commands = worker.life.start(group.settings)
         if not commands:
             return
-        worker.goodbye, worker.more, worker.beats, worker.given_up = None, False, False, False
-        worker.farewell = worker.heard = worker.progress = worker.charge = worker.limit = worker.killed_for = None
+        worker.current = Incarnation()
         self._state.outbox.commands += commands
         self.note(worker, now)
 
@@ -74,7 +76,7 @@ class Lifecycle:
             return
         group = self._state.groups[worker.group]
         worker.history = restart.on_start(worker.history, now)
-        worker.heard = now
+        worker.current.heard = now
         self._state.outbox.commands += worker.life.spawned(event.pid, event.token, group.settings, now)
         self.watch(worker)
         self._state.publish(
@@ -99,7 +101,7 @@ class Lifecycle:
         told = worker.last_failure is not None and worker.last_failure.message == event.message
         worker.last_failure = Failure("transient", "system", "spawn-failed", event.message)
         if event.errno in DISK_ERRORS and worker.life.after != "stop":
-            self._down(worker, "wait", now, until=now + DISK_PAUSE)
+            self._down(worker, "wait", now, Clock("fixed", now, DISK_PAUSE))
             if not told:
                 reason = f"could not be started ({event.message}); it is tried again until the disk allows it"
                 self._state.publish(
@@ -114,11 +116,11 @@ class Lifecycle:
 
     def introduced(self, worker: Worker, conn: int, now: float) -> None:
         """The worker said a good hello on `conn`; an older connection of its own is replaced."""
-        if worker.conn is not None and worker.conn != conn:
-            self._state.conns.pop(worker.conn, None)
-            self._state.groups[worker.group].queue.disconnected(worker.conn)
-            self._state.outbox.commands.append(HangUp(worker.conn))
-        worker.conn, worker.away_since, worker.heard = conn, None, now
+        if worker.current.conn is not None and worker.current.conn != conn:
+            self._state.conns.pop(worker.current.conn, None)
+            self._state.groups[worker.group].queue.disconnected(worker.current.conn)
+            self._state.outbox.commands.append(HangUp(worker.current.conn))
+        worker.current.conn, worker.current.away_since, worker.current.heard = conn, None, now
         self._state.conns[conn] = (worker.name, worker.life.incarnation)
         if worker.life.hello():
             self._state.publish("worker_ready", "info", "workers", worker=worker, incarnation=worker.life.incarnation)
@@ -128,7 +130,7 @@ class Lifecycle:
         """Have the worker's tree sampled as it now is, under the limits that now hold."""
         life = worker.life
         if life.alive and life.pid is not None:
-            browsers = tuple((browser.id, browser.pid) for browser in worker.browsers.values())
+            browsers = tuple((browser.id, browser.pid) for browser in worker.current.browsers.values())
             limits = lowest_memory_limits(self._state.groups[worker.group].settings.resources)
             self._state.outbox.commands.append(Watch(worker.name, life.incarnation, life.pid, browsers, *limits))
 
@@ -138,7 +140,7 @@ class Lifecycle:
         """Have the worker finish what is in its hands, and end or start anew."""
         life = worker.life
         group = self._state.groups[worker.group]
-        commands, tell = life.drain(reason, after, group.settings.stop_timeout, now)
+        commands, tell = life.drain(reason, after, group.settings, now)
         self._state.outbox.commands += commands
         if tell:
             self._state.tell(worker, Drain(reason, group.settings.stop_timeout))
@@ -149,18 +151,38 @@ class Lifecycle:
         """SIGKILL to the worker's whole tree. Unless its end was ordered before, it is a death like any other."""
         if not worker.life.alive or worker.life.killed:
             return
-        if worker.life.after == "decide" and not worker.given_up:
-            worker.killed_for = worker.last_failure = Failure("transient", "system", signature, reason)
+        if worker.life.after == "decide" and not worker.current.given_up:
+            worker.current.killed_for = worker.last_failure = Failure("transient", "system", signature, reason)
             self._detected(worker, "hang", now)
         self.kill_tree(worker, reason)
         self.note(worker, now)
 
     def kill_tree(self, worker: Worker, reason: str) -> None:
         """SIGKILL to the worker's whole tree."""
-        commands = worker.life.kill(reason, worker.browser_pids)
+        commands = worker.life.kill(reason, worker.current.browser_pids)
         if commands:
             self._state.trees.add((worker.name, worker.life.incarnation))
             self._state.outbox.commands += commands
+
+    # ---- reload
+
+    def reconfigured(self, worker: Worker, before: GroupSettings, now: float) -> None:
+        """Compute the clocks that run anew, from its group's settings as they are now; `before` are those until now."""
+        settings, current = self._state.groups[worker.group].settings, worker.current
+        if current.silence is not None or before.heartbeat_interval != settings.heartbeat_interval:
+            # It beats as it was told at its hello: until the next one, it may be silent for the longer of both times.
+            current.silence = max(current.silence or before.heartbeat_timeout, settings.heartbeat_timeout)
+        backoff = restart.delay(settings.restart_policy, worker.history.waits, self._unit(worker))
+        if worker.life.reconfigured(settings, backoff) and worker.life.phase is Phase.DRAINING:
+            self.remind_to_drain(worker, now)
+        if before.resources != settings.resources:
+            self.watch(worker)
+
+    def remind_to_drain(self, worker: Worker, now: float) -> None:
+        """Tell a worker that drains how long it has."""
+        deadline = worker.life.deadline
+        if worker.life.phase is Phase.DRAINING and deadline is not None:
+            self._state.tell(worker, Drain(worker.life.reason or "draining", max(0.0, deadline - now)))
 
     # ---- ends
 
@@ -171,8 +193,9 @@ class Lifecycle:
             return
         group, life = self._state.groups[worker.group], worker.life
         queue = group.queue
-        ordered = life.after != "decide" or worker.given_up
-        well = event.code == 0 and (worker.goodbye == "complete" or not life.introduced)
+        was = worker.current
+        ordered = life.after != "decide" or was.given_up
+        well = event.code == 0 and (was.goodbye == "complete" or not life.introduced)
         nothing_left = not queue.unfinished and queue.ended.any
         how = f"exited with code {event.code}" if event.signal is None else f"was killed by signal {event.signal}"
         if life.killed and life.reason is not None:
@@ -180,10 +203,11 @@ class Lifecycle:
         self._state.outbox.commands.append(Unwatch(worker.name))
         self._state.end_tree(worker)
         self._cut(worker)
+        worker.current = Incarnation()
         charged: str | None = None
         died = not (ordered or well or nothing_left)
         if died:
-            charged = self._blame(worker, how, now)
+            charged = self._blame(worker, was, how, now)
         else:
             self._checkpoints.save_again(worker)
             queue.let_go(worker.name)
@@ -204,7 +228,7 @@ class Lifecycle:
         if died:
             self._judge(worker, how, charged, now)
         elif ordered:
-            self._ordered_end(worker, now)
+            self._ordered_end(worker, was, now)
         elif group.settings.restart == "always" and group.state is GroupState.RUNNING and not group.completing:
             self._judge(worker, how, None, now)
         else:
@@ -225,26 +249,26 @@ class Lifecycle:
                 cleaned=event.worker,
             )
 
-    def _blame(self, worker: Worker, how: str, now: float) -> str | None:
+    def _blame(self, worker: Worker, was: Incarnation, how: str, now: float) -> str | None:
         """It died by itself: what was in its hands goes back; the key of the item that is charged, if one is."""
         queue = self._state.groups[worker.group].queue
-        failure = worker.killed_for
+        failure = was.killed_for
         if failure is None:
             failure = Failure("transient", "system", "worker-died", f"the worker {how} with the item in its hands")
         worker.last_failure = failure
         self._detected(worker, "death", now)
-        if worker.charge is not None:
-            queue.charge(worker.charge, worker.name, failure)
-            return worker.charge
+        if was.charge is not None:
+            queue.charge(was.charge, worker.name, failure)
+            return was.charge
         return queue.died(worker.name, failure)
 
-    def _ordered_end(self, worker: Worker, now: float) -> None:
-        if worker.given_up:
+    def _ordered_end(self, worker: Worker, was: Incarnation, now: float) -> None:
+        if was.given_up:
             self._down(worker, "fail", now)
         elif worker.life.after == "stop" or worker.leaving:
             self._down(worker, "stop", now)
-        elif worker.limit is not None:
-            self._judge(worker, worker.limit, None, now)
+        elif was.limit is not None:
+            self._judge(worker, was.limit, None, now)
         else:
             self._down(worker, "stop", now)
             self.start(worker, now)
@@ -260,16 +284,15 @@ class Lifecycle:
             reason = f'{cause}; restart = "never"'
             self._state.publish("worker_failed", "error", "workers", worker=worker, reason=reason)
             return
-        unit = crc32(f"{self._state.boot}:{worker.name}:{worker.life.incarnation}".encode()) / 2**32
         worker.history, verdict = restart.on_exit(
-            worker.history, group.settings.restart_policy, now, blamed=blamed, unit=unit, cause=cause
+            worker.history, group.settings.restart_policy, now, blamed=blamed, unit=self._unit(worker), cause=cause
         )
         if verdict.action == "fail":
             self._down(worker, "fail", now)
             self._state.publish("worker_failed", "error", "workers", worker=worker, reason=verdict.reason)
             return
         worker.restarts += 1
-        self._down(worker, "wait", now, until=now + verdict.delay)
+        self._down(worker, "wait", now, Clock("start", now, verdict.delay))
         if verdict.delay > 0:
             self._state.publish(
                 "worker_backoff", "warning", "workers", worker=worker, delay=verdict.delay, reason=verdict.reason
@@ -277,10 +300,12 @@ class Lifecycle:
         else:
             self.start(worker, now)
 
-    def _down(
-        self, worker: Worker, what: Literal["wait", "stop", "done", "fail"], now: float, until: float | None = None
-    ) -> None:
-        worker.life.gone(what, until)
+    def _unit(self, worker: Worker) -> float:
+        """Where the worker's waits lie within their jitter, in [0, 1)."""
+        return crc32(f"{self._state.boot}:{worker.name}:{worker.life.incarnation}".encode()) / 2**32
+
+    def _down(self, worker: Worker, what: Gone, now: float, next_start: Clock | None = None) -> None:
+        worker.life.gone(what, next_start)
         if worker.leaving and not worker.life.up:
             self._state.groups[worker.group].workers.remove(worker.name)
             del self._state.workers[worker.name]
@@ -289,29 +314,27 @@ class Lifecycle:
         self.note(worker, now)
 
     def _cut(self, worker: Worker) -> None:
-        """The process is gone, and with it its connection and its browsers."""
-        worker.away_since = worker.recycle = worker.sample = None
-        worker.browsers, worker.cancelling, worker.lost_browser = {}, {}, None
-        if worker.conn is not None:
-            self._state.conns.pop(worker.conn, None)
-            self._state.groups[worker.group].queue.disconnected(worker.conn)
-            self._state.outbox.commands.append(HangUp(worker.conn))
-            worker.conn = None
+        """The process is gone, and with it its connection."""
+        conn = worker.current.conn
+        if conn is not None:
+            self._state.conns.pop(conn, None)
+            self._state.groups[worker.group].queue.disconnected(conn)
+            self._state.outbox.commands.append(HangUp(conn))
 
     def fail(self, worker: Worker, reason: str, now: float) -> None:
         """Give the worker up until an operator starts it: its process, if any, is ended."""
         self._state.publish("worker_failed", "critical", "workers", worker=worker, reason=reason)
         worker.last_failure = Failure("permanent", "system", "worker-failed", reason)
         if worker.life.alive:
-            worker.given_up = True
+            worker.current.given_up = True
             self._state.outbox.commands += worker.life.terminate(1.0, now)
         else:
-            worker.life.give_up()
+            worker.life.gone("fail")
         self.note(worker, now)
 
     def disconnected(self, worker: Worker, now: float) -> None:
         """Its connection closed; that ends no claim."""
-        worker.conn, worker.away_since = None, now
+        worker.current.conn, worker.current.away_since = None, now
 
     # ---- figures
 

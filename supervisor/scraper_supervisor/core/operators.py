@@ -9,7 +9,7 @@ from msgspec import Raw, Struct
 from scraper_supervisor.core import imports
 from scraper_supervisor.core.calls import target_of
 from scraper_supervisor.core.records import NewItem
-from scraper_supervisor.core.state import ENDED, Group, GroupState, Worker
+from scraper_supervisor.core.states import ENDED, GroupState, GroupTrigger, SupervisorTrigger
 from scraper_supervisor.core.worker import Phase
 from scraper_worker.protocol import BadParams, check_key
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.lifecycle import Lifecycle
     from scraper_supervisor.core.recycling import Recycling
     from scraper_supervisor.core.restores import Restores
-    from scraper_supervisor.core.state import FleetState
+    from scraper_supervisor.core.state import FleetState, Group, Worker
     from scraper_supervisor.core.watchdog import Watchdog
 
 SETTLED: Final = frozenset({Phase.STOPPED, Phase.COMPLETED, Phase.FAILED})
@@ -143,10 +143,7 @@ class Operators:
     def _pause(self, groups: list[Group], workers: list[Worker], *, paused: bool, now: float) -> None:
         for group in groups:
             self._intend_pause(group.name, paused)
-            if paused and group.state is GroupState.RUNNING:
-                group.state = GroupState.PAUSED
-            elif not paused and group.state is GroupState.PAUSED:
-                group.state = GroupState.RUNNING
+            group.go(GroupTrigger.PAUSE if paused else GroupTrigger.RESUME)
             workers = [*workers, *self._state.team(group)] if not paused else workers
         for worker in workers:
             self._intend_pause(worker.name, paused)
@@ -170,7 +167,7 @@ class Operators:
                 raise _Refusal(f"{group.name} is {group.state.public}; start the group: start {group.name}")
         if self._state.phase in ("aborting", "aborted"):
             self._abort.clear()
-            self._state.phase = "running"
+            self._state.go(SupervisorTrigger.CLEAR)
         for group in groups:
             self._groups.set_intent(group.name, None)
             for worker in self._state.team(group):
@@ -196,8 +193,7 @@ class Operators:
 
     def _clear(self, now: float) -> None:
         self._abort.clear()
-        if self._state.phase in ("aborted", "aborting"):
-            self._state.phase = "running"
+        self._state.go(SupervisorTrigger.CLEAR)
         for group in self._state.groups.values():
             if group.state is GroupState.ABORTED:
                 self._groups.revive(group, now, reset=True)
@@ -238,7 +234,7 @@ class Operators:
                 came_back = worker.life.incarnation > incarnation and phase is Phase.RUNNING
                 return came_back or phase in SETTLED
             case "recycle":
-                return worker.recycle is None or worker.recycles > recycles or phase is not Phase.RUNNING
+                return worker.current.recycle is None or worker.recycles > recycles or phase is not Phase.RUNNING
         return True
 
     # ---- items

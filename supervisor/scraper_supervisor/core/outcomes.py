@@ -28,7 +28,7 @@ class Outcomes:
         """A worker was handed an item."""
         worker = self._state.workers[claimed.worker]
         if claimed.idle:
-            worker.progress = now
+            worker.current.progress = now
         self._lifecycle.progressed(worker, now)
 
     def process_ended(self, ended: ProcessEnded, now: float) -> None:
@@ -48,7 +48,7 @@ class Outcomes:
         worker = self._state.workers.get(ended.worker)
         failure, outcome = ended.failure, ended.outcome
         if worker is not None:
-            worker.progress = now
+            worker.current.progress = now
             worker.last_failure = failure or worker.last_failure
             if outcome == "done":
                 worker.done += 1

@@ -56,21 +56,23 @@ class Recycling:
             worker = state.workers.get(sample.worker)
             if worker is None or not worker.life.alive:
                 continue
-            worker.sample = self._with_pages(worker, sample)
+            worker.current.sample = self._with_pages(worker, sample)
             limits = state.groups[worker.group].settings.resources
-            self._act(self._watch.observe(worker.sample, limits, now), now)
+            self._act(self._watch.observe(worker.current.sample, limits, now), now)
         browsers = [
             (worker.name, browser)
             for worker in state.workers.values()
-            if worker.sample is not None and worker.life.alive
-            for browser in worker.sample.browsers
+            if worker.current.sample is not None and worker.life.alive
+            for browser in worker.current.sample.browsers
         ]
         self._act(self._host.observe(event.memory_percent, browsers, state.settings.resources, now), now)
 
     def _with_pages(self, worker: Worker, sample: Sample) -> Sample:
         """The sampler sees processes; how many pages they opened only the worker knows."""
         browsers = tuple(
-            replace(browser, pages=worker.browsers[browser.id].pages) if browser.id in worker.browsers else browser
+            replace(browser, pages=worker.current.browsers[browser.id].pages)
+            if browser.id in worker.current.browsers
+            else browser
             for browser in sample.browsers
         )
         return replace(sample, browsers=browsers)
@@ -87,8 +89,8 @@ class Recycling:
                     if worker is not None:
                         self._kill(worker, browser, reason, now)
                 case RestartWorker(reason=reason):
-                    if worker is not None and worker.limit is None:
-                        worker.limit = reason
+                    if worker is not None and worker.current.limit is None:
+                        worker.current.limit = reason
                         self._pending[worker.name] = None
                 case KillWorker(reason=reason):
                     if worker is not None:
@@ -112,7 +114,7 @@ class Recycling:
 
     def wish(self, worker: Worker, reason: str) -> None:
         """Have all browsers of the worker replaced at the next item boundary."""
-        for browser in worker.browsers:
+        for browser in worker.current.browsers:
             self._slots.want(RecycleBrowser(worker.name, browser, reason))
 
     def step(self, now: float) -> None:
@@ -121,7 +123,7 @@ class Recycling:
             self._grant()
         for name in list(self._pending):
             worker = self._state.workers.get(name)
-            if worker is None or (worker.recycle is None and worker.limit is None):
+            if worker is None or (worker.current.recycle is None and worker.current.limit is None):
                 del self._pending[name]
             else:
                 self._advance(worker, now)
@@ -131,37 +133,45 @@ class Recycling:
         self._slots.resize(recycle_limit(state.settings.resources, len(state.workers)))
         for wanted in self._slots.grants():
             worker = state.workers.get(wanted.worker)
-            if worker is None or worker.recycle is not None or wanted.browser not in worker.browsers:
+            if worker is None or worker.current.recycle is not None or wanted.browser not in worker.current.browsers:
                 self._slots.release(wanted.worker, wanted.browser)
             else:
-                worker.recycle = Recycle(wanted.browser, wanted.reason, state.outbox.incident_id())
+                worker.current.recycle = Recycle(wanted.browser, wanted.reason, state.outbox.incident_id())
                 self._pending[worker.name] = None
                 state.publish(
                     "cleanup_initiated",
                     "info",
                     "resources",
                     worker=worker,
-                    incident=worker.recycle.incident,
+                    incident=worker.current.recycle.incident,
                     browser=wanted.browser,
                     reason=wanted.reason,
                 )
 
     def _advance(self, worker: Worker, now: float) -> None:
+        current = worker.current
         empty = not self._state.groups[worker.group].queue.hands(worker.name)
-        if worker.recycle is not None and empty:
-            self._ask(worker, worker.recycle, now)
-        elif worker.limit is not None and empty and worker.life.phase is Phase.RUNNING:
-            self._lifecycle.drain(worker, worker.limit, "restart", now)
-        if worker.recycle is not None and worker.recycle.deadline is not None and now >= worker.recycle.deadline:
-            self._overdue(worker, worker.recycle, now)
+        if current.recycle is not None and empty:
+            self._ask(worker, current.recycle, now)
+        elif current.limit is not None and empty and worker.life.phase is Phase.RUNNING:
+            self._lifecycle.drain(worker, current.limit, "restart", now)
+        deadline = self._deadline(worker)
+        if current.recycle is not None and deadline is not None and now >= deadline:
+            self._overdue(worker, current.recycle, now)
+
+    def _deadline(self, worker: Worker) -> float | None:
+        """When the worker's recycle, if any, must be over."""
+        recycle = worker.current.recycle
+        if recycle is None or recycle.since is None:
+            return None
+        return recycle.since + self._state.groups[worker.group].settings.resources.recycle_deadline
 
     def _ask(self, worker: Worker, recycle: Recycle, now: float) -> None:
-        limits = self._state.groups[worker.group].settings.resources
-        if recycle.deadline is None:
-            recycle.deadline = now + limits.recycle_deadline
-        if recycle.asked is None and worker.conn is not None and not recycle.killed:
+        if recycle.since is None:
+            recycle.since = now
+        if recycle.asked is None and worker.current.conn is not None and not recycle.killed:
             recycle.asked, recycle.call = now, self._state.outbox.ticket()
-            left = max(0.0, recycle.deadline - now)
+            left = max(0.0, (self._deadline(worker) or now) - now)
             self._state.tell(worker, BrowserRecycle(recycle.browser, recycle.reason, left), recycle.call)
 
     def _overdue(self, worker: Worker, recycle: Recycle, now: float) -> None:
@@ -169,12 +179,12 @@ class Recycling:
             self._over(worker, now, outcome="killed")
             return
         limits = self._state.groups[worker.group].settings.resources
-        recycle.killed, recycle.deadline = True, now + limits.recycle_deadline
+        recycle.killed, recycle.since = True, now
         reason = f"{recycle.reason}; it was not replaced within recycle_deadline of {limits.recycle_deadline:g} s"
         self._kill(worker, recycle.browser, reason, now)
 
     def _kill(self, worker: Worker, name: str, reason: str, now: float) -> None:
-        browser = worker.browsers.get(name)
+        browser = worker.current.browsers.get(name)
         if browser is None:
             return
         self._lifecycle.lost_browser(worker, now)
@@ -187,18 +197,18 @@ class Recycling:
         """The worker answered browser.recycle."""
         known = self._state.conns.get(event.conn)
         worker = self._state.workers.get(known[0]) if known is not None else None
-        if worker is None or worker.recycle is None or worker.recycle.call != event.call:
+        if worker is None or worker.current.recycle is None or worker.current.recycle.call != event.call:
             return
         if event.error is None:
             self._over(worker, now, outcome="recycled")
         else:
-            self._overdue(worker, worker.recycle, now)
+            self._overdue(worker, worker.current.recycle, now)
 
     def _over(self, worker: Worker, now: float, *, outcome: str) -> None:
-        recycle = worker.recycle
+        recycle = worker.current.recycle
         if recycle is None:
             return
-        worker.recycle = None
+        worker.current.recycle = None
         worker.recycles += 1
         self._slots.release(worker.name, recycle.browser)
         self._state.publish(
@@ -217,9 +227,13 @@ class Recycling:
 
     def started(self, worker: Worker, browser: str, now: float) -> None:
         """A browser is up; after a kill or a loss, that is the replacement."""
-        if worker.recycle is not None and worker.recycle.killed and worker.recycle.browser != browser:
+        if (
+            worker.current.recycle is not None
+            and worker.current.recycle.killed
+            and worker.current.recycle.browser != browser
+        ):
             self._over(worker, now, outcome="killed")
-        elif worker.recycle is None and worker.lost_browser is not None:
+        elif worker.current.recycle is None and worker.current.lost_browser is not None:
             # By now the item may have been claimed again, which ends the incident; its correlation id is kept.
             worker.recycles += 1
             self._state.publish(
@@ -227,25 +241,25 @@ class Recycling:
                 "info",
                 "resources",
                 worker=worker,
-                incident=worker.lost_browser,
+                incident=worker.current.lost_browser,
                 browser=browser,
                 reason="crash",
             )
-        worker.lost_browser = None
+        worker.current.lost_browser = None
 
     def stopped(self, worker: Worker, browser: str, reason: str, now: float) -> None:
         """A browser is gone."""
         if reason == "crash":
             self._lifecycle.lost_browser(worker, now)
-            worker.lost_browser = worker.incident
-        if worker.recycle is not None and worker.recycle.browser == browser and reason == "close":
+            worker.current.lost_browser = worker.incident
+        if worker.current.recycle is not None and worker.current.recycle.browser == browser and reason == "close":
             self._slots.release(worker.name, browser)
-            worker.recycle = None
+            worker.current.recycle = None
 
     def reconnected(self, worker: Worker) -> None:
         """The worker came back: what it was asked on the old connection is asked again."""
-        if worker.recycle is not None:
-            worker.recycle.asked = worker.recycle.call = None
+        if worker.current.recycle is not None:
+            worker.current.recycle.asked = worker.current.recycle.call = None
 
     def forget(self, worker: str) -> None:
         """The worker's process ended, and its browsers with it."""
@@ -255,5 +269,5 @@ class Recycling:
     def next_deadline(self) -> float | None:
         """When `step` has something to do by itself."""
         workers = (self._state.workers.get(name) for name in self._pending)
-        recycles = (worker.recycle for worker in workers if worker is not None and worker.recycle is not None)
-        return min((one.deadline for one in recycles if one.deadline is not None), default=None)
+        deadlines = (self._deadline(worker) for worker in workers if worker is not None)
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)

@@ -116,21 +116,21 @@ def on_exit(
             f"{format_duration(policy.stable_after)}, over max_unstable {policy.max_unstable}"
         )
         return after, Verdict("fail", 0.0, reason)
-    delay = _delay(policy, waits, unit)
+    wait = delay(policy, waits, unit)
     if stable:
         why = f"at once, since it ran for stable_after {format_duration(policy.stable_after)}"
     elif waits == 0:
         why = "at once, as its first restart"
     else:
-        why = f"in {delay:.1f} s, restart {waits + 1} without a stable period"
+        why = f"in {wait:.1f} s, restart {waits + 1} without a stable period"
     tally = f"{len(recent)} within {format_duration(policy.within)}"
     bound = f" of max_restarts {policy.max_restarts}" if policy.max_restarts else ""
     once = ", deaths charged to one item counted once" if blamed is not None else ""
-    return after, Verdict("restart", delay, f"{what}: restarted {why} ({tally}{bound}{once})")
+    return after, Verdict("restart", wait, f"{what}: restarted {why} ({tally}{bound}{once})")
 
 
-def _delay(policy: RestartSettings, waits: int, unit: float) -> float:
-    """The wait in seconds after `waits` - 1 others since the last immediate restart."""
+def delay(policy: RestartSettings, waits: int, unit: float) -> float:
+    """The wait in seconds after `waits` - 1 others since the last immediate restart; `unit` in [0, 1) is its jitter."""
     if waits == 0 or policy.base_delay <= 0:
         return 0.0
     full = min(policy.base_delay, policy.max_delay)

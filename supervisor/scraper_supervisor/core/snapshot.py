@@ -9,11 +9,12 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from scraper_supervisor.core.groups import RATE_WINDOW
-from scraper_supervisor.core.state import ENDED, Group, GroupState, Worker
+from scraper_supervisor.core.states import ENDED, GroupState
 from scraper_supervisor.core.wall import timestamp
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.fleet import Fleet
+    from scraper_supervisor.core.state import Group, Worker
 
 
 class Daemon(Struct, frozen=True):
@@ -128,7 +129,7 @@ def _rate(group: Group, now: float) -> float | None:
 
 def _worker(fleet: Fleet, worker: Worker, group: Group, daemon: Daemon) -> dict[str, Any]:
     offset = daemon.wall - daemon.now
-    sample, life = worker.sample, worker.life
+    sample, life = worker.current.sample, worker.life
     alive = life.alive
     memories = {} if sample is None else {browser.id: browser.memory for browser in sample.browsers}
     return {
@@ -154,7 +155,7 @@ def _worker(fleet: Fleet, worker: Worker, group: Group, daemon: Daemon) -> dict[
                 "age_seconds": daemon.now - browser.started,
                 "pages": browser.pages,
             }
-            for browser in worker.browsers.values()
+            for browser in worker.current.browsers.values()
         ],
         "recycles": worker.recycles,
         "items": {"done": worker.done, "failed": worker.failed, "in_flight": group.queue.hands(worker.name)},

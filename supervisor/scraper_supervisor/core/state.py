@@ -6,7 +6,6 @@ Only data, and the few words that need to know where a worker is; the rules are 
 from __future__ import annotations
 
 from collections import deque
-from enum import Enum
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import Raw, Struct, field
@@ -18,6 +17,14 @@ from scraper_supervisor.core.records import LoadState, RunImage, RunState, SaveS
 from scraper_supervisor.core.resources import Sample
 from scraper_supervisor.core.restart import RestartHistory
 from scraper_supervisor.core.settings import GroupSettings, RetrySettings, Settings
+from scraper_supervisor.core.states import (
+    GROUP_TABLE,
+    SUPERVISOR_TABLE,
+    GroupState,
+    GroupTrigger,
+    SupervisorState,
+    SupervisorTrigger,
+)
 from scraper_supervisor.core.worker import Life
 from scraper_worker.protocol import Failure
 
@@ -46,82 +53,78 @@ class Browser(Struct):
 class Recycle(Struct):
     """A browser's replacement, from the wish to the new browser.
 
-    `asked` is when the worker was told (its hands were empty); `killed` that the deadline passed.
+    `asked` is when the worker was told. `since` is from when recycle_deadline runs: its hands were empty, or its
+    browser was killed, since the deadline had passed. Times are monotonic seconds.
     """
 
     browser: str
     reason: str
     incident: str
     asked: float | None = None
-    deadline: float | None = None
+    since: float | None = None
     call: int | None = None
     killed: bool = False
 
 
-class Worker(Struct):
-    """One worker and what its connection, its samples and its deaths told."""
+class Cancelling(Struct, frozen=True):
+    """An item that its worker was told to end. `until` is when patience with it ends, in monotonic seconds."""
 
-    name: str
-    group: str
-    index: int
-    life: Life
-    history: RestartHistory = RestartHistory()
+    key: str
+    until: float
+    reason: str
+
+
+class Incarnation(Struct):
+    """What belongs to one process of a worker: a new one takes its place whole at each start and each end.
+
+    Times are monotonic seconds.
+    """
+
     conn: int | None = None
-    away_since: float | None = None
+    away_since: float | None = None  # when its connection was closed
     heard: float | None = None
     beats: bool = False  # a heartbeat came: from now on, silence is a hang
+    silence: float | None = None  # seconds that it may be silent, if a reload changed its heartbeats since its hello
     goodbye: Literal["complete", "drained"] | None = None
     farewell: tuple[int, int] | None = None  # (conn, call) of a goodbye that is not answered yet
-    more: bool = False
+    more: bool = False  # its last offer said that others follow
     progress: float | None = None  # when an item last ended, or hands that were empty were filled
     browsers: dict[str, Browser] = {}
     lost_browser: str | None = None  # the correlation id of one that crashed or was killed, and is not replaced yet
     recycle: Recycle | None = None
     limit: str | None = None  # over a soft limit of its own: to be restarted when its hands are empty
-    incident: str | None = None  # the correlation id from a detection to the recovery
-    cancelling: dict[int, tuple[str, float, str]] = {}  # claim → (key, when patience ends, reason)
+    cancelling: dict[int, Cancelling] = {}  # by claim
     charge: str | None = None  # the item that a kill is charged to
+    killed_for: Failure | None = None  # what a death by our own hand is charged as
+    given_up: bool = False  # failed for good while its process still runs
+    sample: Sample | None = None
+
+    @property
+    def browser_pids(self) -> tuple[int, ...]:
+        """The main PIDs of its browsers."""
+        return tuple(browser.pid for browser in self.browsers.values())
+
+
+class Worker(Struct):
+    """One worker: who it is, what its present process told, and what is known over all its processes."""
+
+    name: str
+    group: str
+    index: int
+    life: Life
+    current: Incarnation = field(default_factory=Incarnation)
+    history: RestartHistory = RestartHistory()
+    incident: str | None = None  # the correlation id from a detection to the recovery
     restarts: int = 0
     recycles: int = 0
     done: int = 0
     failed: int = 0
     paused: bool = False
     leaving: bool = False  # removed from the configuration: forgotten when it is down
-    given_up: bool = False  # failed for good while its process still ran
     last_failure: Failure | None = None
-    killed_for: Failure | None = None  # what a death by our own hand is charged as
     saved: tuple[int, str] | None = None  # generation, saved_at
     state: tuple[str, Raw] | None = None  # schema, the latest state if it is small
     state_ended: int = 0  # items ended in the group when it was written
-    sample: Sample | None = None
-
-    @property
-    def browser_pids(self) -> tuple[int, ...]:
-        """The main PIDs of the worker's browsers."""
-        return tuple(browser.pid for browser in self.browsers.values())
-
-
-class GroupState(Enum):
-    """Where a group stands; the values are the public states of `status`."""
-
-    OPENING = "running "  # its run is being read from the ledger
-    RUNNING = "running"
-    PAUSED = "paused"
-    DRAINING = "draining"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    ABORTED = "aborted"
-    STOPPED = "stopped"
-
-    __hash__ = object.__hash__  # as of Phase
-
-    @property
-    def public(self) -> str:
-        """The state's name in `status`."""
-        return self.value.strip()
-
-
-ENDED = frozenset({GroupState.COMPLETED, GroupState.FAILED, GroupState.ABORTED, GroupState.STOPPED})
 
 
 class Install(Struct):
@@ -143,11 +146,11 @@ class Group(Struct):
     name: str
     settings: GroupSettings
     queue: Queue
-    state: GroupState = GroupState.OPENING
+    state: GroupState = GroupState.OPENING  # written by `go` alone
     workers: list[str] = []
     mode: Mode = "continue"
     completing: bool = False  # its last item ended and the ledger is being told
-    repeat_at: float | None = None
+    repeat_since: float | None = None  # when the pause before a repeat began, monotonic seconds
     opening: int = 0  # ticket of the OpenRun that is waited for
     intent: Intent | None = None
     leaving: bool = False
@@ -157,6 +160,15 @@ class Group(Struct):
     failed_reason: str | None = None
     install: Install | None = None
     run_state: RunState = "running"  # of its run, as the ledger has it or was last asked to have it
+
+    def go(self, trigger: GroupTrigger) -> None:
+        """Follow the table."""
+        self.state = GROUP_TABLE[self.state, trigger]
+
+    @property
+    def repeat_at(self) -> float | None:
+        """When the next run is to begin, in monotonic seconds."""
+        return None if self.repeat_since is None else self.repeat_since + self.settings.repeat_delay
 
 
 class Handshake(Struct):
@@ -202,7 +214,7 @@ class FleetState(Struct):
     boot: str  # a random word of this daemon's life: seed of jitter, prefix of correlation ids
     outbox: Outbox
     once: bool = False
-    phase: Literal["starting", "running", "draining", "aborting", "aborted"] = "starting"
+    phase: SupervisorState = SupervisorState.STARTING  # written by `go` alone
     groups: dict[str, Group] = {}
     workers: dict[str, Worker] = {}
     conns: dict[int, tuple[str, int]] = {}  # introduced connections → (worker, incarnation)
@@ -214,6 +226,10 @@ class FleetState(Struct):
     at_once: bool = False  # the end waits for no item any more
     left: bool = False
 
+    def go(self, trigger: SupervisorTrigger) -> None:
+        """Follow the table."""
+        self.phase = SUPERVISOR_TABLE[self.phase, trigger]
+
     def retry_settings(self, group: GroupSettings) -> RetrySettings:
         """The group's retry policy."""
         return self.settings.retry[group.retry]
@@ -222,12 +238,12 @@ class FleetState(Struct):
         """Have whatever is left of the worker's incarnation killed and cleared away."""
         incarnation = worker.life.incarnation
         self.trees.add((worker.name, incarnation))
-        self.outbox.commands.append(KillTree(worker.name, incarnation, worker.browser_pids))
+        self.outbox.commands.append(KillTree(worker.name, incarnation, worker.current.browser_pids))
 
     def tell(self, worker: Worker, message: ToWorker, call: int | None = None) -> None:
         """Send a worker something, if it is connected."""
-        if worker.conn is not None:
-            self.outbox.commands.append(Tell(worker.conn, message, call))
+        if worker.current.conn is not None:
+            self.outbox.commands.append(Tell(worker.current.conn, message, call))
 
     def publish(
         self,

@@ -57,10 +57,11 @@ class Use(Struct, frozen=True):
 _UNUSED: Final = Use(None, NOT_YET)
 _PROGRAM: Final = Use("daemon/app.py", ROLLING)
 _RESTART: Final = Use("core/restart.py", in_place("from the next end of a worker on"))
+_DELAY: Final = Use("core/restart.py", in_place("at once, for a worker that waits too"))
 _LIMIT: Final = Use("core/resources.py", in_place("from the next sample on"))
 _RETRY: Final = Use("core/verdicts.py", in_place("from the next failure on"))
 _TARGET: Final = Use("core/lanes.py", in_place("from the next item on"))
-_STATE: Final = Use("core/lifecycle.py", in_place("from the next state that is written on"))
+_STATE: Final = Use("core/checkpoints.py", in_place("from the next state that is written on"))
 _ABORT: Final = Use("core/abort.py", in_place("at once, on what was counted so far"))
 
 _USES: Final[dict[str, dict[str, Use]]] = {
@@ -85,22 +86,25 @@ _USES: Final[dict[str, dict[str, Use]]] = {
         "count_max": _UNUSED,
         "env": _PROGRAM,
         "env_file": Use("core/parse.py", ROLLING),
-        "start_timeout": Use("core/worker.py", in_place("from the next start of a worker on")),
+        "start_timeout": Use("core/worker.py", in_place("at once, for a worker that is starting too")),
         "heartbeat_interval": Use("core/introductions.py", in_place("from a worker's next hello on")),
-        "heartbeat_timeout": Use("core/watchdog.py", in_place("at once")),
+        "heartbeat_timeout": Use(
+            "core/watchdog.py",
+            in_place("at once; with another heartbeat_interval, the longer one until the next hello"),
+        ),
         "progress_timeout": Use("core/watchdog.py", in_place("at once")),
         "item_timeout": Use("core/watchdog.py", in_place("at once")),
-        "stop_timeout": Use("core/lifecycle.py", in_place("from the next drain on")),
+        "stop_timeout": Use("core/worker.py", in_place("at once, for a drain under way too")),
         "restart": Use("core/lifecycle.py", in_place("from the next end of a worker on")),
         "on_complete": Use("core/groups.py", in_place("when the run completes")),
-        "repeat_delay": Use("core/groups.py", in_place("when the run completes")),
+        "repeat_delay": Use("core/state.py", in_place("at once, for the pause under way too")),
         "keep_runs": Use("core/groups.py", in_place("when the next run begins")),
         "retry": Use("core/state.py", in_place("from the next failure on")),
     },
     "restart_policy": {
-        "base_delay": _RESTART,
-        "max_delay": _RESTART,
-        "multiplier": _RESTART,
+        "base_delay": _DELAY,
+        "max_delay": _DELAY,
+        "multiplier": _DELAY,
         "stable_after": _RESTART,
         "max_restarts": _RESTART,
         "within": _RESTART,
@@ -118,7 +122,7 @@ _USES: Final[dict[str, dict[str, Use]]] = {
         "browser_pages": _LIMIT,
         "host_memory_percent": Use("core/resources.py", in_place("from the next sample on"), host=True),
         "disk_free": Use("core/disk.py", in_place("from the next sample on"), host=True),
-        "recycle_deadline": Use("core/recycling.py", in_place("from the next recycle on")),
+        "recycle_deadline": Use("core/recycling.py", in_place("at once, for a recycle under way too")),
         "max_concurrent_recycles": Use("core/resources.py", in_place("from the next recycle on"), host=True),
         "max_concurrent_launches": Use(None, NOT_YET, host=True),
         "leak_forecast": _UNUSED,
@@ -139,7 +143,7 @@ _USES: Final[dict[str, dict[str, Use]]] = {
         "retention": _STATE,
         "compression": _STATE,
         "max_state": Use("core/checkpoints.py", in_place("from the next state on, on open connections too")),
-        "interval": Use("core/fleet.py", in_place("at once")),
+        "interval": Use("core/checkpoints.py", in_place("at once")),
     },
     "abort": {
         "enabled": _ABORT,

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
+from scraper_supervisor.core.state import Cancelling
 from scraper_supervisor.core.worker import TERM_GRACE, Phase
 from scraper_worker.protocol import ItemCancel
 
@@ -29,15 +32,15 @@ class Watchdog:
 
     def cancel(self, worker: Worker, claim: int, key: str, reason: str, now: float) -> None:
         """Have the worker end that item; in vain, the worker is killed and that item alone charged."""
-        if claim not in worker.cancelling:
-            worker.cancelling[claim] = (key, now + CANCEL_PATIENCE, reason)
+        if claim not in worker.current.cancelling:
+            worker.current.cancelling[claim] = Cancelling(key, now + CANCEL_PATIENCE, reason)
             self._state.tell(worker, ItemCancel(key, claim, reason, CANCEL_PATIENCE))
 
     def remind(self, worker: Worker, now: float) -> None:
         """The worker came back: what it was told to cancel may have been lost with the old connection."""
-        for claim, (key, until, reason) in worker.cancelling.items():
+        for claim, one in worker.current.cancelling.items():
             if self._state.groups[worker.group].queue.open_claim(claim):
-                self._state.tell(worker, ItemCancel(key, claim, reason, max(0.0, until - now)))
+                self._state.tell(worker, ItemCancel(one.key, claim, one.reason, max(0.0, one.until - now)))
 
     def items_due(self, group: Group, now: float) -> None:
         """Cancel the items that are over item_timeout."""
@@ -57,7 +60,7 @@ class Watchdog:
         starts = (
             one.since
             for one in group.queue.open_claims()
-            if one.claim not in self._state.workers[one.worker].cancelling
+            if one.claim not in self._state.workers[one.worker].current.cancelling
             and self._state.workers[one.worker].life.alive
             and self._state.clocks_run(one.worker)
         )
@@ -74,16 +77,14 @@ class Watchdog:
     def stood_still(self, worker: Worker, since: float, now: float) -> None:
         """The store refused from `since` to `now`, so that this worker could not get on."""
         self._state.groups[worker.group].queue.stood_still(worker.name, since, now)
-        worker.cancelling = {
-            claim: (key, until + now - since, reason) for claim, (key, until, reason) in worker.cancelling.items()
+        worker.current.cancelling = {
+            claim: replace(one, until=one.until + now - since) for claim, one in worker.current.cancelling.items()
         }
-        if worker.progress is not None:
-            worker.progress = max(worker.progress, now)
-        if worker.away_since is not None:
-            worker.away_since = max(worker.away_since, now)
-        life = worker.life
-        if life.phase is Phase.STARTING and life.deadline is not None and life.started is not None:
-            life.deadline += max(0.0, now - max(since, life.started))  # it may have been started after that
+        if worker.current.progress is not None:
+            worker.current.progress = max(worker.current.progress, now)
+        if worker.current.away_since is not None:
+            worker.current.away_since = max(worker.current.away_since, now)
+        worker.life.stood_still(since, now)
 
     # ---- workers
 
@@ -91,7 +92,7 @@ class Watchdog:
         """Whatever of the worker's deadlines has come."""
         life = worker.life
         group = self._state.groups[worker.group]
-        if life.deadline is not None and now >= life.deadline and not self._hello_held(worker):
+        if not self._hello_held(worker) and life.take_due(now):
             self._life_due(worker, group, now)
         if not life.alive or life.killed:
             return
@@ -108,7 +109,7 @@ class Watchdog:
             return deadline
         group = self._state.groups[worker.group]
         times = [deadline, self._silent_at(worker, group), self._stuck_at(worker, group)]
-        times += [until for _, until in self._cancelled(worker, group)]
+        times += [one.until for one in self._cancelled(worker, group)]
         return min((time for time in times if time is not None), default=None)
 
     def _hello_held(self, worker: Worker) -> bool:
@@ -117,7 +118,6 @@ class Watchdog:
 
     def _life_due(self, worker: Worker, group: Group, now: float) -> None:
         life = worker.life
-        life.deadline = None  # what follows may set another
         match life.phase:
             case Phase.BACKOFF:
                 self._lifecycle.start(worker, now)
@@ -136,36 +136,47 @@ class Watchdog:
     def _hung(self, worker: Worker, group: Group, now: float) -> tuple[str, str] | None:
         """(signature, reason) if the worker is to be killed."""
         settings = group.settings
-        for key, until in self._cancelled(worker, group):
-            if now >= until:
-                worker.charge = key
-                return "item-timeout", f"it did not end the cancelled item {key!r} within {CANCEL_PATIENCE:g} s"
+        for one in self._cancelled(worker, group):
+            if now >= one.until:
+                worker.current.charge = one.key
+                return "item-timeout", f"it did not end the cancelled item {one.key!r} within {CANCEL_PATIENCE:g} s"
         silent, stuck = self._silent_at(worker, group), self._stuck_at(worker, group)
         if silent is not None and now >= silent:
-            if worker.away_since is not None:
-                return "connection-lost", f"its connection was closed for {settings.heartbeat_timeout:g} s"
-            return "heartbeat-timeout", f"it was silent for heartbeat_timeout of {settings.heartbeat_timeout:g} s"
+            patience = _patience(worker, group)
+            if worker.current.away_since is not None:
+                return "connection-lost", f"its connection was closed for {patience:g} s"
+            return "heartbeat-timeout", f"it was silent for heartbeat_timeout of {patience:g} s"
         if stuck is not None and now >= stuck:
             return "progress-timeout", f"it ended no item for progress_timeout of {settings.progress_timeout:g} s"
         return None
 
-    def _cancelled(self, worker: Worker, group: Group) -> list[tuple[str, float]]:
-        """(key, when patience ends) of the cancelled items that the worker still holds."""
-        if not worker.cancelling or not self._state.clocks_run(worker.name):
+    def _cancelled(self, worker: Worker, group: Group) -> list[Cancelling]:
+        """The cancelled items that the worker still holds."""
+        if not worker.current.cancelling or not self._state.clocks_run(worker.name):
             return []
-        cancelling = worker.cancelling.items()
-        return [(key, until) for claim, (key, until, _) in cancelling if group.queue.open_claim(claim)]
+        cancelling = worker.current.cancelling.items()
+        return [one for claim, one in cancelling if group.queue.open_claim(claim)]
 
     def _silent_at(self, worker: Worker, group: Group) -> float | None:
         """When the worker's silence is a hang; after its goodbye it owes no word, only its end."""
-        since = worker.away_since
+        since = worker.current.away_since
         if since is not None and not self._state.clocks_run(worker.name):
             return None  # its hello may be refused, since no checkpoint can be read
-        if since is None and worker.beats:
-            since = worker.heard
-        return None if worker.goodbye is not None or since is None else since + group.settings.heartbeat_timeout
+        if since is None and worker.current.beats:
+            since = worker.current.heard
+        return None if worker.current.goodbye is not None or since is None else since + _patience(worker, group)
 
     def _stuck_at(self, worker: Worker, group: Group) -> float | None:
-        if worker.progress is None or not group.queue.busy(worker.name) or not self._state.clocks_run(worker.name):
+        if (
+            worker.current.progress is None
+            or not group.queue.busy(worker.name)
+            or not self._state.clocks_run(worker.name)
+        ):
             return None
-        return worker.progress + group.settings.progress_timeout
+        return worker.current.progress + group.settings.progress_timeout
+
+
+def _patience(worker: Worker, group: Group) -> float:
+    """Seconds that the worker may be silent."""
+    silence = worker.current.silence
+    return group.settings.heartbeat_timeout if silence is None else silence

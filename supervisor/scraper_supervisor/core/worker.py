@@ -1,19 +1,20 @@
-"""One worker's life: a total table of phases and triggers, and the deadlines that go with them.
+"""One worker's life: the table of its phases, and the one clock that runs in each of them.
 
-The table is the truth; `docs/worker-states.md` is drawn from it. What a phase means for items, browsers or the group is
-not known here: the fleet reads `phase`, `after` and `reason`.
+The table is the truth; `docs/states.md` is drawn from it. What a phase means for items, browsers or the group is not
+known here: the rooms read `phase`, `after` and `reason`. Nobody else sets a life's clock.
 """
 
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from msgspec import Struct
 
 from scraper_supervisor.core.events import Command, KillTree, Signal, Spawn
+from scraper_supervisor.core.tables import STAYS, Table, table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from scraper_supervisor.core.settings import GroupSettings
 
 SIGTERM: Final = 15
@@ -21,11 +22,11 @@ TERM_GRACE: Final = 5.0  # seconds between SIGTERM after a drain in vain and SIG
 
 
 class Phase(Enum):
-    """Where a worker stands; the values are the public states of `status`."""
+    """Where a worker stands."""
 
     STOPPED = "stopped"
-    SPAWNING = "starting"
-    STARTING = "starting "  # spawned, not yet introduced; an enum's values must differ, `public` trims
+    SPAWNING = "spawning"
+    STARTING = "starting"  # spawned, not yet introduced
     RUNNING = "running"
     DRAINING = "draining"
     STOPPING = "stopping"
@@ -37,8 +38,8 @@ class Phase(Enum):
 
     @property
     def public(self) -> str:
-        """The state's name in `status`."""
-        return self.value.strip()
+        """The state's name in `status`, which does not tell a worker without a process from one before its hello."""
+        return "starting" if self is Phase.SPAWNING else self.value
 
 
 class Trigger(Enum):
@@ -57,41 +58,59 @@ class Trigger(Enum):
     GONE_FAIL = "gone, fail"
 
 
-_P, _T = Phase, Trigger
-_DOWN: Final = {_T.START: _P.SPAWNING}
-_GONE: Final = {
-    _T.GONE_WAIT: _P.BACKOFF,
-    _T.GONE_STOP: _P.STOPPED,
-    _T.GONE_DONE: _P.COMPLETED,
-    _T.GONE_FAIL: _P.FAILED,
+Gone: TypeAlias = Literal["wait", "stop", "done", "fail"]
+_GONE: Final[dict[Gone, Trigger]] = {
+    "wait": Trigger.GONE_WAIT,
+    "stop": Trigger.GONE_STOP,
+    "done": Trigger.GONE_DONE,
+    "fail": Trigger.GONE_FAIL,
 }
-# What is not named here leaves the phase as it is: a stale word, or one that is already being obeyed.
-_CHANGES: Final[dict[Phase, dict[Trigger, Phase]]] = {
-    _P.STOPPED: _DOWN | {_T.GONE_WAIT: _P.BACKOFF, _T.GONE_FAIL: _P.FAILED},
-    _P.COMPLETED: _DOWN | {_T.DRAIN: _P.STOPPED, _T.GONE_WAIT: _P.BACKOFF, _T.GONE_FAIL: _P.FAILED},
-    _P.FAILED: _DOWN | {_T.DRAIN: _P.STOPPED},
-    _P.BACKOFF: _DOWN | {_T.DRAIN: _P.STOPPED, _T.TERMINATE: _P.STOPPED, _T.KILL: _P.STOPPED, _T.GONE_FAIL: _P.FAILED},
-    _P.SPAWNING: {_T.SPAWNED: _P.STARTING, _T.SPAWNED_PLAIN: _P.RUNNING, **_GONE},
-    _P.STARTING: {
-        _T.HELLO: _P.RUNNING,
-        _T.DRAIN: _P.STOPPING,
-        _T.TERMINATE: _P.STOPPING,
-        _T.KILL: _P.STOPPING,
-        **_GONE,
+
+_STOPPED, _SPAWNING, _STARTING, _RUNNING = Phase.STOPPED, Phase.SPAWNING, Phase.STARTING, Phase.RUNNING
+_DRAINING, _STOPPING, _BACKOFF, _FAILED, _DONE = (
+    Phase.DRAINING, Phase.STOPPING, Phase.BACKOFF, Phase.FAILED, Phase.COMPLETED,
+)  # fmt: skip
+TABLE: Final[Table[Phase, Trigger]] = table(
+    Trigger,
+    (_STOPPED, _SPAWNING, _STARTING, _RUNNING, _DRAINING, _STOPPING, _BACKOFF, _DONE, _FAILED),
+    {
+        Trigger.START: (_SPAWNING, STAYS, STAYS, STAYS, STAYS, STAYS, _SPAWNING, _SPAWNING, _SPAWNING),
+        Trigger.SPAWNED: (STAYS, _STARTING, STAYS, STAYS, STAYS, STAYS, STAYS, STAYS, STAYS),
+        Trigger.SPAWNED_PLAIN: (STAYS, _RUNNING, STAYS, STAYS, STAYS, STAYS, STAYS, STAYS, STAYS),
+        Trigger.HELLO: (STAYS, STAYS, _RUNNING, STAYS, STAYS, STAYS, STAYS, STAYS, STAYS),
+        Trigger.DRAIN: (STAYS, STAYS, _STOPPING, _DRAINING, STAYS, STAYS, _STOPPED, _STOPPED, _STOPPED),
+        Trigger.TERMINATE: (STAYS, STAYS, _STOPPING, _STOPPING, _STOPPING, STAYS, _STOPPED, STAYS, STAYS),
+        Trigger.KILL: (STAYS, STAYS, _STOPPING, _STOPPING, _STOPPING, STAYS, _STOPPED, STAYS, STAYS),
+        Trigger.GONE_WAIT: (_BACKOFF, _BACKOFF, _BACKOFF, _BACKOFF, _BACKOFF, _BACKOFF, STAYS, _BACKOFF, STAYS),
+        Trigger.GONE_STOP: (STAYS, _STOPPED, _STOPPED, _STOPPED, _STOPPED, _STOPPED, STAYS, STAYS, STAYS),
+        Trigger.GONE_DONE: (STAYS, _DONE, _DONE, _DONE, _DONE, _DONE, STAYS, STAYS, STAYS),
+        Trigger.GONE_FAIL: (_FAILED, _FAILED, _FAILED, _FAILED, _FAILED, _FAILED, _FAILED, _FAILED, STAYS),
     },
-    _P.RUNNING: {_T.DRAIN: _P.DRAINING, _T.TERMINATE: _P.STOPPING, _T.KILL: _P.STOPPING, **_GONE},
-    _P.DRAINING: {_T.TERMINATE: _P.STOPPING, _T.KILL: _P.STOPPING, **_GONE},
-    _P.STOPPING: _GONE,
-}
-TABLE: Final[Mapping[tuple[Phase, Trigger], Phase]] = {
-    (phase, trigger): _CHANGES[phase].get(trigger, phase) for phase in Phase for trigger in Trigger
-}
-ALIVE: Final = frozenset({_P.STARTING, _P.RUNNING, _P.DRAINING, _P.STOPPING})  # there is a process
-UP: Final = ALIVE | {_P.SPAWNING}  # there is one, or there will be
+)
+ALIVE: Final = frozenset({_STARTING, _RUNNING, _DRAINING, _STOPPING})  # there is a process
+UP: Final = ALIVE | {_SPAWNING}  # there is one, or there will be
+
+
+class Clock(Struct, frozen=True):
+    """What runs out for a worker. `since` is monotonic seconds, `span` seconds.
+
+    `what` names what is waited for: its "hello" (start_timeout); the "end" of its items, or of its process after its
+    goodbye or a SIGTERM in the place of a drain (stop_timeout); its next "start" (restart_policy). A "fixed" span is
+    told by no setting.
+    """
+
+    what: Literal["hello", "end", "fixed", "start"]
+    since: float
+    span: float
+
+    @property
+    def deadline(self) -> float:
+        """When it runs out, in monotonic seconds."""
+        return self.since + self.span
 
 
 class Life:
-    """A worker's phase, process and deadlines.
+    """A worker's phase, process and clock.
 
     `after` says what shall become of the worker when its process ends: "decide" (nobody ordered it: the restart policy
     does), "restart" or "stop". `reason` is the sentence that goes with an order or a kill.
@@ -105,7 +124,7 @@ class Life:
         self.token: str | None = None
         self.started: float | None = None
         self.introduced = False
-        self.deadline: float | None = None
+        self.clock: Clock | None = None
         self.after: Literal["decide", "restart", "stop"] = "decide"
         self.reason: str | None = None
         self.killed = False
@@ -125,12 +144,14 @@ class Life:
         """Whether there is a process or one is being started."""
         return self.phase in UP
 
+    # ---- what happens to it
+
     def start(self, group: GroupSettings) -> list[Command]:
         """Start a new incarnation, unless there is one."""
         if not self._go(Trigger.START):
             return []
         self.incarnation += 1
-        self.pid = self.token = self.started = self.deadline = self.reason = None
+        self.pid = self.token = self.started = self.clock = self.reason = None
         self.introduced = self.killed = False
         self.after = "decide"
         return [Spawn(self.worker, self.incarnation, group)]
@@ -141,9 +162,9 @@ class Life:
         if not self._go(Trigger.SPAWNED_PLAIN if plain else Trigger.SPAWNED):
             return []
         self.pid, self.token, self.started = pid, token, now
-        self.deadline = None if plain else now + group.start_timeout
+        self.clock = None if plain else Clock("hello", now, group.start_timeout)
         if self.after != "decide":
-            return self.terminate(group.stop_timeout, now)
+            return self._terminate(Clock("end", now, group.stop_timeout))
         return []
 
     def hello(self) -> bool:
@@ -151,11 +172,11 @@ class Life:
         self.introduced = True
         came_up = self._go(Trigger.HELLO)
         if came_up:
-            self.deadline = None
+            self.clock = None
         return came_up
 
     def drain(
-        self, reason: str, after: Literal["restart", "stop"], stop_timeout: float, now: float
+        self, reason: str, after: Literal["restart", "stop"], group: GroupSettings, now: float
     ) -> tuple[list[Command], bool]:
         """Order a graceful end.
 
@@ -165,41 +186,94 @@ class Life:
         if self.after != "stop":  # an order to stop is never softened to a restart
             self.after, self.reason = after, reason
         if self.phase in (Phase.RUNNING, Phase.STARTING) and not self.introduced:
-            return self.terminate(stop_timeout, now), False
+            return self._terminate(Clock("end", now, group.stop_timeout)), False
         changed = self._go(Trigger.DRAIN)
         if changed and self.phase is Phase.DRAINING:
-            self.deadline = now + stop_timeout
+            self.clock = Clock("end", now, group.stop_timeout)
             return [], True
         if changed:
-            self.deadline = None
+            self.clock = None
         return [], False
 
     def terminate(self, grace: float, now: float) -> list[Command]:
         """SIGTERM to the PID alone; SIGKILL to the tree follows after `grace` seconds."""
-        if not self._go(Trigger.TERMINATE):
-            return []
-        if self.phase is not Phase.STOPPING:
-            self.deadline = None
-            return []
-        self.deadline = now + grace
-        return [Signal(self.worker, self.incarnation, SIGTERM)]
+        return self._terminate(Clock("fixed", now, grace))
 
     def kill(self, reason: str, browsers: tuple[int, ...]) -> list[Command]:
         """SIGKILL the whole tree; unless an end was ordered before, this is a death."""
         if not self.alive or self.killed:
             return []
         self._go(Trigger.KILL)
-        self.deadline, self.killed = None, True
+        self.clock, self.killed = None, True
         if self.after == "decide":
             self.reason = reason
         return [KillTree(self.worker, self.incarnation, browsers)]
 
-    def gone(self, what: Literal["wait", "stop", "done", "fail"], until: float | None = None) -> None:
-        """The process has ended (or was not born), and this comes of it; with "wait", another starts at `until`."""
-        if self._go(Trigger(f"gone, {what}")):  # else the word is stale
+    def gone(self, what: Gone, next_start: Clock | None = None) -> None:
+        """The process has ended (or was not born), and this comes of it; with "wait", another starts in time."""
+        if self._go(_GONE[what]):  # else the word is stale
             self.pid = self.token = None
-            self.deadline = until
+            self.clock = next_start
 
-    def give_up(self) -> None:
-        """No further try."""
-        self.gone("fail")
+    def stop_waiting(self) -> None:
+        """A worker in backoff is not started again by its clock, but by whoever wants it."""
+        self.terminate(0.0, 0.0)
+
+    # ---- its clock
+
+    @property
+    def deadline(self) -> float | None:
+        """When its clock runs out, in monotonic seconds."""
+        return None if self.clock is None else self.clock.deadline
+
+    def take_due(self, now: float) -> bool:
+        """Whether its clock has run out; it is taken away, as what follows may set another."""
+        due = self.clock is not None and now >= self.clock.deadline
+        if due:
+            self.clock = None
+        return due
+
+    def said_goodbye(self, group: GroupSettings, now: float) -> None:
+        """Its process owes us an end, unless a clock for that runs already."""
+        if self.clock is None:
+            self.clock = Clock("end", now, group.stop_timeout)
+
+    def hello_was_refused(self, group: GroupSettings, now: float) -> None:
+        """Its checkpoint can't be read, for which it is not to blame: it has start_timeout anew."""
+        if self.phase is Phase.STARTING and self.clock is not None:
+            self.clock = Clock("hello", now, group.start_timeout)
+
+    def start_soon(self, now: float) -> None:
+        """A worker in backoff waits no longer."""
+        if self.phase is Phase.BACKOFF:
+            self.clock = Clock("start", now, 0.0)
+
+    def stood_still(self, since: float, now: float) -> None:
+        """No hello could be answered from `since` to `now`; it may have been started after that."""
+        if self.phase is Phase.STARTING and self.clock is not None and self.started is not None:
+            still = max(0.0, now - max(since, self.started))
+            self.clock = Clock(self.clock.what, self.clock.since + still, self.clock.span)
+
+    def reconfigured(self, group: GroupSettings, backoff: float) -> bool:
+        """Compute the clock that runs anew; `backoff` is the wait before its next start under the new policy.
+
+        Returns:
+            Whether it runs out at another time than before.
+        """
+        if self.clock is None:
+            return False
+        spans = {"hello": group.start_timeout, "end": group.stop_timeout, "start": backoff}
+        before, what = self.clock, self.clock.what
+        self.clock = Clock(what, before.since, spans.get(what, before.span))
+        return self.clock != before
+
+    # ---- inside
+
+    def _terminate(self, clock: Clock) -> list[Command]:
+        if not self._go(Trigger.TERMINATE):
+            return []
+        if self.phase is not Phase.STOPPING:
+            self.clock = None
+            return []
+        self.clock = clock
+        return [Signal(self.worker, self.incarnation, SIGTERM)]
