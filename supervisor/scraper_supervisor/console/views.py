@@ -276,6 +276,7 @@ def worker_view(worker: Document) -> Group:
         ("memory", f"{size(memory['pss'])} (RSS {size(memory['rss'])}), without its browsers"),
         ("cpu", cpu),
         ("items", f"{items['done']} done, {items['failed']} failed, {items['in_flight']} in flight"),
+        ("handed nothing", UNKNOWN if worker["idle_reason"] is None else clean(worker["idle_reason"])),
         ("restarts", f"{worker['restarts']}, browsers recycled {worker['recycles']}"),
         ("checkpoint", checkpoint),
         ("last failure", failure(worker["last_failure"])),

@@ -52,13 +52,13 @@ from scraper_supervisor.core.lifecycle import Lifecycle
 from scraper_supervisor.core.operators import Operators
 from scraper_supervisor.core.outbox import Outbox
 from scraper_supervisor.core.outcomes import Outcomes
+from scraper_supervisor.core.readiness import why_closed, why_not_ready
 from scraper_supervisor.core.recycling import Recycling
 from scraper_supervisor.core.restores import Restores
 from scraper_supervisor.core.slo import Slo
 from scraper_supervisor.core.state import FleetState, Mode
-from scraper_supervisor.core.states import ENDED, GroupState
+from scraper_supervisor.core.states import ENDED
 from scraper_supervisor.core.watchdog import Watchdog
-from scraper_supervisor.core.worker import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -219,9 +219,9 @@ class Fleet:
         """What any event may have made possible: hand out items, complete runs, leave."""
         self.recycling.step(now)  # before items are handed out: it says who may have one
         self.endings.decided(self.abort.evaluate(now), now)
+        closed = why_closed(self.state)
         for group in list(self.state.groups.values()):
-            open_ = group.state not in ENDED and self.state.disk_works()
-            group.queue.pump(now, self._may_start, open_=open_)
+            group.queue.pump(now, self._is_ready, open_=group.state not in ENDED and closed is None)
             self.groups.check(group, now)
             self.groups.roll(group, now)
         self._pass_on(now)
@@ -232,16 +232,9 @@ class Fleet:
         commands, self.outbox.commands = self.outbox.commands, []
         return commands
 
-    def _may_start(self, name: str) -> bool:
-        """Whether this worker may be handed a further item now."""
+    def _is_ready(self, name: str) -> bool:
         worker = self.state.workers.get(name)
-        if worker is None or worker.life.phase is not Phase.RUNNING or worker.current.goodbye is not None:
-            return False
-        if name in self.state.storage.folders:
-            return False
-        if worker.current.recycle is not None or worker.current.limit is not None or worker.paused:
-            return False
-        return self.state.groups[worker.group].state is GroupState.RUNNING
+        return worker is not None and why_not_ready(self.state, worker) is None
 
     # ---- time
 

@@ -93,6 +93,10 @@ class HandOut:
         """Whether the worker has an item.next open."""
         return any(waiter.caller.worker == worker for waiter in self._waiters)
 
+    def alone(self, worker: str) -> bool:
+        """Whether the worker holds an item that it must hold alone, or is to have one when its hands are empty."""
+        return worker in self._reserved or self._hands.alone(worker)
+
     def disconnected(self, conn: int) -> None:
         """Nobody listens there any more."""
         self._waiters = deque(waiter for waiter in self._waiters if waiter.caller.conn != conn)
@@ -162,9 +166,7 @@ class HandOut:
     # ---- inside
 
     def _may_start(self, worker: str, ready: Callable[[str], bool]) -> bool:
-        if worker in self._reserved or not ready(worker):
-            return False
-        return not self._hands.alone(worker)
+        return ready(worker) and not self.alone(worker)
 
     def _reserve(self, item: Item, ready: Callable[[str], bool]) -> None:
         """Find the worker that shall have this item alone: one with empty hands, else the first that asks."""

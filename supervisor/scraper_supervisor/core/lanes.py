@@ -330,11 +330,15 @@ class Lanes:
         held = sum(1 for due, _, item in self._retries if due > now and item.id in self._retry_ids)
         return held + self.retries_open - self._retries_loaded
 
-    def next_deadline(self) -> float | None:
-        """When an item becomes due, or a paced target free."""
+    def next_due(self) -> float | None:
+        """When the first of the waiting items is due, in monotonic seconds; None if memory holds none of them."""
         while self._retries and self._retries[0][2].id not in self._retry_ids:
             heapq.heappop(self._retries)
-        times = [heap[0][0] for heap in (self._retries, self._paced) if heap]
+        return self._retries[0][0] if self._retries else None
+
+    def next_deadline(self) -> float | None:
+        """When an item becomes due, or a paced target free."""
+        times = [time for time in (self.next_due(), self._paced[0][0] if self._paced else None) if time is not None]
         if self.retries_open > self._retries_loaded:
             times.append(max(self._stored_due, self._advanced + FETCH_AGAIN))
         return min(times, default=None)

@@ -205,6 +205,19 @@ class Queue:
         """Whether the worker has an item.next open."""
         return self._out.waits(worker)
 
+    def alone(self, worker: str) -> bool:
+        """Whether the worker holds an item that it must hold alone, or is to have one."""
+        return self._out.alone(worker)
+
+    @property
+    def loading(self) -> bool:
+        """Whether something that may come first is on its way from the ledger."""
+        return self.image is None or self.frozen or self._out.numbers.reserving or self.lanes.fetching
+
+    def next_due(self) -> float | None:
+        """When the first of the items that wait is due, in monotonic seconds; None if only the ledger knows."""
+        return self.lanes.next_due()
+
     def counts(self, now: float) -> QueueCounts:
         """How many items are in which state."""
         waiting, in_flight, ended = self.lanes.waiting(now), len(self._hands), self.ended
@@ -429,7 +442,7 @@ class Queue:
         if open_ and self.image is not None and not self.frozen:
             self._out.hand_out(now, ready)
             self._fetch(now)
-        self._out.expire(now, lambda: open_ and self._loading())
+        self._out.expire(now, lambda: open_ and self.loading)
 
     def next_deadline(self) -> float | None:
         """When `pump` may have something new to say by itself."""
@@ -440,9 +453,6 @@ class Queue:
         self._conclusions.settle()
 
     # ---- inside
-
-    def _loading(self) -> bool:
-        return self.image is None or self.frozen or self._out.numbers.reserving or self.lanes.fetching
 
     def _fetch(self, now: float) -> None:
         outbox, group, run_id, reading = self._outbox, self.group, self._run.run_id, self._readings

@@ -9,6 +9,7 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from scraper_supervisor.core.groups import RATE_WINDOW
+from scraper_supervisor.core.readiness import idle_reason, why_closed
 from scraper_supervisor.core.states import ENDED, GroupState
 from scraper_supervisor.core.wall import timestamp
 
@@ -68,11 +69,9 @@ def supervisor_state(fleet: Fleet) -> str:
 def _disk_reason(fleet: Fleet) -> str | None:
     """What is wrong with the disk, and whom that holds."""
     storage = fleet.state.storage
-    if storage.ledger is not None:
-        return f"{storage.ledger.reason}: no item is handed out"
-    if storage.folders:
+    if storage.folders and storage.ledger is None:
         return "; ".join(f"{one.reason}: {worker} is handed no item" for worker, one in storage.folders.items())
-    return "free disk space is below disk_free: no item is handed out" if storage.low else None
+    return why_closed(fleet.state)
 
 
 def slo_view(fleet: Fleet, now: float) -> dict[str, Any]:
@@ -157,6 +156,7 @@ def _worker(fleet: Fleet, worker: Worker, group: Group, daemon: Daemon) -> dict[
             }
             for browser in worker.current.browsers.values()
         ],
+        "idle_reason": idle_reason(fleet.state, worker, daemon.now, daemon.wall),
         "recycles": worker.recycles,
         "items": {"done": worker.done, "failed": worker.failed, "in_flight": group.queue.hands(worker.name)},
         "checkpoint": None

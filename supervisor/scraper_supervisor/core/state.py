@@ -265,10 +265,6 @@ class FleetState(Struct):
         """The group's workers, by index."""
         return [self.workers[name] for name in group.workers]
 
-    def disk_works(self) -> bool:
-        """Whether items may be handed out as far as the disk goes."""
-        return self.storage.ledger is None and not self.storage.low
-
     def saving(self) -> bool:
         """Whether a worker's state is on its way to the disk."""
         return any(isinstance(one.op, SaveState) for one in self.outbox.pending.values())
