@@ -31,7 +31,6 @@ def doubts(document: dict[str, Any]) -> list[Problem]:
         ),
         ({"evidence": {"trace": False}, **group()}, "evidence.trace", "not used by this version yet"),
         ({"supervisor": {"lease": 90}, **group()}, "supervisor.lease", "not used by this version yet"),
-        ({"targets": {"*": {"delay": 1}}, **group()}, 'targets."*".delay', "not used by this version yet"),
         (group(abort={"window": "1m"}), "workers.matches.abort.window", "not used by this version yet"),
         (group(resources={"leak_forecast": True}), "workers.matches.resources.leak_forecast", "not used by this"),
         (group(resources={"disk_free": 1}), "workers.matches.resources.disk_free", "counts for the whole host"),

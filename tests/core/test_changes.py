@@ -124,23 +124,20 @@ def test_who_the_daemon_is_needs_a_daemon_restart(key: str, value: object) -> No
 
 
 def test_a_change_that_nothing_reads_is_told_as_such() -> None:
-    old = {"targets": {"*": {"delay": 1}}, **group(count="2-4")}
+    old = group(count="2-4")
     new = {
         "evidence": {"trace": True},
-        "targets": {"*": {"delay": 2}},
         **group(count="2-8", abort={"window": "1m"}, resources={"disk_free": 1}),
     }
     found = between(old, new)
     changed = (
         "evidence.trace",
-        'targets."*".delay',
         "the upper end of workers.matches.count",
         "workers.matches.abort.window",
         "workers.matches.resources.disk_free",
     )
     assert found == Plan(without_effect=changed)
     assert found.summary == f"{', '.join(changed)} changed without effect: see check"
-    assert between({}, {"targets": {"*": {}}}) == Plan(without_effect=('targets."*"',))
 
 
 def test_the_least_of_a_range_is_what_resizes() -> None:

@@ -762,7 +762,7 @@ KEYS = {
     "groups": {"name", "run", "state", "items", "rate_per_minute", "eta_seconds"},
     "workers": {
         "name", "group", "index", "state", "pid", "incarnation", "restarts", "started_at", "memory", "cpu_percent",
-        "processes", "browsers", "recycles", "items", "checkpoint", "last_failure",
+        "processes", "browsers", "idle_reason", "recycles", "items", "checkpoint", "last_failure",
     },
     "abort": {"state", "window_seconds", "scopes"},
     "slo": {

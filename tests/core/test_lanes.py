@@ -16,9 +16,10 @@ from hypothesis.stateful import (
 from msgspec import Raw
 
 from scraper_supervisor.core import lanes as lanes_module
-from scraper_supervisor.core.lanes import Item, Lanes
-from scraper_supervisor.core.records import Entry, NewItem
+from scraper_supervisor.core.lanes import Item, Lanes, Wanted
+from scraper_supervisor.core.records import Entry, Lane, NewItem
 from scraper_supervisor.core.settings import TargetSettings
+from scraper_supervisor.core.targets import Targets
 
 NULL = Raw(b"null")
 TARGETS = (None, "a", "b")
@@ -29,8 +30,7 @@ def item(number, *, target=None, priority=0, order=None):
 
 
 def with_items(*items, targets=None):
-    lanes = Lanes()
-    lanes.configure(targets or {})
+    lanes = Lanes(Targets(targets or {}))
     lanes.open((), 0)
     for one in items:
         lanes.added(one.id, one, one.order)
@@ -38,6 +38,7 @@ def with_items(*items, targets=None):
 
 
 def take(lanes, now=0.0):
+    lanes._targets.advance(now)
     lanes.advance(now)
     found = lanes.peek(now)
     if found is not None:
@@ -104,7 +105,7 @@ def test_a_limit_that_is_lifted_frees_its_lane_at_once():
     lanes = with_items(item(1, target="a"), item(2, target="a"), targets={"a": TargetSettings(delay=1000.0)})
     take(lanes)
     assert take(lanes, 1.0) is None
-    lanes.configure({})
+    lanes._targets.configure({})
     assert take(lanes, 1.0).id == 2
 
 
@@ -164,7 +165,7 @@ class AgainstAList(RuleBasedStateMachine):
         self.hands: list[Item] = []
         for _ in range(stored):
             self._row(TARGETS[self.ids % spread], self.ids % 7 == 0)
-        self.lanes = Lanes()
+        self.lanes = Lanes(Targets({}))
         self._open()
 
     def _row(self, target, priority):
@@ -179,7 +180,7 @@ class AgainstAList(RuleBasedStateMachine):
             if row.due is None:
                 counts[row.target] = counts.get(row.target, 0) + 1
         timed = sum(row.due is not None for row in self.rows.values())
-        self.lanes.open(counts.items(), timed, self.hands)
+        self.lanes.open([Lane(target, count) for target, count in counts.items()], timed, self.hands)
 
     def _entry(self, row):
         due_in = None if row.due is None else row.due - self.now
@@ -188,18 +189,18 @@ class AgainstAList(RuleBasedStateMachine):
     def _load(self):
         """Whatever is wanted is fetched; it must come to an end."""
         for _ in range(200):
-            wanted, limit, retries = self.lanes.wants(self.now)
-            if not wanted and not retries:
+            wanted = self.lanes.wants(self.now)
+            if not wanted.lanes and not wanted.waiting:
                 return
-            for target, after in wanted:
+            for target, after in wanted.lanes:
                 lane = sorted(
                     (r for r in self.rows.values() if r.target == target and r.due is None), key=lambda r: r.rank
                 )
-                found = [row for row in lane if after is None or (-row.priority, row.order) > after][:limit]
+                found = [row for row in lane if after is None or (-row.priority, row.order) > after][: wanted.limit]
                 self.lanes.fetched(target, [self._entry(row) for row in found], self.now)
-            if retries:
+            if wanted.waiting:
                 timed = sorted((r for r in self.rows.values() if r.due is not None), key=lambda r: r.due)
-                self.lanes.retries_fetched([self._entry(row) for row in timed[:retries]], self.now)
+                self.lanes.retries_fetched([self._entry(row) for row in timed[: wanted.waiting]], self.now)
             self.lanes.advance(self.now)
         raise AssertionError("it fetches for ever")
 
@@ -211,6 +212,7 @@ class AgainstAList(RuleBasedStateMachine):
     @rule()
     def take(self):
         self._load()
+        self.lanes.advance(self.now)
         found = self.lanes.peek(self.now)
         free = [row for row in self.rows.values() if row.where == "open" and (row.due is None or row.due <= self.now)]
         if found is None:
@@ -278,7 +280,8 @@ class AgainstAList(RuleBasedStateMachine):
         assert self.lanes.waiting(self.now) >= waiting
         for lane in self.lanes._lanes.values():
             assert 0 <= lane.loaded <= lane.open
-            assert lane.in_flight == sum(one.target == lane.target for one in self.hands)
+            assert lane.in_flight == sum(one.target == lane.target.name for one in self.hands)
+            assert lane.in_flight == lane.target.in_flight
         held = sum(len(lane.ready) for lane in self.lanes._lanes.values())
         assert held <= 60
 
@@ -305,15 +308,15 @@ def test_everything_offered_is_handed_out_once_in_order(offers):
 
 
 def test_a_million_keys_cost_what_a_window_costs():
-    lanes = Lanes()
-    lanes.open([(None, 1_000_000)], 0)
-    wanted, limit, retries = lanes.wants(0.0)
-    assert (wanted, limit, retries) == ([(None, None)], lanes_module.LANE_MOST, False)
+    lanes = Lanes(Targets({}))
+    lanes.open([Lane(None, 1_000_000)], 0)
+    limit = lanes_module.LANE_MOST
+    assert lanes.wants(0.0) == Wanted(((None, None),), limit)
     entries = [Entry(n, f"k{n}", None, NULL, 0, float(n)) for n in range(limit)]
     lanes.fetched(None, entries, 0.0)
     for _ in range(limit // 2 - 1):
         lanes.gone(take(lanes))
-    assert lanes.wants(0.0)[0] == []
+    assert lanes.wants(0.0).lanes == ()
     lanes.gone(take(lanes))
-    assert lanes.wants(0.0)[0] == [(None, (0, float(limit - 1)))]
+    assert lanes.wants(0.0).lanes == ((None, (0, float(limit - 1))),)
     assert lanes.open_items == 1_000_000 - limit // 2

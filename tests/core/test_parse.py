@@ -87,6 +87,11 @@ def test_units_and_off_become_numbers_and_none() -> None:
     assert settings.groups["matches"].item_timeout == 90.0
 
 
+def test_a_star_names_every_other_host() -> None:
+    targets = parse({"targets": {"*": {"delay": "2s"}, "a.b": {}}}, "/").targets
+    assert (targets["*"].delay, targets["a.b"].delay) == (2.0, 0.0)
+
+
 def test_paths_are_relative_to_the_file_and_programs_without_a_slash_are_not() -> None:
     document: dict[str, Any] = {
         "supervisor": {"state_dir": "../state", "runtime_dir": "/run/x"},

@@ -26,6 +26,7 @@ from scraper_supervisor.core.records import (
     ReserveClaims,
 )
 from scraper_supervisor.core.settings import RetrySettings
+from scraper_supervisor.core.targets import Targets
 from scraper_worker.protocol import BadParams, End, Granted, ItemDone, ItemsOffer, decode_params
 
 
@@ -38,7 +39,7 @@ class Bench:
         items = tuple(NewItem(key, None, Raw(b"null"), 0) for key in keys)
         self.store.perform(AddItems(0, "g", run.run_id, items), 0.0)
         self.outbox = Outbox("boot")
-        self.queue = Queue("g", RetrySettings(jitter="none"), self.outbox, "seed")
+        self.queue = Queue("g", RetrySettings(jitter="none"), self.outbox, "seed", Targets({}))
         self.queue.open(self.store.perform(LoadRun(0, "g"), 0.0))
         self.asked, self.replies, self.calls = [], [], count(1)
 
@@ -91,7 +92,7 @@ def test_numbers_are_reserved_ahead_and_go_on_above_after_a_restart():
     bench.settle()
     assert [reply.claim for reply in bench.replies] == list(range(1, 601))
     assert bench.store.next_claim["g"] > CLAIMS_A_RESERVATION
-    second = Queue("g", RetrySettings(), bench.outbox, "seed")
+    second = Queue("g", RetrySettings(), bench.outbox, "seed", Targets({}))
     second.open(bench.store.perform(LoadRun(0, "g"), 0.0))
     bench.queue = second
     bench.replies.clear()

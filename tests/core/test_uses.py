@@ -22,12 +22,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(scraper_supervisor.__file__).parent
 THE_SETTINGS_OWN = {f"core/{name}.py" for name in ("settings", "parse", "values", "advice", "uses", "changes")}
-EVERY_TABLE = (
-    TABLES
-    | NAMED_TABLES
-    | {f"workers.{table}": TABLES[table] for table in GROUP_TABLES}
-    | {"targets.*": NAMED_TABLES["targets"]}
-)
+EVERY_TABLE = TABLES | NAMED_TABLES | {f"workers.{table}": TABLES[table] for table in GROUP_TABLES}
 WHOLE = {table for table in TABLES if all(use.reader is None for use in USES[table].values())}
 """Tables of which no key is read yet: nothing may even touch them."""
 

@@ -16,7 +16,7 @@ GROUP = {"name", "run", "state", "items", "rate_per_minute", "eta_seconds"}
 ITEMS = {"pending", "in_flight", "waiting", "parked", "done", "failed", "total"}
 WORKER = {
     "name", "group", "index", "state", "pid", "incarnation", "restarts", "started_at", "memory", "cpu_percent",
-    "processes", "browsers", "recycles", "items", "checkpoint", "last_failure",
+    "processes", "browsers", "idle_reason", "recycles", "items", "checkpoint", "last_failure",
 }  # fmt: skip
 SLO = {
     "availability", "recoveries", "recovery_p90_seconds", "recovery_max_seconds", "checkpoint_p99_seconds",

@@ -173,7 +173,8 @@ class World:
 
     def _settings(self, names: list[str]) -> Settings:
         rng = self.rng
-        targets = {"a.sim": TargetSettings(max_in_flight=1, delay=0.5)} if rng.random() < 0.4 else {}
+        limits = TargetSettings(max_in_flight=1, delay=0.5)
+        targets = rng.choice(({}, {"a.sim": limits}, {"*": limits, "a.sim": TargetSettings(max_in_flight=2)}))
         return Settings(
             groups={name: self._group(name) for name in names},
             retry={
@@ -514,6 +515,12 @@ class World:
                 self._must(intent or worker.leaving, f"{name} is stopped, wanted and forgotten")
             bound = worker.current.conn is None or worker.current.conn in self.conns or bool(self._inbox)
             self._must(bound, f"{name} is bound to connection {worker.current.conn}, which is closed")
+        every = [lane for group in state.groups.values() for lane in group.queue.lanes._lanes.values()]
+        for target in state.targets._known.values() if self.steps % 5 == 0 else ():
+            of_it = [lane for lane in every if lane.target is target]
+            self._must(target.groups == len(of_it), f"{target.name} is known to have {target.groups} groups")
+            in_flight = sum(lane.in_flight for lane in of_it)
+            self._must(target.in_flight == in_flight, f"{target.name}: {target.in_flight} instead of {in_flight}")
         for group in state.groups.values():
             for one in group.queue.open_claims():
                 up = state.workers[one.worker].life.up
@@ -532,12 +539,11 @@ class World:
         inner = queue.lanes
         for lane in inner._lanes.values():
             fresh = sum(item.due is None for item in lane.ready)
-            self._must(fresh <= 3 * lanes.LANE_MOST + 40, f"{fresh} items of {lane.target} are held")
-            self._must(lane.loaded <= lane.open, f"{lane.target}: {lane.loaded} loaded of {lane.open} open")
-            self._must(lane.in_flight >= 0, f"{lane.target}: {lane.in_flight} in flight")
+            self._must(fresh <= 3 * lanes.LANE_MOST + 40, f"{fresh} items of {lane.target.name} are held")
+            self._must(lane.loaded <= lane.open, f"{lane.target.name}: {lane.loaded} loaded of {lane.open} open")
+            self._must(lane.in_flight >= 0, f"{lane.target.name}: {lane.in_flight} in flight")
         self._must(0 <= inner._retries_loaded <= inner.retries_open, f"{inner._retries_loaded} retries loaded")
         self._must(len(inner._heads) <= 1000, f"{len(inner._heads)} heads")
-        self._must(len(inner._paced) <= 200, f"{len(inner._paced)} paced")
         self._must(queue.offering >= 0, "less than no offer")
         asked = [one.op.ticket for one in self.fleet.outbox.pending.values()]
         self._must(len(asked) <= 2000, f"{len(asked)} questions to the store are open")

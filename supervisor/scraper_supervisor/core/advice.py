@@ -10,7 +10,7 @@ from scraper_supervisor.core.keys import WorkerCount
 from scraper_supervisor.core.parse import Problem, key_path
 from scraper_supervisor.core.settings import GROUP_TABLES, TABLES, GroupSettings, Settings, keys_of
 from scraper_supervisor.core.units import format_duration, parse_address, parse_count
-from scraper_supervisor.core.uses import EVERY_HOST, NOT_YET, USES
+from scraper_supervisor.core.uses import NOT_YET, USES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,8 +74,7 @@ def _tables(document: Mapping[str, object]) -> Iterator[tuple[str, str, Mapping[
         yield name, name, _table(document, name)
     for kind in ("retry", "targets"):
         for name, given in _named(document, kind):
-            table = f"targets.{EVERY_HOST}" if (kind, name) == ("targets", EVERY_HOST) else kind
-            yield table, key_path(kind, name), given
+            yield kind, key_path(kind, name), given
     for name, group in _named(document, "workers"):
         path = key_path("workers", name)
         yield "workers", path, group

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from scraper_supervisor.core.parse import Problem, key_path
 from scraper_supervisor.core.settings import GROUP_TABLES, TABLES, GroupSettings, Settings
-from scraper_supervisor.core.uses import EVERY_HOST, REFUSED, RESIZE, ROLLING, USES, fields_of, told_as
+from scraper_supervisor.core.uses import REFUSED, RESIZE, ROLLING, USES, fields_of, told_as
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -74,8 +74,8 @@ def plan(old: Settings, new: Settings) -> Plan:
     """What a reload from `old` to `new` touches; everything else, process or key, is left alone."""
     causes: dict[str, list[str]] = {}
     resized: dict[str, tuple[int, int]] = {}
-    in_place = [path for path in _named_tables(old, new) if path != _EVERY_HOST_PATH]
-    without_effect = [path for path in _named_tables(old, new) if path == _EVERY_HOST_PATH]
+    in_place = list(_named_tables(old, new))
+    without_effect: list[str] = []
     refused: list[Problem] = []
     for differs in _differences(old, new):
         change, group = USES[differs.table][differs.key].change, differs.group
@@ -101,17 +101,13 @@ def plan(old: Settings, new: Settings) -> Plan:
     )
 
 
-_EVERY_HOST_PATH: Final = key_path("targets", EVERY_HOST)
-
-
 def _differences(old: Settings, new: Settings) -> Iterator[_Difference]:
     for table in TABLES:
         yield from _of_table(table, table, getattr(old, table), getattr(new, table))
     for name in old.retry.keys() & new.retry.keys():
         yield from _of_table("retry", key_path("retry", name), old.retry[name], new.retry[name])
     for name in old.targets.keys() & new.targets.keys():
-        table = f"targets.{EVERY_HOST}" if name == EVERY_HOST else "targets"
-        yield from _of_table(table, key_path("targets", name), old.targets[name], new.targets[name])
+        yield from _of_table("targets", key_path("targets", name), old.targets[name], new.targets[name])
     for name in old.groups.keys() & new.groups.keys():
         before, after, path = old.groups[name], new.groups[name], key_path("workers", name)
         differing = list(_of_table("workers", path, before, after, name))

@@ -6,7 +6,8 @@ together are taken together: what any of them may have made possible is looked f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final, assert_never
 
 from scraper_supervisor.core.abort import AbortWindow
 from scraper_supervisor.core.changes import plan
@@ -58,12 +59,15 @@ from scraper_supervisor.core.restores import Restores
 from scraper_supervisor.core.slo import Slo
 from scraper_supervisor.core.state import FleetState, Mode
 from scraper_supervisor.core.states import ENDED
+from scraper_supervisor.core.targets import Targets
 from scraper_supervisor.core.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from scraper_supervisor.core.settings import Settings
+
+_lanes: Final = attrgetter("queue.lanes")
 
 
 class Fleet:
@@ -78,7 +82,7 @@ class Fleet:
 
     def __init__(self, settings: Settings, boot: str, *, once: bool = False, mode: Mode = "continue") -> None:
         self.outbox = Outbox(boot)
-        self.state = FleetState(settings, boot, self.outbox, once=once)
+        self.state = FleetState(settings, boot, self.outbox, Targets(settings.targets), once=once)
         self.mode: Mode = mode
         self.abort = AbortWindow(settings.abort)
         self.slo = Slo()
@@ -220,10 +224,14 @@ class Fleet:
         self.recycling.step(now)  # before items are handed out: it says who may have one
         self.endings.decided(self.abort.evaluate(now), now)
         closed = why_closed(self.state)
-        for group in list(self.state.groups.values()):
-            group.queue.pump(now, self._is_ready, open_=group.state not in ENDED and closed is None)
-            self.groups.check(group, now)
-            self.groups.roll(group, now)
+        groups = list(self.state.groups.values())
+        turn = self.state.targets.in_turn(groups, _lanes, now)
+        while turn:
+            for group in turn:
+                group.queue.pump(now, self._is_ready, open_=group.state not in ENDED and closed is None)
+                self.groups.check(group, now)
+                self.groups.roll(group, now)
+            turn = self.state.targets.called(groups, _lanes)  # what one gave back may be another's next
         self._pass_on(now)
         self.desk.answer_goodbyes()
         self.groups.forget_removed(self.state.groups, now)
@@ -265,6 +273,7 @@ class Fleet:
         changes = plan(state.settings, settings)
         state.settings = settings
         self.abort.reconfigure(settings.abort)
+        state.targets.configure(settings.targets)
         for name in changes.removed:
             if name in state.groups:  # else the ledger has not even told of it
                 self.groups.remove(state.groups[name], now)

@@ -54,8 +54,8 @@ class Groups:
 
     def create(self, settings: GroupSettings, mode: Mode) -> Group:
         """Make a group known and ask for its run; it is staffed when the ledger answers."""
-        queue = Queue(settings.name, self._state.retry_settings(settings), self._state.outbox, self._state.boot)
-        queue.lanes.configure(self._state.settings.targets)
+        state = self._state
+        queue = Queue(settings.name, state.retry_settings(settings), state.outbox, state.boot, state.targets)
         group = Group(settings.name, settings, queue)
         group.intent = self._state.intents.get(settings.name)
         self._state.groups[settings.name] = group
@@ -302,7 +302,7 @@ class Groups:
         before, group.settings = group.settings, settings
         for worker in self._state.team(group):
             self._lifecycle.reconfigured(worker, before, now)
-        group.queue.configure(self._state.retry_settings(settings), self._state.settings.targets)
+        group.queue.configure(self._state.retry_settings(settings))
         for worker in [one for one in self._state.team(group) if one.index >= settings.count]:
             self._dismiss(worker, "count was lowered", now)
         for index in range(settings.count):
@@ -342,6 +342,7 @@ class Groups:
                 for worker in group.workers:
                     self._state.workers.pop(worker, None)
                     self._slo.forget(worker, now)
+                group.queue.close()
                 del self._state.groups[name]
 
     def roll(self, group: Group, now: float) -> None:

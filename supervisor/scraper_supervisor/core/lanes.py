@@ -11,15 +11,20 @@ import heapq
 import math
 from bisect import insort
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from msgspec import Raw, Struct
+
+from scraper_supervisor.core.targets import Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from scraper_supervisor.core.records import Added, Entry, NewItem
-    from scraper_supervisor.core.settings import TargetSettings
+    from scraper_supervisor.core.records import Added, Entry, Lane, NewItem
+    from scraper_supervisor.core.targets import Targets
+
+Rank: TypeAlias = tuple[int, float, int]  # (-priority, order, id)
+Place: TypeAlias = tuple[int, float]  # (-priority, order)
 
 WINDOW: Final = 4096  # items held in all lanes together, about
 LANE_MOST: Final = 512  # of one target
@@ -43,7 +48,7 @@ class Item(Struct):
     blocked: int = 0
     alone: bool = False
     due: float | None = None
-    rank: tuple[int, float, int] = ()  # type: ignore[assignment]  # made of the others
+    rank: Rank = ()  # type: ignore[assignment]  # made of the others
 
     def __post_init__(self) -> None:
         """Higher priority first; due retries (whose order is negative), then order of offer."""
@@ -76,29 +81,39 @@ def from_entry(entry: Entry, now: float) -> Item:
 
 
 class _Lane(Struct):
-    target: str | None
+    target: Target
     open: int = 0  # fresh items in the ledger, those in memory and in hands included
     loaded: int = 0  # of these, how many are in memory or in hands
-    cursor: tuple[int, float] | None = None  # (-priority, order) of the last fresh item ever loaded
+    cursor: Place | None = None  # of the last fresh item ever loaded
     ready: list[Item] = []
     fetching: bool = False
-    in_flight: int = 0
-    last_start: float | None = None
+    in_flight: int = 0  # of this group
 
     @property
     def stored(self) -> int:
         return self.open - self.loaded
 
 
-class Lanes:
-    """Which item is next. Knows nothing of workers, claims or the ledger's writes."""
+class Wanted(Struct, frozen=True):
+    """What to fetch from the ledger."""
 
-    def __init__(self) -> None:
-        self.targets: dict[str, TargetSettings] = {}
+    lanes: tuple[tuple[str | None, Place | None], ...] = ()  # targets, each with the place after which to go on
+    limit: int = 0  # items a lane
+    waiting: int = 0  # waiting items, 0: none
+
+
+class Lanes:
+    """Which item is next. Knows nothing of workers, claims or the ledger's writes.
+
+    Args:
+        targets: what limits the targets, over all groups.
+    """
+
+    def __init__(self, targets: Targets) -> None:
+        self._targets = targets
         self._lanes: dict[str | None, _Lane] = {}
-        self._heads: list[tuple[tuple[int, float, int], int, str | None]] = []
-        self._paced: list[tuple[float, int, str | None]] = []  # lanes whose target's delay runs
-        self._pushed = 0  # numbers what is pushed, since targets can't be compared: None is one
+        self._heads: list[tuple[Rank, int, _Lane]] = []  # lanes by their first item, but for those that are blocked
+        self._pushed = 0  # numbers what is pushed, since lanes can't be compared
         self._retries: list[tuple[float, int, Item]] = []
         self._retry_ids: set[int] = set()
         self._held: set[int] = set()  # ids in memory or in hands
@@ -115,21 +130,15 @@ class Lanes:
         """Whether items that may come first are on their way from the ledger."""
         return self._fetching_retries or any(lane.fetching and not lane.ready for lane in self._lanes.values())
 
-    def configure(self, targets: dict[str, TargetSettings]) -> None:
-        """Take over the targets' limits; a lane that only an old limit blocked is looked at again."""
-        self.targets = targets
-        self._paced.clear()
-        for lane in self._lanes.values():
-            self._push_head(lane)
-
     # ---- what comes in
 
-    def open(self, lanes: Iterable[tuple[str | None, int]], waiting: int, hands: Iterable[Item] = ()) -> None:
+    def open(self, lanes: Iterable[Lane], waiting: int, hands: Iterable[Item] = ()) -> None:
         """Start from what the ledger holds, forgetting what was in memory but for the items in `hands`."""
-        self._lanes = {target: _Lane(target, count) for target, count in lanes}
+        for lane in self._lanes.values():
+            self._targets.leave(lane.target, self, lane.in_flight)
+        self._lanes = {one.target: _Lane(self._targets.join(one.target), one.open) for one in lanes}
         self._fresh_open = sum(lane.open for lane in self._lanes.values())
         self._heads.clear()
-        self._paced.clear()
         self._retries.clear()
         self._retry_ids.clear()
         self._held.clear()
@@ -140,10 +149,15 @@ class Lanes:
             self._held.add(item.id)
             lane = self._lane(item.target)
             lane.in_flight += 1
+            self._targets.held(lane.target)
             if item.due is None:
                 lane.loaded += 1
             else:
                 self._retries_loaded += 1
+
+    def close(self) -> None:
+        """Hold nothing any more, and no target."""
+        self.open((), 0)
 
     @property
     def open_items(self) -> int:
@@ -159,7 +173,7 @@ class Lanes:
         behind = lane.cursor is not None and place > lane.cursor
         full = len(lane.ready) >= self._limit()
         if (full or lane.stored > 1) and (behind or lane.cursor is None):
-            self._hungry[lane.target] = None  # it is fetched in its turn: others come first, or memory is full
+            self._hungry[offer.target] = None  # it is fetched in its turn: others come first, or memory is full
             return
         lane.loaded += 1
         self._held.add(number)
@@ -208,36 +222,41 @@ class Lanes:
         """The waiting items could not be read."""
         self._fetching_retries = False
 
-    def wants(self, now: float) -> tuple[list[tuple[str | None, tuple[int, float] | None]], int, int]:
-        """What to fetch now: (lanes with their cursors, items a lane, how many waiting items); marked as asked."""
+    def wants(self, now: float) -> Wanted:
+        """What to fetch now; marked as asked."""
         limit = self._limit()
-        wanted: list[tuple[str | None, tuple[int, float] | None]] = []
+        wanted: list[tuple[str | None, Place | None]] = []
         for target in list(self._hungry):
             lane = self._lanes.get(target)
             if lane is not None and lane.stored > 0 and not lane.fetching and len(lane.ready) <= limit // 2:
                 lane.fetching = True
-                wanted.append((lane.target, lane.cursor))
+                wanted.append((target, lane.cursor))
             del self._hungry[target]  # what empties the lane, or ends the fetch, makes it hungry again
             if len(wanted) == LANES_A_FETCH:
                 break
         if self._fetching_retries or not self._wants_retries(now):
-            return wanted, limit, 0
+            return Wanted(tuple(wanted), limit)
         self._fetching_retries = True
-        return wanted, limit, RETRIES // 2 + self._retries_loaded  # it gives those that are held again, and new ones
+        return Wanted(
+            tuple(wanted), limit, RETRIES // 2 + self._retries_loaded
+        )  # those that are held again, and new ones
 
     # ---- what goes out
 
     def peek(self, now: float) -> Item | None:
         """The next item whose target may be started now."""
-        self.advance(now)
         while self._heads:
-            rank, _, target = self._heads[0]
-            lane = self._lanes.get(target)
-            if lane is None or not lane.ready or lane.ready[0].rank != rank or self._blocked(lane, now):
-                heapq.heappop(self._heads)  # stale, or pushed again when the lane is free
-                continue
-            return lane.ready[0]
+            rank, _, lane = self._heads[0]
+            if lane.ready and lane.ready[0].rank == rank and not self._targets.blocks(lane.target, self, now):
+                return lane.ready[0]
+            heapq.heappop(self._heads)  # stale, or pushed again when the target may be free
         return None
+
+    def look_again(self, target: str | None) -> None:
+        """A target that was blocked may be free."""
+        lane = self._lanes.get(target)
+        if lane is not None:
+            self._push_head(lane)
 
     def take(self, item: Item, now: float) -> None:
         """The item that `peek` gave goes into a worker's hands."""
@@ -246,17 +265,14 @@ class Lanes:
             del lane.ready[0]
         else:
             lane.ready.remove(item)
-        lane.in_flight += 1
-        lane.last_start = now
         if lane.open > lane.loaded:
-            self._hungry[lane.target] = None
-        self._push_head(lane)
+            self._hungry[item.target] = None
+        self._start(lane, now)
 
     def put_back(self, item: Item) -> None:
         """An item left the hands unchanged in the ledger."""
         lane = self._left_hands(item.target)
         self._insert(lane, item)
-        self._push_head(lane)
 
     def reopened(self, item: Item) -> None:
         """An item left the hands and has no time to wait for any more, in the ledger either."""
@@ -290,7 +306,6 @@ class Lanes:
             self._held.discard(item.id)
             self._retries_loaded -= 1
             self._stored_due = min(self._stored_due, due)
-        self._push_head(lane)
 
     def gone(self, item: Item) -> None:
         """An item left the hands for good."""
@@ -303,9 +318,9 @@ class Lanes:
             self._fresh_open -= 1
             lane.open -= 1
             lane.loaded -= 1
-        self._push_head(lane)
-        if not (lane.open or lane.in_flight or lane.ready or lane.fetching) and (lane.target or "") not in self.targets:
+        if not (lane.open or lane.in_flight or lane.ready or lane.fetching):
             del self._lanes[item.target]
+            self._targets.leave(lane.target, self)
 
     def find(self, key: str) -> Item | None:
         """The open item of that key, if memory holds it outside anybody's hands."""
@@ -319,9 +334,7 @@ class Lanes:
         """Take an item that `find` gave out of the order, into a worker's hands."""
         if item.id in self._retry_ids:
             self._retry_ids.discard(item.id)
-            lane = self._lane(item.target)
-            lane.in_flight += 1
-            lane.last_start = now
+            self._start(self._lane(item.target), now)
         else:
             self.take(item, now)
 
@@ -337,8 +350,8 @@ class Lanes:
         return self._retries[0][0] if self._retries else None
 
     def next_deadline(self) -> float | None:
-        """When an item becomes due, or a paced target free."""
-        times = [time for time in (self.next_due(), self._paced[0][0] if self._paced else None) if time is not None]
+        """When an item becomes due, or a target's delay is over."""
+        times = [time for time in (self.next_due(), self._targets.next_deadline()) if time is not None]
         if self.retries_open > self._retries_loaded:
             times.append(max(self._stored_due, self._advanced + FETCH_AGAIN))
         return min(times, default=None)
@@ -356,12 +369,18 @@ class Lanes:
     def _lane(self, target: str | None) -> _Lane:
         lane = self._lanes.get(target)
         if lane is None:
-            lane = self._lanes[target] = _Lane(target)
+            lane = self._lanes[target] = _Lane(self._targets.join(target))
         return lane
+
+    def _start(self, lane: _Lane, now: float) -> None:
+        lane.in_flight += 1
+        self._targets.started(lane.target, self, now)
+        self._push_head(lane)
 
     def _left_hands(self, target: str | None) -> _Lane:
         lane = self._lane(target)
         lane.in_flight -= 1
+        self._targets.ended(lane.target)
         return lane
 
     def _limit(self) -> int:
@@ -385,13 +404,13 @@ class Lanes:
                 lane.loaded -= 1
                 last = next((one for one in reversed(lane.ready) if one.due is None), None)
                 lane.cursor = None if last is None else (-last.priority, last.order)
-                self._hungry[lane.target] = None
+                self._hungry[item.target] = None
                 return
 
     def _push_head(self, lane: _Lane) -> None:
         if lane.ready:
             self._pushed += 1
-            heapq.heappush(self._heads, (lane.ready[0].rank, self._pushed, lane.target))
+            heapq.heappush(self._heads, (lane.ready[0].rank, self._pushed, lane))
 
     def _wait(self, item: Item) -> None:
         if item.due is not None:
@@ -401,26 +420,8 @@ class Lanes:
     def advance(self, now: float) -> None:
         """Let time pass: what is due by now waits no more."""
         self._advanced = now
-        if not (self._retries or self._paced):
-            return
         while self._retries and self._retries[0][0] <= now:
             _, _, item = heapq.heappop(self._retries)
             if item.id in self._retry_ids:
                 self._retry_ids.discard(item.id)
                 self._insert(self._lane(item.target), item)
-        while self._paced and self._paced[0][0] <= now:
-            lane = self._lanes.get(heapq.heappop(self._paced)[2])
-            if lane is not None:
-                self._push_head(lane)
-
-    def _blocked(self, lane: _Lane, now: float) -> bool:
-        limits = self.targets.get(lane.target or "")
-        if limits is None:
-            return False
-        if limits.max_in_flight is not None and lane.in_flight >= limits.max_in_flight:
-            return True  # its next item that leaves the hands pushes the lane again
-        if limits.delay and lane.last_start is not None and now < lane.last_start + limits.delay:
-            self._pushed += 1
-            heapq.heappush(self._paced, (lane.last_start + limits.delay, self._pushed, lane.target))
-            return True
-        return False

@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.events import PersistFailed
     from scraper_supervisor.core.outbox import Outbox
     from scraper_supervisor.core.records import Added, Changed, Entries, RunImage
-    from scraper_supervisor.core.settings import RetrySettings, TargetSettings
+    from scraper_supervisor.core.settings import RetrySettings
+    from scraper_supervisor.core.targets import Targets
 
 
 class OpenClaim(Struct, frozen=True):
@@ -80,11 +81,12 @@ class Queue:
         retry: the group's retry settings; replaceable at any time.
         outbox: takes replies, facts and what the store is asked.
         seed: makes jitter differ between daemons but not between replays.
+        targets: what limits the targets, over all groups.
     """
 
-    def __init__(self, group: str, retry: RetrySettings, outbox: Outbox, seed: str) -> None:
+    def __init__(self, group: str, retry: RetrySettings, outbox: Outbox, seed: str, targets: Targets) -> None:
         self.group = group
-        self.lanes = Lanes()
+        self.lanes = Lanes(targets)
         self.image: RunImage | None = None
         self.offering = 0
         self._outbox = outbox
@@ -95,10 +97,9 @@ class Queue:
         self._conclusions = Conclusions(outbox, self._run, retry, self.lanes, self._hands, seed)
         self._out = HandOut(outbox, self.lanes, self._hands)
 
-    def configure(self, retry: RetrySettings, targets: dict[str, TargetSettings]) -> None:
+    def configure(self, retry: RetrySettings) -> None:
         """Go on under these settings."""
         self._conclusions.retry = retry
-        self.lanes.configure(targets)
 
     # ---- the run
 
@@ -112,9 +113,7 @@ class Queue:
         ended = self.ended
         ended.done, ended.failed, ended.parked = image.done, image.failed, image.parked
         self._out.forget_reservations()
-        self.lanes.open(
-            ((lane.target, lane.open) for lane in image.lanes), image.waiting, [hand.item for hand in self._hands]
-        )
+        self.lanes.open(image.lanes, image.waiting, [hand.item for hand in self._hands])
         self._readings += 1
 
     def read_again(self) -> None:
@@ -133,6 +132,7 @@ class Queue:
         self._changing.clear()
         self._hands.clear()
         self._out.clear()
+        self.lanes.close()
 
     # ---- how it stands
 
@@ -459,12 +459,12 @@ class Queue:
         upto = self._out.numbers.wanted()
         if upto is not None:
             outbox.ask(ReserveClaims(outbox.ticket(), group, upto), partial(self._reserved, upto), self._not_reserved)
-        lanes, limit, retries = self.lanes.wants(now)
-        if lanes:
-            op = FetchLanes(outbox.ticket(), group, run_id, tuple(lanes), limit)
+        wanted = self.lanes.wants(now)
+        if wanted.lanes:
+            op = FetchLanes(outbox.ticket(), group, run_id, wanted.lanes, wanted.limit)
             outbox.ask(op, partial(self._fetched, op, reading), partial(self._not_fetched, op, reading))
-        if retries:
-            waiting = FetchWaiting(outbox.ticket(), group, run_id, retries)
+        if wanted.waiting:
+            waiting = FetchWaiting(outbox.ticket(), group, run_id, wanted.waiting)
             outbox.ask(waiting, partial(self._retries_fetched, reading), partial(self._retries_not_fetched, reading))
 
     def _reserved(self, upto: int, _: None, __: float) -> None:

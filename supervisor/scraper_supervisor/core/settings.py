@@ -180,7 +180,7 @@ class RetrySettings(Struct, frozen=True, kw_only=True):
 
 
 class TargetSettings(Struct, frozen=True, kw_only=True):
-    """How gently a host is treated, by all workers together: `[targets."HOST"]`, and "*" for all that have no table."""
+    """How gently a host is treated, by all workers of all groups together: `[targets."HOST"]`, or "*" for any other."""
 
     max_in_flight: Annotated[int | None, Whole("No more items than this at once.", off=True, least=1)] = None
     delay: Annotated[float, Duration("At least this between two items' starts.")] = 0.0

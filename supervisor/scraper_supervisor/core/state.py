@@ -25,6 +25,7 @@ from scraper_supervisor.core.states import (
     SupervisorState,
     SupervisorTrigger,
 )
+from scraper_supervisor.core.targets import Targets
 from scraper_supervisor.core.worker import Life
 from scraper_worker.protocol import Failure
 
@@ -213,6 +214,7 @@ class FleetState(Struct):
     settings: Settings
     boot: str  # a random word of this daemon's life: seed of jitter, prefix of correlation ids
     outbox: Outbox
+    targets: Targets
     once: bool = False
     phase: SupervisorState = SupervisorState.STARTING  # written by `go` alone
     groups: dict[str, Group] = {}

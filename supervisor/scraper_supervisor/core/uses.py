@@ -13,7 +13,6 @@ from scraper_supervisor.core.keys import WorkerCount
 from scraper_supervisor.core.settings import GROUP_TABLES, GroupSettings, keys_of
 
 Effect: TypeAlias = Literal["in place", "rolling restart", "resize", "refused", "not used yet", "not for a group"]
-EVERY_HOST: Final = "*"  # the table [targets."*"], of all hosts that have none of their own
 
 
 class Change(Struct, frozen=True):
@@ -60,7 +59,7 @@ _RESTART: Final = Use("core/restart.py", in_place("from the next end of a worker
 _DELAY: Final = Use("core/restart.py", in_place("at once, for a worker that waits too"))
 _LIMIT: Final = Use("core/resources.py", in_place("from the next sample on"))
 _RETRY: Final = Use("core/verdicts.py", in_place("from the next failure on"))
-_TARGET: Final = Use("core/lanes.py", in_place("from the next item on"))
+_TARGET: Final = Use("core/targets.py", in_place("at once, what is in flight counted"))
 _STATE: Final = Use("core/checkpoints.py", in_place("from the next state that is written on"))
 _ABORT: Final = Use("core/abort.py", in_place("at once, on what was counted so far"))
 
@@ -176,14 +175,9 @@ def _for_a_group(table: str, use: Use) -> Use:
     return Use(None, NOT_FOR_A_GROUP) if use.host and use.reader is not None else use
 
 
-USES: Final[dict[str, dict[str, Use]]] = (
-    _USES
-    | {
-        f"workers.{table}": {key: _for_a_group(table, use) for key, use in _USES[table].items()}
-        for table in GROUP_TABLES
-    }
-    | {f"targets.{EVERY_HOST}": dict.fromkeys(_USES["targets"], _UNUSED)}
-)
+USES: Final[dict[str, dict[str, Use]]] = _USES | {
+    f"workers.{table}": {key: _for_a_group(table, use) for key, use in _USES[table].items()} for table in GROUP_TABLES
+}
 """By table, every key that the table may hold, and `count_max` for the upper end of a count's range.
 
 `workers.TABLE` is a group's own table that overrides TABLE.
