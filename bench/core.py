@@ -135,7 +135,7 @@ class MemoryStore:
 
     def _fresh(self, op: Any) -> Any:
         found: list[Any] = []
-        for lane in op.lanes:
+        for lane in op.fronts if hasattr(op, "fronts") else op.lanes:
             target, after = (lane.target, lane.after) if hasattr(lane, "target") else lane
             rows = self._lanes.get(target, [])
             begin = 0 if after is None else bisect_right(rows, after[1], key=lambda row: row.order)

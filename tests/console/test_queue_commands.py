@@ -11,7 +11,7 @@ import pytest
 from msgspec import Raw
 
 from scraper_supervisor.console import ledger_access, queue_commands
-from scraper_supervisor.core.records import Conclude, FetchLanes, OpenRun, SetRunState
+from scraper_supervisor.core.records import Conclude, Front, LeaseFresh, OpenRun, SetRunState
 from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.locks import FolderLock
 from scraper_worker.protocol import Failure, RpcError
@@ -39,7 +39,7 @@ def conclude(folder: Path, **outcomes: str) -> None:
     """Ends items as a daemon would: done, failed, or retry in an hour."""
     ledger = Ledger.open(folder / "state" / "ledger.db")
     (run,) = ledger.perform([OpenRun(0, "matches", "continue", 5)])
-    (open_items,) = ledger.perform([FetchLanes(0, "matches", run.run_id, ((None, None),), 100)])
+    (open_items,) = ledger.perform([LeaseFresh(0, "matches", run.run_id, (Front(None, None),), 100)])
     for claim, item in enumerate(open_items.items, 1):
         if item.key not in outcomes:
             continue

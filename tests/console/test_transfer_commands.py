@@ -12,7 +12,7 @@ from msgspec import Raw
 
 from scraper_supervisor.console import transfer_commands
 from scraper_supervisor.core.portable import Header, PortableItem, Writer
-from scraper_supervisor.core.records import Conclude, FetchLanes, OpenRun, SaveState
+from scraper_supervisor.core.records import Conclude, Front, LeaseFresh, OpenRun, SaveState
 from scraper_supervisor.store.checkpoints import Checkpoints
 from scraper_supervisor.store.files import Files
 from scraper_supervisor.store.ledger import Ledger
@@ -39,7 +39,7 @@ def run(project: Path, call: Call) -> bytes:
     call("items", "add", "matches", "a", "b", "c")
     ledger = Ledger.open(project / "state" / "ledger.db")
     (image,) = ledger.perform([OpenRun(0, "matches", "continue", 5)])
-    (found,) = ledger.perform([FetchLanes(0, "matches", image.run_id, ((None, None),), 10)])
+    (found,) = ledger.perform([LeaseFresh(0, "matches", image.run_id, (Front(None, None),), 10)])
     a, b, _ = (item.id for item in found.items)
     ledger.perform([Conclude(0, "matches", image.run_id, a, "a", 1, "matches-0", "done", 1, result=Raw(b'{"n":1}'))])
     ledger.perform([Conclude(0, "matches", image.run_id, b, "b", 2, "matches-0", "retry", 1, delay=3600.0)])

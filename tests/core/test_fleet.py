@@ -31,6 +31,7 @@ from scraper_supervisor.core.queue import QueueCounts
 from scraper_supervisor.core.records import (
     AddItems,
     Cancel,
+    CompleteRun,
     Conclude,
     LoadIntents,
     LoadRun,
@@ -152,13 +153,12 @@ def test_a_run_is_completed_again_only_when_the_ledger_says_so():
     x = play.gives(a)
     play >> a(ItemDone("x", x.claim)) << a.gets(ANY)
     play.hold()
-    play >> a(ItemNext()) << a.gets(End("complete")) << writes(LoadRun) << writes(SetRunState)
-    play >> play.durable()
+    play >> a(ItemNext()) << writes(CompleteRun)
     assert group_state(play) == "running"
     play >> play.lost()
     play.silence().at(1.0) >> Due() << ANY
-    play >> play.durable() << writes(SetRunState)
-    play >> play.durable()
+    play >> play.durable() << writes(CompleteRun)
+    play.silence() >> play.durable() << a.gets(End("complete"))
     assert group_state(play) == "completed"
     assert play.store.newest("g").state == "completed"
 

@@ -17,11 +17,12 @@ from msgspec import Raw
 
 from scraper_supervisor.core import lanes as lanes_module
 from scraper_supervisor.core.lanes import Item, Lanes, Wanted
-from scraper_supervisor.core.records import Entry, Lane, NewItem
+from scraper_supervisor.core.records import Entry, Front, Lane, NewItem, Prefetch
 from scraper_supervisor.core.settings import TargetSettings
 from scraper_supervisor.core.targets import Targets
 
 NULL = Raw(b"null")
+PREFETCH = Prefetch(fresh=12, waiting=6)
 TARGETS = (None, "a", "b")
 
 
@@ -180,7 +181,7 @@ class AgainstAList(RuleBasedStateMachine):
             if row.due is None:
                 counts[row.target] = counts.get(row.target, 0) + 1
         timed = sum(row.due is not None for row in self.rows.values())
-        self.lanes.open([Lane(target, count) for target, count in counts.items()], timed, self.hands)
+        self.lanes.open([Lane(target, count) for target, count in counts.items()], timed, self.hands, PREFETCH)
 
     def _entry(self, row):
         due_in = None if row.due is None else row.due - self.now
@@ -190,9 +191,9 @@ class AgainstAList(RuleBasedStateMachine):
         """Whatever is wanted is fetched; it must come to an end."""
         for _ in range(200):
             wanted = self.lanes.wants(self.now)
-            if not wanted.lanes and not wanted.waiting:
+            if not wanted.fronts and not wanted.waiting:
                 return
-            for target, after in wanted.lanes:
+            for target, after in ((front.target, front.after) for front in wanted.fronts):
                 lane = sorted(
                     (r for r in self.rows.values() if r.target == target and r.due is None), key=lambda r: r.rank
                 )
@@ -221,7 +222,7 @@ class AgainstAList(RuleBasedStateMachine):
         assert any(row.id == found.id for row in free)
         if (
             found.due is None
-            and len([row for row in self.rows.values() if row.due is not None]) <= lanes_module.RETRIES // 2
+            and len([row for row in self.rows.values() if row.due is not None]) <= PREFETCH.waiting // 2
         ):
             assert found.rank == min(row.rank for row in free), "the best of all, also of those in the ledger alone"
         self.lanes.take(found, self.now)
@@ -289,10 +290,8 @@ class AgainstAList(RuleBasedStateMachine):
 @pytest.fixture(autouse=True)
 def small_windows(request, monkeypatch):
     if "list" in request.node.name:
-        monkeypatch.setattr(lanes_module, "WINDOW", 12)
         monkeypatch.setattr(lanes_module, "LANE_MOST", 4)
         monkeypatch.setattr(lanes_module, "LANE_LEAST", 2)
-        monkeypatch.setattr(lanes_module, "RETRIES", 6)
 
 
 def test_against_a_list(small_windows):
@@ -311,12 +310,12 @@ def test_a_million_keys_cost_what_a_window_costs():
     lanes = Lanes(Targets({}))
     lanes.open([Lane(None, 1_000_000)], 0)
     limit = lanes_module.LANE_MOST
-    assert lanes.wants(0.0) == Wanted(((None, None),), limit)
+    assert lanes.wants(0.0) == Wanted((Front(None, None),), limit)
     entries = [Entry(n, f"k{n}", None, NULL, 0, float(n)) for n in range(limit)]
     lanes.fetched(None, entries, 0.0)
     for _ in range(limit // 2 - 1):
         lanes.gone(take(lanes))
-    assert lanes.wants(0.0).lanes == ()
+    assert lanes.wants(0.0).fronts == ()
     lanes.gone(take(lanes))
-    assert lanes.wants(0.0).lanes == ((None, (0, float(limit - 1))),)
+    assert lanes.wants(0.0).fronts == (Front(None, (0, float(limit - 1))),)
     assert lanes.open_items == 1_000_000 - limit // 2

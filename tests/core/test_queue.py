@@ -19,7 +19,7 @@ from scraper_supervisor.core.queue import Queue, QueueCounts
 from scraper_supervisor.core.records import (
     AddItems,
     Cancel,
-    FetchLanes,
+    LeaseFresh,
     LoadRun,
     NewItem,
     OpenRun,
@@ -76,7 +76,7 @@ def test_nothing_is_handed_out_before_its_claims_number_is_reserved():
     bench = Bench("x")
     bench.ask()
     bench.pump()
-    bench.answer(FetchLanes)
+    bench.answer(LeaseFresh)
     bench.pump()
     assert bench.replies == []
     bench.answer(ReserveClaims)
@@ -136,12 +136,12 @@ def test_a_run_that_is_read_again_is_loaded_from_its_front():
         bench.ask()
     bench.pump()
     bench.answer(ReserveClaims)
-    bench.answer(FetchLanes)
+    bench.answer(LeaseFresh)
     bench.pump()
-    assert any(isinstance(op, FetchLanes) for op in bench.asked), "the second front is on its way"
+    assert any(isinstance(op, LeaseFresh) for op in bench.asked), "the second front is on its way"
     bench.queue.open(bench.store.perform(LoadRun(0, "g"), 0.0))
     bench.pump()
-    bench.answer(FetchLanes)
+    bench.answer(LeaseFresh)
     for _ in range(1700):
         bench.ask()
     bench.settle()
@@ -193,7 +193,7 @@ def test_a_claim_tells_whether_the_worker_was_idle():
     bench.ask()
     bench.pump()
     bench.answer(ReserveClaims)
-    bench.answer(FetchLanes)
+    bench.answer(LeaseFresh)
     claimed = [effect for effect in bench.pump() if isinstance(effect, Claimed)]
     assert [(one.key, one.idle) for one in claimed] == [("x", True), ("y", False)]
 

@@ -16,26 +16,34 @@ from scraper_supervisor.core.records import (
     Answer,
     Cancel,
     Changed,
+    CompleteRun,
     Conclude,
     Concluded,
     Conclusion,
-    Entries,
+    ConfirmClaims,
+    Confirmed,
+    ConfirmedClaim,
     Entry,
-    FetchLanes,
-    FetchWaiting,
     FindConclusion,
     Intents,
     Lane,
+    Leased,
+    LeaseFresh,
+    LeaseLost,
+    LeaseWaiting,
     LoadIntents,
     LoadRun,
     LoadState,
     NewItem,
     Op,
     OpenRun,
+    Prefetch,
     Probe,
     ProbeFolder,
     Requeue,
     ReserveClaims,
+    Reserved,
+    RunEnd,
     RunImage,
     SaveState,
     SetIntent,
@@ -98,12 +106,13 @@ class Run(Struct):
 class ModelStore:
     """What is on the disk: the ledger and the checkpoint files."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefetch: Prefetch = Prefetch()) -> None:  # noqa: B008 - a value that nobody can change
         self.runs: dict[str, list[Run]] = {}
         self.next_claim: dict[str, int] = {}
         self.intents: dict[str, Any] = {}
         self.states: dict[str, list[tuple[int, int, str, Raw]]] = {}  # generation, run, schema, state
         self.damaged: set[str] = set()  # workers whose files are all damaged
+        self.prefetch = prefetch
         self._ids = 0
 
     def newest(self, group: str) -> Run:
@@ -127,11 +136,15 @@ class ModelStore:
                 return self._add(self.run(run_id), items)
             case Conclude():
                 return self._conclude(op, now)
-            case FetchLanes():
+            case LeaseFresh():
                 return self._fetch(op, now)
-            case FetchWaiting(run_id=run_id, limit=limit):
+            case CompleteRun():
+                return self._complete(op)
+            case ConfirmClaims():
+                return self._confirm(op, now)
+            case LeaseWaiting(run_id=run_id, limit=limit):
                 rows = sorted(self.run(run_id).open(timed=True), key=lambda row: row.not_before or 0)
-                return Entries(tuple(_entry(row, now) for row in rows[:limit]))
+                return Leased(tuple(_entry(row, now) for row in rows[:limit]))
             case FindConclusion(run_id=run_id, key=key):
                 row = self.run(run_id).row(key)
                 if row is None:
@@ -139,8 +152,10 @@ class ModelStore:
                 outcome: Any = row.outcome
                 state: Any = row.state
                 return Conclusion(state, row.seq, row.claim, outcome, row.answer)
-            case ReserveClaims(group=group, upto=upto):
-                self.next_claim[group] = max(self.next_claim.get(group, 1), upto)
+            case ReserveClaims(group=group, count=count):
+                first = self.next_claim.get(group, 1)
+                self.next_claim[group] = first + count
+                return Reserved(first, first + count)
             case SetIntent(name=name, intent=intent):
                 self.intents[name] = intent
                 if intent is None:
@@ -186,11 +201,27 @@ class ModelStore:
             count["parked"],
             len(run.open(timed=True)),
             tuple(Lane(target, number) for target, number in lanes.items()),
-            self.next_claim.get(group, 1),
             "2026-01-01T00:00:00Z",
             None,
             tuple(WorkerTotals(worker, *totals) for worker, totals in run.totals.items()),
+            prefetch=self.prefetch,
         )
+
+    def _complete(self, op: CompleteRun) -> RunEnd:
+        run = self.run(op.run_id)
+        if not any(row.state == "open" for row in run.items.values()):
+            run.state = "aborted" if any(row.state == "parked" for row in run.items.values()) else "completed"
+        state: Any = run.state
+        return RunEnd(state, self._image(op.group))
+
+    def _confirm(self, op: ConfirmClaims, now: float) -> Confirmed:
+        found = []
+        for named in op.claims:
+            row = self.run(op.run_id).row(named.key)
+            given = named.claim < self.next_claim.get(op.group, 1)
+            if given and row is not None and row.state == "open" and (row.claim or 0) < named.claim:
+                found.append(ConfirmedClaim(named.claim, _entry(row, now)))
+        return Confirmed(tuple(found))
 
     # ---- items
 
@@ -208,10 +239,12 @@ class ModelStore:
             added.append((index, self._ids, order))
         return Added(tuple(added), known)
 
-    def _conclude(self, op: Conclude, now: float) -> Concluded:
+    def _conclude(self, op: Conclude, now: float) -> Concluded | LeaseLost:
         run = self.run(op.run_id)
         row = run.items[op.item]
         assert row.key == op.key
+        if row.claim is not None and row.claim > op.claim:
+            return LeaseLost()
         assert row.state == "open", f"{op.outcome} of {op.key} by claim {op.claim}, which is {row.state} already"
         again = row.claim == op.claim and op.outcome in ("done", "retry")
         assert not again, f"claim {op.claim} of {op.key} ended as {row.outcome} and once more as {op.outcome}"
@@ -230,16 +263,16 @@ class ModelStore:
             row.order = WALL + now + (op.delay or 0.0) - RETRY_ORIGIN
         return Concluded(row.seq, row.order if row.state == "open" else None, self._add(run, op.offers))
 
-    def _fetch(self, op: FetchLanes, now: float) -> Entries:
+    def _fetch(self, op: LeaseFresh, now: float) -> Leased:
         found: list[Entry] = []
         rows = self.run(op.run_id).open(timed=False)
-        for target, after in op.lanes:
+        for target, after in ((front.target, front.after) for front in op.fronts):
             lane = sorted((-row.priority, row.order, row.id) for row in rows if row.target == target)
             lane = [place for place in lane if after is None or place[:2] > after]
             cut = lane[: op.limit]
             cut += [place for place in lane[op.limit :] if cut and place[:2] == cut[-1][:2]]
             found += [_entry(self.run(op.run_id).items[number], now) for _, _, number in cut]
-        return Entries(tuple(found))
+        return Leased(tuple(found))
 
     def _change(self, op: Requeue | Cancel) -> Changed:
         run = self.run(op.run_id)

@@ -22,10 +22,8 @@ PARTS = 10
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch):
     """Windows so small that a few dozen items reach their edges."""
-    monkeypatch.setattr(lanes, "WINDOW", 24)
     monkeypatch.setattr(lanes, "LANE_MOST", 8)
     monkeypatch.setattr(lanes, "LANE_LEAST", 2)
-    monkeypatch.setattr(lanes, "RETRIES", 6)
     monkeypatch.setattr(handout, "CLAIMS_A_RESERVATION", 10)
 
 

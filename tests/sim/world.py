@@ -50,7 +50,7 @@ from scraper_supervisor.core.events import (
     TreeEnded,
 )
 from scraper_supervisor.core.fleet import Fleet
-from scraper_supervisor.core.records import Added, Concluded, FetchLanes, Op, StateOp
+from scraper_supervisor.core.records import Added, Concluded, LeaseFresh, Op, Prefetch, StateOp
 from scraper_supervisor.core.resources import BrowserSample, Sample
 from scraper_supervisor.core.settings import (
     AbortSettings,
@@ -131,7 +131,7 @@ class World:
         self.now = 100.0
         self.faults = True
         self.log: list[tuple[float, tuple[Event, ...] | str]] = []
-        self.store = ModelStore()
+        self.store = ModelStore(Prefetch(fresh=24, waiting=6))
         self._numbers = 0
         self._order = 0
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -349,9 +349,9 @@ class World:
     # ---- the disk
 
     def _submit(self, op: Op) -> None:
-        if isinstance(op, FetchLanes):
-            self._useless[repr(op.lanes)] += 1
-            self._must(self._useless[repr(op.lanes)] < 50, f"{op} is asked again and again")
+        if isinstance(op, LeaseFresh):
+            self._useless[repr(op.fronts)] += 1
+            self._must(self._useless[repr(op.fronts)] < 50, f"{op} is asked again and again")
         kind = isinstance(op, StateOp)
         self._queues[kind].append(op)
         if not self._committing[kind]:

@@ -119,10 +119,11 @@ def write(path: Path, seed: int, transactions: int | None) -> None:
     assert isinstance(run, RunImage)
     with LedgerReader(path) as reader:
         ids = {key: number for number, key in reader._db.execute("SELECT id, key FROM items WHERE state = 'open'")}
-        count = reader._db.execute("SELECT count(*) FROM items").fetchone()[0]
+        count, claim = reader._db.execute("SELECT count(*), coalesce(max(last_claim), 0) FROM items").fetchone()
     number = 0
     while transactions is None or number < transactions:
         number += 1
+        claim += 1  # as one that the ledger allots, it rises over deaths
         offered = [f"key-{count + n}" for n in range(dice.choice((0, 1, 1, 2, 3)) if len(ids) < 40 else 0)]
         count += len(offered)
         ended = dice.sample(sorted(ids), min(len(ids), dice.choice((0, 1, 1, 2))))
@@ -135,7 +136,7 @@ def write(path: Path, seed: int, transactions: int | None) -> None:
             attempts = dice.randrange(1, 9)
             result = {"key": key, "text": "x" * dice.choice((3, 90, 90, 5000))} if outcome == "done" else None
             about.append([key, outcome, attempts, result])
-            ops.append(conclude(run.run_id, ids[key], key, cast("Outcome", outcome), attempts, result, number))
+            ops.append(conclude(run.run_id, ids[key], key, cast("Outcome", outcome), attempts, result, claim))
         say({"about": about})
         answers = ledger.perform(ops)
         say({"seqs": settle(ids, offered, ended, answers)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -142,7 +143,8 @@ def spoil(folder: Path, others: Path, damage: Damage) -> None:
             path.unlink()
             os.mkfifo(path)
         case _:
-            (folder / f"{path.name}.{where}.bak").write_bytes(what)
+            with contextlib.suppress(IsADirectoryError):  # what was made a folder may have got this name
+                (folder / f"{path.name}.{where}.bak").write_bytes(what)
 
 
 @settings(max_examples=250, deadline=None)

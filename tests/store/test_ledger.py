@@ -18,27 +18,35 @@ from scraper_supervisor.core.records import (
     Answer,
     Cancel,
     Changed,
+    CompleteRun,
     Conclude,
     Concluded,
     Conclusion,
-    Entries,
-    FetchLanes,
-    FetchWaiting,
+    ConfirmClaims,
+    Confirmed,
     FindConclusion,
+    Front,
     ImportBegin,
     Imported,
     ImportLines,
     Intents,
     Lane,
+    Leased,
+    LeaseFresh,
+    LeaseLost,
+    LeaseWaiting,
     LedgerOp,
     LoadIntents,
     LoadRun,
+    NamedClaim,
     NewItem,
     OpenRun,
     Outcome,
     Probe,
     Requeue,
     ReserveClaims,
+    Reserved,
+    RunEnd,
     RunImage,
     SetIntent,
     SetRunState,
@@ -77,8 +85,14 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def ledger(path: Path, clock: Clock) -> Iterator[Ledger]:
-    ledger = Ledger.open(path, clock)
+def warned() -> list[tuple[str, str]]:
+    """What the ledger told of its upkeep, and why."""
+    return []
+
+
+@pytest.fixture
+def ledger(path: Path, clock: Clock, warned: list[tuple[str, str]]) -> Iterator[Ledger]:
+    ledger = Ledger.open(path, clock, warn=lambda what, why: warned.append((what, why)))
     yield ledger
     ledger.close()
 
@@ -109,7 +123,7 @@ def ending(run: RunImage, id_: int, outcome: Outcome, **more: object) -> Conclud
 def lane(
     ledger: Ledger, run: RunImage, target: str | None = "a.test", after: tuple[int, float] | None = None
 ) -> list[str]:
-    answer = ask(ledger, FetchLanes(1, G, run.run_id, ((target, after),), 100), Entries)
+    answer = ask(ledger, LeaseFresh(1, G, run.run_id, (Front(target, after),), 100), Leased)
     return [entry.key for entry in answer.items]
 
 
@@ -128,7 +142,7 @@ def park(path: Path, key: str) -> None:
 
 def test_a_first_run_is_begun_and_continued(ledger: Ledger) -> None:
     run = open_run(ledger)
-    assert (run.run, run.state, run.fresh_from, run.next_claim, run.lanes) == (1, "running", 1, 1, ())
+    assert (run.run, run.state, run.fresh_from, run.lanes) == (1, "running", 1, ())
     assert run.started_at == "2026-05-01T12:00:00.000Z"
     assert open_run(ledger) == run == open_run(ledger, "next") == ask(ledger, LoadRun(1, G), RunImage)
 
@@ -237,21 +251,69 @@ def test_old_runs_are_removed_in_small_steps_when_no_moment_is_idle(
     assert rows(path) == (600, 1)
 
 
-def test_a_log_that_cannot_be_folded_is_told_once(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_log_that_cannot_be_folded_is_told_once(ledger: Ledger, warned: list[tuple[str, str]]) -> None:
     for _ in range(2):
         ledger._db.close()
         ledger._unfolded_commits = ledger_module._FOLD_COMMITS
         ledger.idle(lambda: True)
-    assert ["the ledger's log can't be folded back and grows" in one.getMessage() for one in caplog.records] == [True]
+    assert [what for what, _ in warned] == ["the ledger's log can't be folded back and grows"]
 
 
-def test_claims_reserved_are_not_given_again(ledger: Ledger, path: Path) -> None:
-    assert ledger.perform([ReserveClaims(1, G, 100), ReserveClaims(2, G, 50)]) == [None, None]
-    assert open_run(ledger).next_claim == 100
+def test_numbers_of_claims_are_never_allotted_twice(ledger: Ledger, path: Path) -> None:
+    ops = [ReserveClaims(1, G, 100), ReserveClaims(2, G, 50), ReserveClaims(3, "new", 7)]
+    assert ledger.perform(ops) == [Reserved(1, 101), Reserved(101, 151), Reserved(1, 8)]
     ledger.close()
     again = Ledger.open(path)
-    assert open_run(again, "fresh").next_claim == 100
+    open_run(again, "fresh")
+    assert again.perform([ReserveClaims(1, G, 10)]) == [Reserved(151, 161)]
     again.close()
+
+
+def test_a_claim_that_is_not_the_latest_ends_nothing(ledger: Ledger) -> None:
+    run = open_run(ledger)
+    ((_, x, _),) = add(ledger, run, item("x")).added
+    assert isinstance(ledger.perform([ending(run, x, "retry", claim=9, delay=0.0)])[0], Concluded)
+    before = ask(ledger, LoadRun(1, G), RunImage)
+    assert ledger.perform([ending(run, x, "done", claim=8)]) == [LeaseLost()]
+    assert ask(ledger, LoadRun(1, G), RunImage) == before
+    assert isinstance(ledger.perform([ending(run, x, "done", claim=9)])[0], Concluded)
+
+
+def test_claims_of_a_supervisor_that_died_are_confirmed_while_nothing_was_recorded_of_them_or_later_ones(
+    ledger: Ledger,
+) -> None:
+    run = open_run(ledger)
+    added = add(ledger, run, item("open"), item("done"), item("tried")).added
+    ids = {key: one[1] for key, one in zip(("open", "done", "tried"), added, strict=True)}
+    ledger.perform([ReserveClaims(1, G, 20)])
+    ledger.perform([ending(run, ids["done"], "done", claim=5), ending(run, ids["tried"], "retry", claim=6, delay=0.0)])
+    named = [("open", 3), ("open", 21), ("done", 7), ("tried", 6), ("tried", 5), ("tried", 8), ("gone", 4)]
+    op = ConfirmClaims(1, G, run.run_id, tuple(NamedClaim(*one) for one in named))
+    confirmed = ask(ledger, op, Confirmed).claims
+    assert [(one.claim, one.item.key) for one in confirmed] == [(3, "open"), (8, "tried")]
+
+
+def test_a_run_is_completed_by_the_ledger_and_not_while_an_item_is_open(ledger: Ledger) -> None:
+    run = open_run(ledger)
+    ((_, x, _),) = add(ledger, run, item("x")).added
+    assert ask(ledger, CompleteRun(1, G, run.run_id), RunEnd).state == "running"
+    ledger.perform([ending(run, x, "retry", delay=9.0)])
+    assert ask(ledger, CompleteRun(1, G, run.run_id), RunEnd).state == "running"
+    ledger.perform([ending(run, x, "done", claim=8)])
+    end = ask(ledger, CompleteRun(1, G, run.run_id), RunEnd)
+    assert (end.state, end.image.state, end.image.done) == ("completed", "completed", 1)
+    assert end.image.finished_at is not None
+    open_run(ledger, "fresh")
+    assert isinstance(ledger.perform([CompleteRun(1, G, run.run_id)])[0], StoreFault), "it is not the newest"
+
+
+def test_a_run_with_parked_items_is_aborted(ledger: Ledger, path: Path) -> None:
+    run = open_run(ledger)
+    add(ledger, run, item("x"))
+    park(path, "x")
+    ledger._db.execute("UPDATE lanes SET open = 0")
+    ledger._db.execute("UPDATE runs SET parked = 1")
+    assert ask(ledger, CompleteRun(1, G, run.run_id), RunEnd).state == "aborted"
 
 
 def test_intents_outlive_the_ledgers_closing(ledger: Ledger, path: Path) -> None:
@@ -285,7 +347,7 @@ def test_data_comes_back_as_it_was(ledger: Ledger) -> None:
     run = open_run(ledger)
     datas = [b"null", b'{"a": [1, 2.50],  "b":"\xc3\xa9\\u0000"}', b'""', b"0"]
     add(ledger, run, *(item(f"k{n}", data=data) for n, data in enumerate(datas)))
-    entries = ask(ledger, FetchLanes(1, G, run.run_id, (("a.test", None),), 9), Entries).items
+    entries = ask(ledger, LeaseFresh(1, G, run.run_id, (Front("a.test", None),), 9), Leased).items
     assert [bytes(entry.data) for entry in entries] == datas
     assert all(entry.due_in is None and entry.attempts == 0 and not entry.alone for entry in entries)
 
@@ -304,8 +366,8 @@ def test_lanes_are_read_by_priority_and_order_and_in_pages(ledger: Ledger) -> No
     )
     assert lane(ledger, run) == ["top", "a", "b", "low"]
     assert lane(ledger, run, None) == ["n"]
-    asked = ((None, None), ("a.test", None), ("none.test", None))
-    answer = ask(ledger, FetchLanes(1, G, run.run_id, asked, 2), Entries)
+    asked = (Front(None, None), Front("a.test", None), Front("none.test", None))
+    answer = ask(ledger, LeaseFresh(1, G, run.run_id, asked, 2), Leased)
     assert [entry.key for entry in answer.items] == ["n", "top", "a"]
     last = answer.items[-1]
     assert lane(ledger, run, after=(-last.priority, last.order)) == ["b", "low"]
@@ -360,7 +422,7 @@ def test_a_retry_waits_and_then_comes_before_what_was_offered(ledger: Ledger, cl
     assert order == pytest.approx(START + 30.0 - RETRY_ORIGIN, abs=1e-3)
     assert lane(ledger, run) == ["y"]
     clock.now += 50.0
-    (entry,) = ask(ledger, FetchWaiting(1, G, run.run_id, 5), Entries).items
+    (entry,) = ask(ledger, LeaseWaiting(1, G, run.run_id, 5), Leased).items
     assert (entry.key, entry.due_in, entry.order) == ("x", pytest.approx(-20.0, abs=1e-3), order)
     assert (entry.attempts, entry.infrastructure, entry.blocked, entry.alone) == (2, 1, 3, True)
     image = ask(ledger, LoadRun(1, G), RunImage)
@@ -375,7 +437,7 @@ def test_waiting_items_are_read_the_earliest_first(ledger: Ledger) -> None:
     added = add(ledger, run, *(item(key) for key in "abc")).added
     delays = (9.0, 1.0, 5.0)
     ledger.perform([ending(run, id_, "retry", delay=delay) for (_, id_, _), delay in zip(added, delays, strict=True)])
-    waiting = ask(ledger, FetchWaiting(1, G, run.run_id, 2), Entries).items
+    waiting = ask(ledger, LeaseWaiting(1, G, run.run_id, 2), Leased).items
     assert [entry.key for entry in waiting] == ["b", "c"]
 
 
@@ -396,7 +458,7 @@ def test_a_page_that_ends_between_equal_places_holds_them_all(ledger: Ledger, pa
     with db:
         db.execute("UPDATE items SET ord = 1")
     db.close()
-    answer = ask(ledger, FetchLanes(1, G, run.run_id, (("a.test", None),), 2), Entries)
+    answer = ask(ledger, LeaseFresh(1, G, run.run_id, (Front("a.test", None),), 2), Leased)
     assert sorted(entry.key for entry in answer.items) == ["a", "b", "c"]
 
 
@@ -438,7 +500,7 @@ def test_requeue_and_cancel(ledger: Ledger, path: Path) -> None:
     assert requeue == Changed(1, ("d", "f", "nope"))
     assert lane(ledger, run) == ["f", "b"]
     assert ask(ledger, Requeue(1, G, run.run_id, ("a",), True, True), Changed) == Changed(3, ())
-    entries = ask(ledger, FetchLanes(1, G, run.run_id, (("a.test", None),), 9), Entries).items
+    entries = ask(ledger, LeaseFresh(1, G, run.run_id, (Front("a.test", None),), 9), Leased).items
     assert [(entry.key, entry.attempts, entry.blocked) for entry in entries] == [
         ("f", 0, 0), ("b", 0, 0), ("a", 0, 0), ("c", 0, 0), ("e", 0, 0),
     ]  # fmt: skip
@@ -539,14 +601,14 @@ def test_a_connection_that_broke_is_opened_anew(ledger: Ledger) -> None:
     assert ask(ledger, LoadRun(1, G), RunImage) == run
 
 
-def test_a_connection_that_is_closed_is_opened_anew(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_connection_that_is_closed_is_opened_anew(ledger: Ledger, warned: list[tuple[str, str]]) -> None:
     run = open_run(ledger)
     ledger._db.close()
     ledger._tidy(10)
     ledger._tidy(10)
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 1
-    assert told[0].startswith("the rows of removed runs stay for now: ProgrammingError: ")
+    ((what, why),) = warned
+    assert what == "the rows of removed runs stay for now"
+    assert why.startswith("ProgrammingError: ")
     ledger._db.close()
     assert len(add(ledger, run, item("x")).added) == 1
 

@@ -20,11 +20,12 @@ from scraper_supervisor.core.records import (
     Changed,
     Conclude,
     Concluded,
-    Entries,
-    FetchLanes,
-    FetchWaiting,
     FindConclusion,
+    Front,
     Lane,
+    Leased,
+    LeaseFresh,
+    LeaseWaiting,
     LedgerOp,
     LoadRun,
     NewItem,
@@ -212,7 +213,7 @@ class AgainstTheModel(RuleBasedStateMachine):
             found: list[str] = []
             after = None
             while True:
-                answer = self.perform(FetchLanes(1, "g", self.run_id, ((target, after),), 2))
+                answer = self.perform(LeaseFresh(1, "g", self.run_id, (Front(target, after),), 2))
                 if not answer.items:
                     break
                 found += [entry.key for entry in answer.items]
@@ -222,9 +223,9 @@ class AgainstTheModel(RuleBasedStateMachine):
     @invariant()
     def waiting_items_and_conclusions_are_right(self) -> None:
         answers = self.perform(
-            FetchWaiting(1, "g", self.run_id, 99), *(FindConclusion(1, "g", self.run_id, key) for key in "abcdefgh")
+            LeaseWaiting(1, "g", self.run_id, 99), *(FindConclusion(1, "g", self.run_id, key) for key in "abcdefgh")
         )
-        assert isinstance(answers[0], Entries)
+        assert isinstance(answers[0], Leased)
         times = {entry.key: entry.due_in for entry in answers[0].items}
         expected = {key: item.not_before for key, item in self.items.items() if item.not_before is not None}
         assert times.keys() == expected.keys()

@@ -12,8 +12,9 @@ from scraper_supervisor.core.records import (
     Added,
     AddItems,
     Conclude,
-    Entries,
-    FetchLanes,
+    Front,
+    Leased,
+    LeaseFresh,
     NewItem,
     OpenRun,
     Outcome,
@@ -123,8 +124,8 @@ def test_steps_of_any_size_read_the_same(
     for key in keys:
         ledger.perform([AddItems(1, G, mine.run_id, (item(key),)), AddItems(1, "others", theirs.run_id, (item(key),))])
     ledger._db.execute("UPDATE items SET id = id + 500 WHERE id > 30")
-    (found,) = ledger.perform([FetchLanes(1, G, mine.run_id, (("a.test", None),), 100)])
-    assert isinstance(found, Entries)
+    (found,) = ledger.perform([LeaseFresh(1, G, mine.run_id, (Front("a.test", None),), 100)])
+    assert isinstance(found, Leased)
     outcomes: list[Outcome] = ["done", "failed", "retry", "open"]
     for number, entry in enumerate(found.items):
         more = {"delay": 60.0 if number % 4 == 2 else None, "failure": Raw(b'{"message":"%s"}' % (b"x" * 90))}

@@ -30,6 +30,7 @@ from scraper_supervisor.core.records import (
     NewItem,
     OpenRun,
     ReserveClaims,
+    Reserved,
     RunImage,
 )
 from scraper_supervisor.core.wall import timestamp
@@ -56,7 +57,7 @@ class Site:
         self.path = folder / "ledger.db"
         self.now = START
         ledger = Ledger.open(self.path, lambda: self.now)
-        ledger.perform([OpenRun(1, G, "continue", 5), ReserveClaims(1, G, 1025)])
+        ledger.perform([OpenRun(1, G, "continue", 5), ReserveClaims(1, G, 1024)])
         ids = self.add(ledger, range(300))
         self.done(ledger, ids[:100])
         self.backup = back_up(folder, NEVER, lambda: START + 60)
@@ -143,7 +144,8 @@ def test_what_the_backup_lacks_is_told_from_the_damaged_ledger_and_the_events(si
     ledger = Ledger.open(site.path)
     image = ledger.perform([LoadRun(1, G)])[0]
     assert isinstance(image, RunImage)
-    assert image.next_claim == 1_777_637_400 * CLAIMS_A_SECOND  # the time of the restore
+    first = 1_777_637_400 * CLAIMS_A_SECOND  # the time of the restore
+    assert ledger.perform([ReserveClaims(1, G, 10)]) == [Reserved(first, first + 10)]
     row = ledger._db.execute("SELECT restored_at, backup, backup_at FROM restores").fetchone()
     assert row == ("2026-05-01T12:10:00.000Z", site.backup.path.name, "2026-05-01T12:01:00.000Z")
     ledger.close()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scraper_supervisor.core.records import LoadRun, Probe, RunImage
+from scraper_supervisor.core.records import LoadRun, Probe, ReserveClaims, Reserved, RunImage
 from scraper_supervisor.store.faults import LedgerDamaged, LedgerTooNew, LedgerUnusable, NetworkFileSystem
 from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.mounts import network_mount
@@ -336,7 +336,8 @@ def test_an_older_ledger_is_read_as_it_is_and_migrated_when_written_to(path: Pat
     ledger = Ledger.open(path)
     image = ledger.perform([LoadRun(1, "matches")])[0]
     assert isinstance(image, RunImage)
-    assert (image.done, image.failed, image.waiting, image.next_claim) == (1, 1, 1, 1025)
+    assert (image.done, image.failed, image.waiting) == (1, 1, 1)
+    assert ledger.perform([ReserveClaims(1, "matches", 5)]) == [Reserved(1025, 1030)]
     with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
         ledger._db.execute("UPDATE items SET state = 'openn'")
     with pytest.raises(sqlite3.IntegrityError, match="CHECK"):

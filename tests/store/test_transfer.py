@@ -17,16 +17,17 @@ from scraper_supervisor.core.records import (
     Conclude,
     Concluded,
     DropState,
-    Entries,
     Entry,
-    FetchLanes,
-    FetchWaiting,
     FindConclusion,
+    Front,
     ImportBegin,
     ImportDrop,
     Imported,
     ImportFinish,
     ImportLines,
+    Leased,
+    LeaseFresh,
+    LeaseWaiting,
     LoadState,
     NewItem,
     OpenRun,
@@ -159,11 +160,11 @@ def same(first: list[bytes], second: list[bytes]) -> bool:
 
 def entries(ledger: Ledger, run: RunImage) -> list[tuple[Any, ...]]:
     """The open items in their order, as the queue is given them."""
-    lanes = tuple((lane.target, None) for lane in run.lanes)
+    fronts = tuple(Front(lane.target, None) for lane in run.lanes)
     found: list[Entry] = []
-    for op in (FetchLanes(0, G, run.run_id, lanes, 10), FetchWaiting(0, G, run.run_id, 10)):
+    for op in (LeaseFresh(0, G, run.run_id, fronts, 10), LeaseWaiting(0, G, run.run_id, 10)):
         answer = ask(ledger, op)
-        assert isinstance(answer, Entries)
+        assert isinstance(answer, Leased)
         found += answer.items
     return [
         (

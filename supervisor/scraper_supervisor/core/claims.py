@@ -47,7 +47,9 @@ class Hands:
     def __init__(self) -> None:
         self._hands: dict[int, Hand] = {}
         self._of: dict[str, set[int]] = {}  # worker → its claims
-        self._released: OrderedDict[int, str] = OrderedDict()  # the latest claims that were given back → key
+        self._released: OrderedDict[int, tuple[str, str]] = (
+            OrderedDict()
+        )  # the latest that were given back: key, worker
 
     def __len__(self) -> int:
         return len(self._hands)
@@ -112,10 +114,14 @@ class Hands:
         if not mine:
             del self._of[hand.worker]
         if released:
-            self._released[hand.claim] = hand.item.key
+            self._released[hand.claim] = (hand.item.key, hand.worker)
             if len(self._released) > REMEMBERED_RELEASES:
                 self._released.popitem(last=False)
 
-    def was_released(self, claim: int, key: str) -> bool:
-        """Whether this claim of that key was given back and nothing was recorded of it since."""
-        return self._released.get(claim) == key
+    def was_released(self, claim: int, key: str, worker: str) -> bool:
+        """Whether this worker gave back this claim of that key, and nothing was recorded of it since."""
+        return self._released.get(claim) == (key, worker)
+
+    def of_item(self, item: int) -> Hand | None:
+        """The hand that holds the item of this number."""
+        return next((hand for hand in self._hands.values() if hand.item.id == item), None)

@@ -11,9 +11,9 @@ from msgspec import Raw, Struct
 
 from scraper_supervisor.core.calls import not_claimed, recorded, storage_error
 from scraper_supervisor.core.claims import Closing, Hand, Hands
-from scraper_supervisor.core.events import Refuse
+from scraper_supervisor.core.events import ItemsChanged, Refuse
 from scraper_supervisor.core.facts import ItemEnded
-from scraper_supervisor.core.records import Conclude, Concluded, FindConclusion, NewItem, Outcome
+from scraper_supervisor.core.records import Conclude, Concluded, FindConclusion, LeaseLost, NewItem, Outcome
 from scraper_supervisor.core.verdicts import judge
 from scraper_worker.protocol import DoneAnswer, FailedAnswer, Failure, ItemDone, ItemFailed
 
@@ -129,8 +129,8 @@ class Conclusions:
         answer = recorded(message, found)
         if answer is not None:
             self._outbox.reply(caller.conn, caller.call, answer)
-        elif caller.call is not None:
-            self._outbox.commands.append(Refuse(caller.conn, caller.call, not_claimed(message.key)))
+        else:
+            self._not_claimed(caller, message.key)
 
     def _unavailable(self, caller: Caller, fault: PersistFailed, _: float) -> None:
         if caller.call is not None:
@@ -138,11 +138,14 @@ class Conclusions:
 
     # ---- ended
 
-    def _written(self, hand: Hand, answer: Concluded, now: float) -> None:
-        """A conclusion is durable."""
+    def _written(self, hand: Hand, answer: Concluded | LeaseLost, now: float) -> None:
+        """A conclusion is durable, or came too late."""
         closing, item = hand.closing, hand.item
         if closing is None or self._hands.get(hand.claim) is not hand:
             return  # its run was closed meanwhile
+        if isinstance(answer, LeaseLost):
+            self._lost(hand, closing)
+            return
         op = closing.op
         self._hands.drop(hand)
         if op.outcome == "open":
@@ -184,6 +187,18 @@ class Conclusions:
         )
         if op.outcome == "retry":
             self._end_once_more(hand, now)
+
+    def _lost(self, hand: Hand, closing: Closing) -> None:
+        """Another claim of the item, or another supervisor's, has come before: how it stands only the ledger knows."""
+        self._hands.drop(hand)
+        self._lanes.gone(hand.item)
+        for caller in closing.callers:
+            self._not_claimed(caller, hand.item.key)
+        self._outbox.facts.append(ItemsChanged(self._run.group))
+
+    def _not_claimed(self, caller: Caller, key: str) -> None:
+        if caller.call is not None:
+            self._outbox.commands.append(Refuse(caller.conn, caller.call, not_claimed(key)))
 
     def _refused(self, hand: Hand, fault: PersistFailed, _: float) -> None:
         """A conclusion left no trace: whoever called is told to come again; the supervisor's own is kept."""

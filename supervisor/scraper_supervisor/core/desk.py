@@ -126,7 +126,7 @@ class Desk:
     def _next(self, worker: Worker, group: Group, caller: Caller, wait: float | None, now: float) -> None:
         if worker.life.phase is not Phase.RUNNING:
             self._state.outbox.reply(caller.conn, caller.call, End("draining"))
-        elif group.completing or (group.state in ENDED and not group.queue.unfinished):
+        elif group.state in ENDED and not group.queue.unfinished:
             self._state.outbox.reply(caller.conn, caller.call, End("complete"))
         else:
             group.queue.ask(caller, wait, now)

@@ -19,6 +19,7 @@ from scraper_supervisor.core.facts import PlaceHealed
 from scraper_supervisor.core.records import (
     AddItems,
     Conclude,
+    ImportLines,
     LoadRun,
     LoadState,
     NewItem,
@@ -245,16 +246,16 @@ def _comes(trouble: Trouble, now: float) -> bool:
 
 
 def _size(op: Op) -> int:
-    """About how many bytes an operation writes."""
-    match op:
-        case SaveState(state=state):
-            return len(bytes(state))
-        case Conclude(result=result, offers=offers):
-            return (0 if result is None else len(bytes(result))) + _offered(offers)
-        case AddItems(items=items):
-            return _offered(items)
-        case _:
-            return 0
+    """About how many bytes an operation writes, where that may be many."""
+    if isinstance(op, SaveState):
+        return len(bytes(op.state))
+    if isinstance(op, ImportLines):
+        return len(op.lines)
+    if isinstance(op, AddItems):
+        return _offered(op.items)
+    if isinstance(op, Conclude):
+        return (0 if op.result is None else len(bytes(op.result))) + _offered(op.offers)
+    return 0
 
 
 def _offered(items: tuple[NewItem, ...]) -> int:

@@ -106,10 +106,23 @@ class StoreFaulted(Struct, frozen=True):
     message: str
 
 
-class StoreTold(Struct, frozen=True):
-    """The store has news for which nobody asked."""
+class ItemsChanged(Struct, frozen=True):
+    """Items of the group's run are otherwise in the ledger than memory has them: it is to be read again."""
 
-    news: StoreFaulted
+    group: str
+
+
+class LeasesLost(Struct, frozen=True):
+    """What these claims hold may be another supervisor's by now."""
+
+    group: str
+    claims: tuple[int, ...]
+
+
+class StoreTold(Struct, frozen=True):
+    """The store has news for which nobody asked. A ledger that nobody shares has no news but faults."""
+
+    news: StoreFaulted | ItemsChanged | LeasesLost
 
 
 class Due(Struct, frozen=True):

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
+from scraper_supervisor.core.events import ItemsChanged
 from scraper_supervisor.core.records import RunImage
 from scraper_worker.protocol import FailedAnswer, Failure
 
@@ -91,4 +92,6 @@ class StatesOwed(Struct, frozen=True):
     image: RunImage
 
 
-Fact: TypeAlias = Claimed | ItemEnded | ProcessKnown | ProcessEnded | PlaceHealed | RunRead | RunOpened | StatesOwed
+Fact: TypeAlias = (
+    Claimed | ItemEnded | ItemsChanged | ProcessKnown | ProcessEnded | PlaceHealed | RunRead | RunOpened | StatesOwed
+)

@@ -22,6 +22,8 @@ from scraper_supervisor.core.events import (
     Due,
     Event,
     Exited,
+    ItemsChanged,
+    LeasesLost,
     Persisted,
     PersistFailed,
     Reconfigured,
@@ -30,6 +32,7 @@ from scraper_supervisor.core.events import (
     Sampled,
     Spawned,
     SpawnFailed,
+    StoreFaulted,
     StoreTold,
     Terminated,
     TreeEnded,
@@ -156,7 +159,7 @@ class Fleet:
                 if question is not None:
                     question.refused(event, now)
             case StoreTold(news=news):
-                self.disk.told(news, now)
+                self._told(news, now)
             case Due():
                 self._due(now)
             case Replied():
@@ -194,6 +197,17 @@ class Fleet:
                 self._learn(fact, now)
             facts = self.outbox.facts
 
+    def _told(self, news: StoreFaulted | ItemsChanged | LeasesLost, now: float) -> None:
+        match news:
+            case StoreFaulted():
+                self.disk.told(news, now)
+            case ItemsChanged(group=name):
+                self.groups.read_again(name)
+            case LeasesLost(group=name, claims=claims):
+                self.watchdog.leases_lost(name, claims)
+            case _ as never:
+                assert_never(never)
+
     def _learn(self, fact: Fact, now: float) -> None:
         match fact:
             case ItemEnded():
@@ -210,6 +224,8 @@ class Fleet:
                     self.groups.write_debts()
                 self.imports.healed()
                 self.watchdog.place_healed(fact, now)
+            case ItemsChanged(group=name):
+                self.groups.read_again(name)
             case RunRead():
                 self.outcomes.run_read(fact)
             case RunOpened(group=group):

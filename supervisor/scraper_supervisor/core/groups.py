@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from scraper_supervisor.core import restart
 from scraper_supervisor.core.facts import RunOpened, StatesOwed
 from scraper_supervisor.core.queue import Queue
-from scraper_supervisor.core.records import LoadIntents, OpenRun, SetIntent, SetRunState
+from scraper_supervisor.core.records import CompleteRun, LoadIntents, OpenRun, SetIntent, SetRunState
 from scraper_supervisor.core.state import Group, Mode, Worker
 from scraper_supervisor.core.states import ENDED, GroupState, GroupTrigger, SupervisorTrigger
 from scraper_supervisor.core.worker import Phase
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
     from scraper_supervisor.core.abort import AbortWindow
     from scraper_supervisor.core.lifecycle import Lifecycle
-    from scraper_supervisor.core.records import Intents, RunImage, RunState
+    from scraper_supervisor.core.records import Intents, RunEnd, RunImage, RunState
     from scraper_supervisor.core.settings import GroupSettings
     from scraper_supervisor.core.slo import Slo
     from scraper_supervisor.core.state import FleetState, Intent
 
+_AT_WORK: Final = frozenset({GroupState.RUNNING, GroupState.PAUSED, GroupState.DRAINING})
 RATE_WINDOW: Final = 60.0  # seconds over which a group's rate is measured
 
 
@@ -128,7 +129,7 @@ class Groups:
         if image is not None:
             group.run_state = state
             op = SetRunState(self._state.outbox.ticket(), group.name, image.run_id, state)
-            self._state.outbox.ask(op, lambda _, __: self._run_state_set(group), again=True)
+            self._state.outbox.ask(op, again=True)
 
     def revive(self, group: Group, now: float, *, reset: bool = False) -> None:
         """Go on with the group's run: items were added to it, or an operator starts it."""
@@ -172,10 +173,11 @@ class Groups:
             if not any(worker.life.up for worker in team):
                 group.go(GroupTrigger.DOWN)
             return
-        if not group.completing and self._is_complete(group, team):
+        image = group.queue.image
+        if image is not None and not group.completing and self._is_complete(group, team):
             if not self._state.clocks_run():
-                return  # it is told when the ledger can be
-            self._complete(group)
+                return  # it is asked when it can answer
+            self._complete(group, image.run_id)
         if group.completing:
             return
         if team and not any(worker.life.up or worker.life.phase is Phase.BACKOFF for worker in team):
@@ -202,7 +204,7 @@ class Groups:
 
     def _is_complete(self, group: Group, team: list[Worker]) -> bool:
         queue = group.queue
-        if queue.image is None or queue.unfinished or queue.frozen or group.settings.on_complete == "wait":
+        if queue.unfinished or queue.frozen or group.settings.on_complete == "wait":
             return False
         if any(self._can_offer(group, worker) for worker in team):
             return False
@@ -220,23 +222,42 @@ class Groups:
             return worker.current.more or not waits
         return True
 
-    def _complete(self, group: Group) -> None:
-        """Every item has ended: the workers are told, and the ledger."""
+    def _complete(self, group: Group, run_id: int) -> None:
+        """Every item has ended, so far as memory knows: the ledger decides."""
         group.completing = True
-        self._end_waiting(group)
-        group.queue.read_again()
-        self._set_run_state(group, "aborted" if group.queue.ended.parked else "completed")
+        op = CompleteRun(self._state.outbox.ticket(), group.name, run_id)
+        self._state.outbox.ask(op, partial(self._run_ended, group), lambda _, __: self._not_completed(group))
+
+    def _run_ended(self, group: Group, end: RunEnd, now: float) -> None:
+        image = group.queue.image
+        if image is None or image.run_id != end.image.run_id:
+            return  # another run is being opened
+        asked, group.completing = group.completing, False
+        if not asked:  # it was aborted meanwhile, which the ledger is told, or its workers are wanted again
+            if end.state != "running" and group.state in _AT_WORK:
+                self._set_run_state(group, "running")
+            return
+        group.run_state = end.state
+        group.queue.reread(end.image, now)
+        if end.state == "running":
+            return  # items were added, of which memory did not know yet
+        group.go(GroupTrigger.COMPLETE if end.state == "completed" else GroupTrigger.ABORT)
+        if not group.queue.unfinished:
+            self._end_waiting(group)
+
+    def _not_completed(self, group: Group) -> None:
+        if self._state.storage.ledger is not None:  # it is asked again when the ledger is well
+            group.completing = False
+
+    def read_again(self, name: str) -> None:
+        """The ledger holds items of this group otherwise than memory does."""
+        group = self._state.groups.get(name)
+        if group is not None:
+            group.queue.read_again()
 
     def _end_waiting(self, group: Group) -> None:
         for worker in self._state.team(group):
             group.queue.end_waiting(worker.name, "complete")
-
-    def _run_state_set(self, group: Group) -> None:
-        """The ledger knows that the run is completed, aborted or running again."""
-        if not group.completing or group.run_state == "running":
-            return
-        group.completing = False  # if something was added meanwhile, `check` goes on from here
-        group.go(GroupTrigger.COMPLETE if group.run_state == "completed" else GroupTrigger.ABORT)
 
     def _may_go_on(self, group: Group) -> bool:
         return group.intent not in ("drained", "stopped") and self._state.phase == "running" and not group.leaving

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final, Literal
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from scraper_supervisor.core.calls import Caller
 from scraper_supervisor.core.facts import Claimed
+from scraper_supervisor.core.records import Reserved
 from scraper_worker.protocol import End, Granted
 
 if TYPE_CHECKING:
@@ -23,38 +24,44 @@ LOADING_PATIENCE: Final = 5.0  # seconds that an item.next with `wait` may be an
 
 
 class Numbers(Struct):
-    """Claims are numbered from blocks that the ledger knows of, so that no number is ever given twice."""
+    """Claims are numbered from blocks that the ledger allots, so that no number is ever given twice."""
 
-    next: int = 1
-    upto: int = 1  # no number from here on may be given yet
+    blocks: deque[Reserved] = field(default_factory=deque)  # not used up yet; the next number is the first one's
+    lowest: int | None = None  # of all that were ever allotted to this supervisor
     reserving: bool = False
 
-    def open(self, next_claim: int) -> None:
-        """The ledger says from which number on none was ever given."""
-        self.next = max(self.next, next_claim)
-        self.upto = max(self.upto, next_claim)
-
     def wanted(self) -> int | None:
-        """Up to which number the ledger should be asked to reserve now, if any; marked as asked."""
-        if self.reserving or self.next + CLAIMS_A_RESERVATION // 2 <= self.upto:
+        """How many numbers the ledger should be asked for now, if any; marked as asked."""
+        left = sum(block.upto - block.first for block in self.blocks)
+        if self.reserving or left >= CLAIMS_A_RESERVATION // 2:
             return None
         self.reserving = True
-        return self.next + CLAIMS_A_RESERVATION
+        return CLAIMS_A_RESERVATION
 
-    def reserved(self, upto: int | None) -> None:
+    def reserved(self, block: Reserved | None) -> None:
         """The ledger answered; None: it could not."""
         self.reserving = False
-        self.upto = max(self.upto, upto or 0)
+        if block is not None:
+            self.blocks.append(block)
+            self.lowest = block.first if self.lowest is None else self.lowest
 
     @property
     def available(self) -> bool:
         """Whether a number may be given."""
-        return self.next < self.upto
+        return bool(self.blocks)
 
     def take(self) -> int:
         """The next number."""
-        self.next += 1
-        return self.next - 1
+        block = self.blocks[0]
+        if block.first + 1 < block.upto:
+            self.blocks[0] = Reserved(block.first + 1, block.upto)
+        else:
+            self.blocks.popleft()
+        return block.first
+
+    def is_older(self, claim: int) -> bool:
+        """Whether a claim was given by a supervisor before this one, of which nothing is remembered."""
+        return self.lowest is None or claim < self.lowest
 
 
 class _Waiter(Struct):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from scraper_supervisor.core.calls import storage_error
 from scraper_supervisor.core.checkpoints import state_of, why_unusable
 from scraper_supervisor.core.events import Introduced
-from scraper_supervisor.core.records import LoadState
+from scraper_supervisor.core.records import Confirmed, LoadState
 from scraper_supervisor.core.state import Handshake, Worker
 from scraper_supervisor.core.worker import Phase
 from scraper_worker.protocol import (
@@ -90,8 +90,20 @@ class Introductions:
     # ---- the checkpoint was read
 
     def _read(self, handshake: Handshake, answer: StateLoaded, now: float) -> None:
+        worker, hello = self._state.workers.get(handshake.worker), handshake.said.message
+        if worker is None or not isinstance(hello, Hello) or not worker.life.introduced:
+            self._confirmed(handshake, answer, Confirmed(()), now)  # what a very first hello names is no claim
+            return
+        queue = self._state.groups[worker.group].queue
+        older = queue.of_predecessors(hello.in_flight)
+        if older:
+            queue.confirm(older, partial(self._confirmed, handshake, answer), partial(self._unreadable, handshake))
+        else:
+            self._confirmed(handshake, answer, Confirmed(()), now)
+
+    def _confirmed(self, handshake: Handshake, answer: StateLoaded, confirmed: Confirmed, now: float) -> None:
         if self._close(handshake):
-            self._welcome(handshake, answer, now)
+            self._welcome(handshake, answer, confirmed, now)
 
     def _unreadable(self, handshake: Handshake, fault: PersistFailed, now: float) -> None:
         """The checkpoint could not be read.
@@ -150,7 +162,7 @@ class Introductions:
             handshake.said.conn, handshake.said.call, REFUSED, f"hello refused: {why}", close=True
         )
 
-    def _welcome(self, handshake: Handshake, answer: StateLoaded, now: float) -> None:
+    def _welcome(self, handshake: Handshake, answer: StateLoaded, confirmed: Confirmed, now: float) -> None:
         said, hello = handshake.said, handshake.said.message
         worker = self._state.workers.get(handshake.worker)
         refusal = self._why_not(worker, handshake)
@@ -164,10 +176,12 @@ class Introductions:
             return
         group = self._state.groups[worker.group]
         image = group.queue.image
+        named = hello.in_flight if worker.life.introduced else ()
         worker.current.silence = None  # it is told its heartbeats anew
         self._lifecycle.introduced(worker, said.conn, now)
         self._state.outbox.commands.append(Introduced(said.conn))
-        in_flight = group.queue.reclaim(worker.name, worker.life.incarnation, hello.in_flight, now)
+        group.queue.take_up(worker.name, worker.life.incarnation, confirmed, now)
+        in_flight = group.queue.reclaim(worker.name, worker.life.incarnation, named, now)
         sound = answer.found == "sound"
         if sound:
             worker.saved = (answer.generation, answer.saved_at)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from msgspec import Raw, Struct
 
+from scraper_supervisor.core.records import Front, Prefetch
 from scraper_supervisor.core.targets import Target
 
 if TYPE_CHECKING:
@@ -26,11 +27,9 @@ if TYPE_CHECKING:
 Rank: TypeAlias = tuple[int, float, int]  # (-priority, order, id)
 Place: TypeAlias = tuple[int, float]  # (-priority, order)
 
-WINDOW: Final = 4096  # items held in all lanes together, about
 LANE_MOST: Final = 512  # of one target
 LANE_LEAST: Final = 8
 LANES_A_FETCH: Final = 64
-RETRIES: Final = 8192  # waiting items held, about; the rest stays in the ledger
 FETCH_AGAIN: Final = 1.0  # seconds, at least, between two looks for waiting items that are due
 
 
@@ -97,8 +96,8 @@ class _Lane(Struct):
 class Wanted(Struct, frozen=True):
     """What to fetch from the ledger."""
 
-    lanes: tuple[tuple[str | None, Place | None], ...] = ()  # targets, each with the place after which to go on
-    limit: int = 0  # items a lane
+    fronts: tuple[Front, ...] = ()
+    limit: int = 0  # items of each
     waiting: int = 0  # waiting items, 0: none
 
 
@@ -111,6 +110,7 @@ class Lanes:
 
     def __init__(self, targets: Targets) -> None:
         self._targets = targets
+        self._prefetch = Prefetch()
         self._lanes: dict[str | None, _Lane] = {}
         self._heads: list[tuple[Rank, int, _Lane]] = []  # lanes by their first item, but for those that are blocked
         self._pushed = 0  # numbers what is pushed, since lanes can't be compared
@@ -132,8 +132,14 @@ class Lanes:
 
     # ---- what comes in
 
-    def open(self, lanes: Iterable[Lane], waiting: int, hands: Iterable[Item] = ()) -> None:
-        """Start from what the ledger holds, forgetting what was in memory but for the items in `hands`."""
+    def open(
+        self, lanes: Iterable[Lane], waiting: int, hands: Iterable[Item] = (), prefetch: Prefetch | None = None
+    ) -> None:
+        """Start from what the ledger holds, forgetting what was in memory but for the items in `hands`.
+
+        `prefetch` is how many items are held in all lanes together, about; the rest stays in the ledger.
+        """
+        self._prefetch = prefetch or self._prefetch
         for lane in self._lanes.values():
             self._targets.leave(lane.target, self, lane.in_flight)
         self._lanes = {one.target: _Lane(self._targets.join(one.target), one.open) for one in lanes}
@@ -225,21 +231,20 @@ class Lanes:
     def wants(self, now: float) -> Wanted:
         """What to fetch now; marked as asked."""
         limit = self._limit()
-        wanted: list[tuple[str | None, Place | None]] = []
+        wanted: list[Front] = []
         for target in list(self._hungry):
             lane = self._lanes.get(target)
             if lane is not None and lane.stored > 0 and not lane.fetching and len(lane.ready) <= limit // 2:
                 lane.fetching = True
-                wanted.append((target, lane.cursor))
+                wanted.append(Front(target, lane.cursor))
             del self._hungry[target]  # what empties the lane, or ends the fetch, makes it hungry again
             if len(wanted) == LANES_A_FETCH:
                 break
         if self._fetching_retries or not self._wants_retries(now):
             return Wanted(tuple(wanted), limit)
         self._fetching_retries = True
-        return Wanted(
-            tuple(wanted), limit, RETRIES // 2 + self._retries_loaded
-        )  # those that are held again, and new ones
+        waiting = self._prefetch.waiting // 2 + self._retries_loaded  # those that are held again, and new ones
+        return Wanted(tuple(wanted), limit, waiting)
 
     # ---- what goes out
 
@@ -300,7 +305,7 @@ class Lanes:
             self._retries_loaded += 1
         item.due, item.target = due, target
         item.move(order)
-        if keep or self._retries_loaded <= RETRIES:
+        if keep or self._retries_loaded <= self._prefetch.waiting:
             self._wait(item)
         else:  # it is fetched again when fewer wait, or when it is due and nothing else is
             self._held.discard(item.id)
@@ -338,6 +343,18 @@ class Lanes:
         else:
             self.take(item, now)
 
+    def hold(self, entry: Entry, now: float) -> Item:
+        """Take an item that is in the ledger alone into a worker's hands, out of the order."""
+        item = from_entry(entry, now)
+        self._held.add(item.id)
+        lane = self._lane(item.target)
+        if item.due is None:
+            lane.loaded += 1
+        else:
+            self._retries_loaded += 1
+        self._start(lane, now)
+        return item
+
     def waiting(self, now: float) -> int:
         """How many open items wait for a time to come (those only in the ledger included)."""
         held = sum(1 for due, _, item in self._retries if due > now and item.id in self._retry_ids)
@@ -362,9 +379,10 @@ class Lanes:
         """Few waiting items are held, or one that is not may be due and nothing that is held can be handed out."""
         if self.retries_open <= self._retries_loaded:
             return False
-        if self._retries_loaded < RETRIES // 2:
+        if self._retries_loaded < self._prefetch.waiting // 2:
             return True
-        return self._stored_due <= now and self._retries_loaded < 2 * RETRIES and self.peek(now) is None
+        room = self._retries_loaded < 2 * self._prefetch.waiting
+        return self._stored_due <= now and room and self.peek(now) is None
 
     def _lane(self, target: str | None) -> _Lane:
         lane = self._lanes.get(target)
@@ -384,7 +402,7 @@ class Lanes:
         return lane
 
     def _limit(self) -> int:
-        return max(LANE_LEAST, min(LANE_MOST, WINDOW // max(1, len(self._lanes))))
+        return max(LANE_LEAST, min(LANE_MOST, self._prefetch.fresh // max(1, len(self._lanes))))
 
     def _insert(self, lane: _Lane, item: Item) -> None:
         ready = lane.ready

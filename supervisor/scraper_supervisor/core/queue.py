@@ -22,9 +22,11 @@ from scraper_supervisor.core.lanes import Lanes
 from scraper_supervisor.core.records import (
     AddItems,
     Cancel,
-    FetchLanes,
-    FetchWaiting,
+    ConfirmClaims,
+    LeaseFresh,
+    LeaseWaiting,
     LoadRun,
+    NamedClaim,
     NewItem,
     Requeue,
     ReserveClaims,
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.conclusions import Ended
     from scraper_supervisor.core.events import PersistFailed
     from scraper_supervisor.core.outbox import Outbox
-    from scraper_supervisor.core.records import Added, Changed, Entries, RunImage
+    from scraper_supervisor.core.records import Added, Changed, Confirmed, Leased, Reserved, RunImage
     from scraper_supervisor.core.settings import RetrySettings
     from scraper_supervisor.core.targets import Targets
 
@@ -106,21 +108,21 @@ class Queue:
     def open(self, image: RunImage) -> None:
         """Take over a run as the ledger has it; items in hands stay there."""
         if self.image is None or self.image.run_id != image.run_id:
-            self._out.numbers.open(image.next_claim)
             self._conclusions.forget_debts()
         self.image = image
         self._run.run_id = image.run_id
         ended = self.ended
         ended.done, ended.failed, ended.parked = image.done, image.failed, image.parked
         self._out.forget_reservations()
-        self.lanes.open(image.lanes, image.waiting, [hand.item for hand in self._hands])
+        self.lanes.open(image.lanes, image.waiting, [hand.item for hand in self._hands], image.prefetch)
         self._readings += 1
 
     def read_again(self) -> None:
         """Ask the ledger how the run stands, after operations on many items."""
-        self._outbox.ask(LoadRun(self._outbox.ticket(), self.group), self._read, again=True)
+        self._outbox.ask(LoadRun(self._outbox.ticket(), self.group), self.reread, again=True)
 
-    def _read(self, image: RunImage, _: float) -> None:
+    def reread(self, image: RunImage, _: float) -> None:
+        """The run as the ledger has it now."""
         if self.image is None or self.image.run_id != image.run_id:
             return  # a new run is being opened meanwhile
         self._outbox.facts.append(RunRead(self.group, max(0, self.ended.done - image.done)))
@@ -308,10 +310,65 @@ class Queue:
         if hand is not None and hand.closing is None:
             self._conclusions.give_back(hand)
             self._outbox.reply(caller.conn, caller.call, Nothing())
-        elif hand is None and message.claim is not None and self._hands.was_released(message.claim, message.key):
+        elif hand is None and self._gave_back(caller, message):
             self._outbox.reply(caller.conn, caller.call, Nothing())
         elif caller.call is not None:
             self._outbox.commands.append(Refuse(caller.conn, caller.call, not_claimed(message.key)))
+
+    def _gave_back(self, caller: Caller, message: ItemRelease) -> bool:
+        claim = message.claim
+        return claim is not None and self._hands.was_released(claim, message.key, caller.worker)
+
+    def of_predecessors(self, named: Iterable[Claim]) -> tuple[NamedClaim, ...]:
+        """Those of the claims that a supervisor before this one gave: the ledger has to confirm them."""
+        if self.frozen:
+            return ()
+        return tuple(NamedClaim(one.key, one.claim) for one in named if self._out.numbers.is_older(one.claim))
+
+    def confirm(
+        self,
+        named: tuple[NamedClaim, ...],
+        confirmed: Callable[[Confirmed, float], None],
+        refused: Callable[[PersistFailed, float], None],
+    ) -> None:
+        """Ask the ledger which of these claims may be taken up again."""
+        op = ConfirmClaims(self._outbox.ticket(), self.group, self._run.run_id, named)
+        self._outbox.ask(op, confirmed, refused)
+
+    def take_up(self, worker: str, incarnation: int, confirmed: Confirmed, now: float) -> None:
+        """A worker goes on with claims that a supervisor before this one gave it.
+
+        Numbers of claims rise: of two claims of one item the later one was given when the earlier had been given back.
+        """
+        for one in confirmed.claims:
+            if self._hands.get(one.claim) is not None:
+                continue
+            other = self._hands.of_item(one.item.id)
+            if other is not None:
+                if other.claim > one.claim or other.closing is not None:
+                    continue
+                self._hands.drop(other)
+                self.lanes.put_back(other.item)
+            item = self.lanes.find(one.item.key)
+            if item is None:
+                item = self.lanes.hold(one.item, now)
+            else:
+                self.lanes.pull(item, now)
+            self._hands.grip(item, one.claim, worker, incarnation, now)
+
+    def lose(self, claims: Iterable[int]) -> list[OpenClaim]:
+        """Others may have these items by now: what is not being written about them is dropped.
+
+        Returns:
+            The claims that their workers are to be told of.
+        """
+        lost = [hand for hand in map(self._hands.get, claims) if hand is not None and hand.closing is None]
+        for hand in lost:
+            self._hands.drop(hand)
+            self.lanes.gone(hand.item)
+        if lost:
+            self.read_again()
+        return [OpenClaim(hand.worker, hand.claim, hand.item.key, hand.since) for hand in lost]
 
     def reclaim(self, worker: str, incarnation: int, named: Iterable[Claim], now: float) -> list[Held]:
         """A worker came back: what it does not name goes back, what is still its own or nobody's it keeps.
@@ -327,7 +384,8 @@ class Queue:
             if (hand.claim, hand.item.key) not in wanted:
                 self._conclusions.give_back(hand)
         for claim, key in sorted(wanted):
-            item = self.lanes.find(key) if self._hands.was_released(claim, key) and not self.frozen else None
+            released = self._hands.was_released(claim, key, worker) and not self.frozen
+            item = self.lanes.find(key) if released else None
             if item is not None:
                 self.lanes.pull(item, now)
                 self._hands.grip(item, claim, worker, incarnation, now)
@@ -422,7 +480,7 @@ class Queue:
             self._outbox.ask(LoadRun(self._outbox.ticket(), self.group), read, again=True)
 
         def read(image: RunImage, now: float) -> None:
-            self._read(image, now)
+            self.reread(image, now)
             self._changing.discard(op.ticket)
 
         def refused(fault: PersistFailed, _: float) -> None:
@@ -456,37 +514,37 @@ class Queue:
 
     def _fetch(self, now: float) -> None:
         outbox, group, run_id, reading = self._outbox, self.group, self._run.run_id, self._readings
-        upto = self._out.numbers.wanted()
-        if upto is not None:
-            outbox.ask(ReserveClaims(outbox.ticket(), group, upto), partial(self._reserved, upto), self._not_reserved)
+        count = self._out.numbers.wanted()
+        if count is not None:
+            outbox.ask(ReserveClaims(outbox.ticket(), group, count), self._reserved, self._not_reserved)
         wanted = self.lanes.wants(now)
-        if wanted.lanes:
-            op = FetchLanes(outbox.ticket(), group, run_id, wanted.lanes, wanted.limit)
+        if wanted.fronts:
+            op = LeaseFresh(outbox.ticket(), group, run_id, wanted.fronts, wanted.limit)
             outbox.ask(op, partial(self._fetched, op, reading), partial(self._not_fetched, op, reading))
         if wanted.waiting:
-            waiting = FetchWaiting(outbox.ticket(), group, run_id, wanted.waiting)
+            waiting = LeaseWaiting(outbox.ticket(), group, run_id, wanted.waiting)
             outbox.ask(waiting, partial(self._retries_fetched, reading), partial(self._retries_not_fetched, reading))
 
-    def _reserved(self, upto: int, _: None, __: float) -> None:
-        self._out.numbers.reserved(upto)
+    def _reserved(self, block: Reserved, _: float) -> None:
+        self._out.numbers.reserved(block)
 
     def _not_reserved(self, _: PersistFailed, __: float) -> None:
         self._out.numbers.reserved(None)
 
-    def _fetched(self, op: FetchLanes, reading: int, answer: Entries, now: float) -> None:
+    def _fetched(self, op: LeaseFresh, reading: int, answer: Leased, now: float) -> None:
         if reading != self._readings:
             return
-        by_target: dict[str | None, list[int]] = {target: [] for target, _ in op.lanes}
+        by_target: dict[str | None, list[int]] = {front.target: [] for front in op.fronts}
         for index, entry in enumerate(answer.items):
             by_target[entry.target].append(index)
         for target, indexes in by_target.items():
             self.lanes.fetched(target, (answer.items[index] for index in indexes), now)
 
-    def _not_fetched(self, op: FetchLanes, reading: int, _: PersistFailed, __: float) -> None:
+    def _not_fetched(self, op: LeaseFresh, reading: int, _: PersistFailed, __: float) -> None:
         if reading == self._readings:
-            self.lanes.fetch_failed(target for target, _ in op.lanes)
+            self.lanes.fetch_failed(front.target for front in op.fronts)
 
-    def _retries_fetched(self, reading: int, answer: Entries, now: float) -> None:
+    def _retries_fetched(self, reading: int, answer: Leased, now: float) -> None:
         if reading == self._readings:
             self.lanes.retries_fetched(answer.items, now)
 

@@ -1,5 +1,9 @@
 """What the core asks the store to keep, and what the store answers: values only.
 
+The words suit a ledger that several supervisors share: open items are leased, as many as the ledger says; it allots the
+numbers of claims; an end of a claim is written only while the claim is still the latest; and the ledger decides whether
+a run is complete. A ledger that one supervisor has to itself leases by the lock on its folder.
+
 Each operation carries the `ticket` under which its answer comes back (`Persisted` or `PersistFailed`). Operations on
 the ledger are carried out in the order in which they were asked, and answered in that order; so are those on the
 checkpoint files of one worker. Wall-clock times are stamped by the store: the core gives delays in seconds.
@@ -71,6 +75,13 @@ class WorkerTotals(Struct, frozen=True):
     failed: int
 
 
+class Prefetch(Struct, frozen=True):
+    """How many items a supervisor may lease ahead, about: those without and those with a time to wait for."""
+
+    fresh: int = 4096
+    waiting: int = 8192
+
+
 class RunImage(Struct, frozen=True):
     """A group's run as the ledger has it."""
 
@@ -83,11 +94,11 @@ class RunImage(Struct, frozen=True):
     parked: int
     waiting: int  # open with a time to wait for (past or to come)
     lanes: tuple[Lane, ...]
-    next_claim: int  # no claim from here on was ever given
     started_at: str
     finished_at: str | None
     workers: tuple[WorkerTotals, ...]
     owed: tuple[str, ...] = ()  # workers whose imported states are to become checkpoints before any of them starts
+    prefetch: Prefetch = Prefetch()
 
 
 # ---- operations on the ledger ----------------------------------------------------------------------------------------
@@ -120,6 +131,20 @@ class SetRunState(Operation[None], frozen=True):
     state: RunState
 
 
+class RunEnd(Struct, frozen=True):
+    """Whether a run has ended: `state` is "running" while an item of it is open. `image` is the run as it is now."""
+
+    state: RunState
+    image: RunImage
+
+
+class CompleteRun(Operation[RunEnd], frozen=True):
+    """End a run if no item of it is open: as completed, or as aborted where items are parked."""
+
+    group: str
+    run_id: int
+
+
 class Added(Struct, frozen=True):
     """Which of the offered items were new: (index in the offer, item id, order)."""
 
@@ -143,11 +168,15 @@ class Concluded(Struct, frozen=True):
     offered: Added
 
 
-class Conclude(Operation[Concluded], frozen=True):
-    """End a claim: outcome, result and offers in one transaction.
+class LeaseLost(Struct, frozen=True):
+    """The claim is not the latest of its item any more, or another supervisor has the item: nothing was written."""
+
+
+class Conclude(Operation[Concluded | LeaseLost], frozen=True):
+    """End a claim: outcome, result and offers in one transaction, if the claim is still the item's latest.
 
     outcome "open" gives the item back at no cost (its `alone` changed). `answer` is the recorded reply to item.failed.
-    A result's row carries its SHA-256.
+    A result's row carries its SHA-256. An item that is done already stays as it is, and its seq is answered.
     """
 
     group: str
@@ -169,30 +198,65 @@ class Conclude(Operation[Concluded], frozen=True):
     offers: tuple[NewItem, ...] = ()
 
 
-class Entries(Struct, frozen=True):
-    """Items, in the order asked for."""
+class Leased(Struct, frozen=True):
+    """Items, in the order asked for; they are this supervisor's to hand out."""
 
     items: tuple[Entry, ...]
 
 
-class FetchLanes(Operation[Entries], frozen=True):
-    """The next open items without a time to wait for, of each (target, after), by priority and order.
+class Front(Struct, frozen=True):
+    """Where the items of a target go on: `after` is (-priority, order) of the last one known, None from the start."""
 
-    `after` is (-priority, order) of the last one that the queue has seen, None from the start. At most `limit` a lane.
+    target: str | None
+    after: tuple[int, float] | None
+
+
+class LeaseFresh(Operation[Leased], frozen=True):
+    """Lease the next open items without a time to wait for, of each front, by priority and order; `limit` for each."""
+
+    group: str
+    run_id: int
+    fronts: tuple[Front, ...]
+    limit: int
+
+
+class LeaseWaiting(Operation[Leased], frozen=True):
+    """Lease open items with a time to wait for, earliest first, at most `limit`."""
+
+    group: str
+    run_id: int
+    limit: int
+
+
+class ConfirmedClaim(Struct, frozen=True):
+    """A claim of which nothing was recorded and whose item is open still."""
+
+    claim: int
+    item: Entry
+
+
+class Confirmed(Struct, frozen=True):
+    """The claims that may be taken up again."""
+
+    claims: tuple[ConfirmedClaim, ...]
+
+
+class NamedClaim(Struct, frozen=True):
+    """A claim as its worker names it."""
+
+    key: str
+    claim: int
+
+
+class ConfirmClaims(Operation[Confirmed], frozen=True):
+    """Learn which claims, given by a supervisor of which nothing is remembered, may be taken up again.
+
+    Those were really given (their numbers were allotted), and neither they nor later claims of their items have ended.
     """
 
     group: str
     run_id: int
-    lanes: tuple[tuple[str | None, tuple[int, float] | None], ...]
-    limit: int
-
-
-class FetchWaiting(Operation[Entries], frozen=True):
-    """The open items with a time to wait for, earliest first, at most `limit`."""
-
-    group: str
-    run_id: int
-    limit: int
+    claims: tuple[NamedClaim, ...]
 
 
 class Conclusion(Struct, frozen=True):
@@ -213,11 +277,18 @@ class FindConclusion(Operation[Conclusion | None], frozen=True):
     key: str
 
 
-class ReserveClaims(Operation[None], frozen=True):
-    """No claim below `upto` will be given again after a restart."""
+class Reserved(Struct, frozen=True):
+    """Numbers of claims, from `first` to before `upto`, that were never given and are this supervisor's to give."""
+
+    first: int
+    upto: int
+
+
+class ReserveClaims(Operation[Reserved], frozen=True):
+    """Have `count` numbers allotted, higher than all that were; none is ever allotted again."""
 
     group: str
-    upto: int
+    count: int
 
 
 class SetIntent(Operation[None], frozen=True):
@@ -335,8 +406,11 @@ class Probe(Operation[None], frozen=True):
 
 
 ImportOp: TypeAlias = ImportBegin | ImportLines | ImportFinish | ImportDrop | TakeState | DropState
-QueueOp: TypeAlias = AddItems | Conclude | FetchLanes | FetchWaiting | FindConclusion | ReserveClaims | Requeue | Cancel
-LedgerOp: TypeAlias = QueueOp | ImportOp | OpenRun | LoadRun | SetRunState | SetIntent | LoadIntents | Probe
+QueueOp: TypeAlias = (
+    AddItems | Conclude | LeaseFresh | LeaseWaiting | ConfirmClaims | FindConclusion | ReserveClaims | Requeue | Cancel
+)
+RunOp: TypeAlias = OpenRun | LoadRun | SetRunState | CompleteRun
+LedgerOp: TypeAlias = QueueOp | ImportOp | RunOp | SetIntent | LoadIntents | Probe
 
 # ---- operations on the checkpoint files -----------------------------------------------------------------------------
 
@@ -410,10 +484,14 @@ StateOp: TypeAlias = SaveState | LoadState | ProbeFolder
 Op: TypeAlias = LedgerOp | StateOp
 Answer: TypeAlias = (
     RunImage
+    | RunEnd
     | Added
     | Concluded
-    | Entries
+    | LeaseLost
+    | Leased
+    | Confirmed
     | Conclusion
+    | Reserved
     | Changed
     | Intents
     | Imported

@@ -150,7 +150,7 @@ class Group(Struct):
     state: GroupState = GroupState.OPENING  # written by `go` alone
     workers: list[str] = []
     mode: Mode = "continue"
-    completing: bool = False  # its last item ended and the ledger is being told
+    completing: bool = False  # its last item ended, so far as memory knows, and the ledger is asked
     repeat_since: float | None = None  # when the pause before a repeat began, monotonic seconds
     opening: int = 0  # ticket of the OpenRun that is waited for
     intent: Intent | None = None

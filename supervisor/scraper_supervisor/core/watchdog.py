@@ -14,6 +14,8 @@ from scraper_supervisor.core.worker import TERM_GRACE, Phase
 from scraper_worker.protocol import ItemCancel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from scraper_supervisor.core.facts import PlaceHealed
     from scraper_supervisor.core.lifecycle import Lifecycle
     from scraper_supervisor.core.state import FleetState, Group, Worker
@@ -35,6 +37,14 @@ class Watchdog:
         if claim not in worker.current.cancelling:
             worker.current.cancelling[claim] = Cancelling(key, now + CANCEL_PATIENCE, reason)
             self._state.tell(worker, ItemCancel(key, claim, reason, CANCEL_PATIENCE))
+
+    def leases_lost(self, name: str, claims: Iterable[int]) -> None:
+        """Others may have these items by now: their workers are told to end them, and what they answer is refused."""
+        group = self._state.groups.get(name)
+        for one in group.queue.lose(claims) if group is not None else ():
+            worker = self._state.workers.get(one.worker)
+            if worker is not None:
+                self._state.tell(worker, ItemCancel(one.key, one.claim, "lease", CANCEL_PATIENCE))
 
     def remind(self, worker: Worker, now: float) -> None:
         """The worker came back: what it was told to cancel may have been lost with the old connection."""

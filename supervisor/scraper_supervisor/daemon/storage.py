@@ -61,7 +61,7 @@ class Storage:
         self._deliver = deliver
         self._told = told
         self._loop = loop
-        self._ledger = open_for_writing(where, patient=True)
+        self._ledger = open_for_writing(where, patient=True, warn=lambda what, why: _log.warning(what, reason=why))
         self._state_dir = where.state_dir
         self._files = files or Files()
         self._checkpoints = Checkpoints(where.state_dir, self._files)

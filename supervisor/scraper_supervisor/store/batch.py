@@ -12,29 +12,44 @@ from scraper_supervisor.core.records import (
     Answer,
     Cancel,
     Changed,
+    CompleteRun,
     Conclude,
     Concluded,
     Conclusion,
-    Entries,
+    ConfirmClaims,
+    Confirmed,
+    ConfirmedClaim,
+    DropState,
     Entry,
-    FetchLanes,
-    FetchWaiting,
     FindConclusion,
+    ImportBegin,
+    ImportDrop,
+    ImportFinish,
     ImportLines,
     ImportOp,
     Intents,
     Lane,
+    Leased,
+    LeaseFresh,
+    LeaseLost,
+    LeaseWaiting,
     LedgerOp,
     LoadIntents,
     LoadRun,
     NewItem,
     OpenRun,
+    Prefetch,
     Probe,
     Requeue,
     ReserveClaims,
+    Reserved,
+    RunEnd,
     RunImage,
+    RunOp,
+    RunState,
     SetIntent,
     SetRunState,
+    TakeState,
     WorkerTotals,
 )
 from scraper_supervisor.core.wall import timestamp
@@ -48,23 +63,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 # Every operation but the end of a claim.
-_Other: TypeAlias = (
-    AddItems
-    | Cancel
-    | FetchLanes
-    | FetchWaiting
-    | FindConclusion
-    | ImportOp
-    | LoadIntents
-    | LoadRun
-    | OpenRun
-    | Probe
-    | Requeue
-    | ReserveClaims
-    | SetIntent
-    | SetRunState
-)
+_ItemOp: TypeAlias = AddItems | LeaseFresh | LeaseWaiting | ConfirmClaims | FindConclusion | Requeue | Cancel
+_Rest: TypeAlias = ReserveClaims | SetIntent | LoadIntents | Probe
 
+PREFETCH: Final = Prefetch(4_096, 8_192)  # items; a million pending ones cost the memory of these
 _PAGE: Final = 4_096  # bytes
 _NULL: Final = b"null"
 _CANCELLED: Final = (
@@ -78,6 +80,7 @@ _ENTRY: Final = (
 _LANE: Final = f"{_ENTRY} AND target IS ? AND not_before IS NULL AND (rank, ord) > (?, ?) ORDER BY rank, ord LIMIT ?"
 _LANE_FROM_START: Final = f"{_ENTRY} AND target IS ? AND not_before IS NULL ORDER BY rank, ord LIMIT ?"
 _LANE_PLACE: Final = f"{_ENTRY} AND target IS ? AND not_before IS NULL AND rank = ? AND ord = ?"
+_CLAIMED: Final = f"{_ENTRY} AND key = ? AND coalesce(last_claim, 0) < ?"
 _WAITING: Final = f"{_ENTRY} AND not_before IS NOT NULL ORDER BY not_before LIMIT ?"
 
 
@@ -132,42 +135,56 @@ class Batch:
                 answers.append(self._perform(op))
         return answers + self._conclude(list(together.values()))
 
-    def _perform(self, op: _Other) -> Answer:
+    def _perform(self, op: _ItemOp | RunOp | ImportOp | _Rest) -> Answer:
         self._now = self._tick()
+        match op:
+            case AddItems() | LeaseFresh() | LeaseWaiting() | ConfirmClaims() | FindConclusion() | Requeue() | Cancel():
+                return self._perform_on_items(op)
+            case OpenRun() | LoadRun() | SetRunState() | CompleteRun():
+                return self._perform_on_run(op)
+            case ReserveClaims() | SetIntent() | LoadIntents() | Probe():
+                return self._perform_small(op)
+            case ImportBegin() | ImportLines() | ImportFinish() | ImportDrop() | TakeState() | DropState():
+                self.removed_runs = True  # perhaps: an import that was given up
+                if isinstance(op, ImportLines):
+                    self._touched += op.lines.count(b"\n")
+                    self._bytes += len(op.lines)
+                return importing.perform(self._cursor, op, self._now)
+
+    def _perform_on_items(self, op: _ItemOp) -> Answer:
         match op:
             case AddItems():
                 return self._add(self._tally(op.run_id), op.items)
-            case FetchLanes():
-                return self._fetch_lanes(op)
-            case FetchWaiting():
-                return Entries(tuple(self._entries(_WAITING, (op.run_id, op.limit))))
+            case LeaseFresh():
+                return self._lease_fresh(op)
+            case LeaseWaiting():
+                return Leased(tuple(self._entries(_WAITING, (op.run_id, op.limit))))
+            case ConfirmClaims():
+                return self._confirm(op)
             case FindConclusion():
                 return self._find(op)
-            case OpenRun():
-                return self._open_run(op)
-            case LoadRun():
-                return self._image(op.group)
             case Requeue():
                 return self._requeue(op)
             case Cancel():
                 return self._cancel(op)
-            case _:
-                return self._perform_small(op)
 
-    def _perform_small(self, op: SetRunState | ReserveClaims | SetIntent | LoadIntents | Probe | ImportOp) -> Answer:
+    def _perform_on_run(self, op: RunOp) -> Answer:
+        match op:
+            case OpenRun():
+                return self._open_run(op)
+            case LoadRun():
+                return self._image(op.group)
+            case SetRunState():
+                self._set_run_state(op.group, op.run_id, op.state)
+                return None
+            case CompleteRun():
+                return self._complete(op)
+
+    def _perform_small(self, op: _Rest) -> Answer:
         execute = self._cursor.execute
         match op:
-            case SetRunState():
-                finished = None if op.state == "running" else timestamp(self._now)
-                execute("UPDATE runs SET state = ?, finished_at = ? WHERE id = ?", (op.state, finished, op.run_id))
-                if not self._cursor.rowcount:
-                    raise LookupError(f"{op.group}: the ledger has no run {op.run_id}")
             case ReserveClaims():
-                execute(
-                    "INSERT INTO groups (name, next_claim) VALUES (?, ?) ON CONFLICT (name)"
-                    " DO UPDATE SET next_claim = max(next_claim, excluded.next_claim)",
-                    (op.group, op.upto),
-                )
+                return self._reserve(op)
             case SetIntent(intent=None):
                 execute("DELETE FROM intents WHERE name = ?", (op.name,))
             case SetIntent():
@@ -177,13 +194,15 @@ class Batch:
                 return Intents(tuple((name, intent) for name, intent in rows))
             case Probe():
                 execute("INSERT INTO probes (id, count) VALUES (1, 1) ON CONFLICT (id) DO UPDATE SET count = count + 1")
-            case _:
-                self.removed_runs = True  # perhaps: an import that was given up
-                if isinstance(op, ImportLines):
-                    self._touched += op.lines.count(b"\n")
-                    self._bytes += len(op.lines)
-                return importing.perform(self._cursor, op, self._now)
         return None
+
+    def _reserve(self, op: ReserveClaims) -> Reserved:
+        (upto,) = self._cursor.execute(
+            "INSERT INTO groups (name, next_claim) VALUES (?, 1 + ?) ON CONFLICT (name)"
+            " DO UPDATE SET next_claim = next_claim + ? RETURNING next_claim",
+            (op.group, op.count, op.count),
+        ).fetchone()
+        return Reserved(upto - op.count, upto)
 
     # ---- items -------------------------------------------------------------------------------------------------------
 
@@ -192,21 +211,22 @@ class Batch:
         self._bytes += sum(len(item.key) + len(item.data) for item in items)
         return offer(self._cursor, tally, items)
 
-    def _conclude(self, ops: list[Conclude]) -> list[Concluded]:
+    def _conclude(self, ops: list[Conclude]) -> list[Concluded | LeaseLost]:
         """End claims, all of different items; those of one run together."""
         self._bytes += sum(len(op.result or b"") + len(op.failure or b"") + len(op.answer or b"") for op in ops)
         by_run: dict[int, list[Conclude]] = {}
         for op in ops:
             by_run.setdefault(op.run_id, []).append(op)
-        answers: dict[int, Concluded] = {}
+        answers: dict[int, Concluded | LeaseLost] = {}
         for run_id, mine in by_run.items():
             ended = conclude(self._cursor, self._tally(run_id), mine, self._tick, self._add)
             answers.update(zip((op.item for op in mine), ended, strict=True))
         return [answers[op.item] for op in ops]
 
-    def _fetch_lanes(self, op: FetchLanes) -> Entries:
+    def _lease_fresh(self, op: LeaseFresh) -> Leased:
         entries: list[Entry] = []
-        for target, after in op.lanes:
+        for front in op.fronts:
+            target, after = front.target, front.after
             if after is None:
                 found = self._entries(_LANE_FROM_START, (op.run_id, target, op.limit))
             else:
@@ -219,7 +239,7 @@ class Batch:
                     seen = {entry.id for entry in found}
                     found += [entry for entry in place if entry.id not in seen]
             entries += found
-        return Entries(tuple(entries))
+        return Leased(tuple(entries))
 
     def _entries(self, query: str, values: tuple[object, ...]) -> list[Entry]:
         now = self._now
@@ -242,6 +262,14 @@ class Batch:
             return None
         state, seq, claim, outcome, answer = row
         return Conclusion(state, seq, claim, outcome, None if answer is None else Raw(answer))
+
+    def _confirm(self, op: ConfirmClaims) -> Confirmed:
+        (upto,) = self._one("SELECT next_claim FROM groups WHERE name = ?", (op.group,)) or (0,)
+        confirmed: list[ConfirmedClaim] = []
+        for named in op.claims:
+            found = self._entries(_CLAIMED, (op.run_id, named.key, named.claim)) if named.claim < upto else []
+            confirmed += [ConfirmedClaim(named.claim, entry) for entry in found]
+        return Confirmed(tuple(confirmed))
 
     def _requeue(self, op: Requeue) -> Changed:
         rows, untouched = self._named(op.run_id, op.keys, ("failed", "parked"))
@@ -317,16 +345,32 @@ class Batch:
         self.removed_runs = self.removed_runs or self._cursor.rowcount > 0
         return self._image(op.group)
 
+    def _set_run_state(self, group: str, run_id: int, state: RunState) -> None:
+        finished = None if state == "running" else timestamp(self._now)
+        self._cursor.execute("UPDATE runs SET state = ?, finished_at = ? WHERE id = ?", (state, finished, run_id))
+        if not self._cursor.rowcount:
+            raise LookupError(f"{group}: the ledger has no run {run_id}")
+
+    def _complete(self, op: CompleteRun) -> RunEnd:
+        image = self._image(op.group)
+        if image.run_id != op.run_id:
+            raise LookupError(f"{op.group}: run {op.run_id} is not the newest any more")
+        if image.waiting or any(lane.open for lane in image.lanes):
+            return RunEnd("running", image)
+        state: RunState = "aborted" if image.parked else "completed"
+        self._set_run_state(op.group, op.run_id, state)
+        return RunEnd(state, self._image(op.group))
+
     def _image(self, group: str) -> RunImage:
         self.write_tallies()
         row = self._one(
-            "SELECT runs.id, run, state, fresh_from, done, failed, parked, waiting, next_claim, started_at, finished_at"
+            "SELECT runs.id, run, state, fresh_from, done, failed, parked, waiting, started_at, finished_at"
             " FROM runs JOIN groups ON groups.id = group_id WHERE name = ? AND NOT removed ORDER BY run DESC LIMIT 1",
             (group,),
         )
         if row is None:
             raise LookupError(f"the ledger has no run of group {group!r}")
-        run_id, run, state, fresh_from, done, failed, parked, waiting, next_claim, started_at, finished_at = row
+        run_id, run, state, fresh_from, done, failed, parked, waiting, started_at, finished_at = row
         execute = self._cursor.execute
         lanes = execute("SELECT target, open FROM lanes WHERE run_id = ? ORDER BY target", (run_id,)).fetchall()
         totals = execute(
@@ -334,8 +378,8 @@ class Batch:
         ).fetchall()
         return RunImage(
             run_id, run, state, fresh_from, done, failed, parked, waiting, tuple(Lane(*lane) for lane in lanes),
-            next_claim, started_at, finished_at, tuple(WorkerTotals(*each) for each in totals),
-            importing.owed(self._cursor, run_id),
+            started_at, finished_at, tuple(WorkerTotals(*each) for each in totals),
+            importing.owed(self._cursor, run_id), PREFETCH,
         )  # fmt: skip
 
     # ---- helpers -----------------------------------------------------------------------------------------------------

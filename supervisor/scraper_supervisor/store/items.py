@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
-from scraper_supervisor.core.records import RETRY_ORIGIN, Added, Conclude, Concluded, NewItem
+from scraper_supervisor.core.records import RETRY_ORIGIN, Added, Conclude, Concluded, LeaseLost, NewItem
 from scraper_supervisor.core.wall import timestamp
 from scraper_supervisor.store.rows import Row, chunks, flat, values
 
@@ -30,7 +30,7 @@ _ITEM: Final = (
 _KEPT: Final = ("ord", "last_failure")  # what stays as it is where nothing new is given
 _STATES: Final = {"done": "done", "failed": "failed", "retry": "open", "open": "open"}  # of an item by the outcome
 
-_Known: TypeAlias = tuple[int, str, str | None, int, int | None]  # id, state, target, timed, seq
+_Known: TypeAlias = tuple[int, str, str | None, int, int | None, int | None]  # as _select_items reads them
 _decode_new = msgspec.json.Decoder(list[tuple[int, int]]).decode  # id, order
 _decode = msgspec.json.Decoder(list[_Known]).decode
 
@@ -69,8 +69,10 @@ def conclude(
     ops: Sequence[Conclude],
     tick: Callable[[], float],
     add: Callable[[Tally, Sequence[NewItem]], Added],
-) -> list[Concluded]:
+) -> list[Concluded | LeaseLost]:
     """End claims of one run, each of another item. What is done already stays as it is, offers included.
+
+    A claim that is not the latest any more ends nothing.
 
     Args:
         cursor: The transaction's.
@@ -84,7 +86,7 @@ def conclude(
         sqlite3.Error: SQLite refused; the transaction is to be rolled back.
     """
     known = _known(cursor, tally.run_id, [op.item for op in ops])
-    answers: list[Concluded] = []
+    answers: list[Concluded | LeaseLost] = []
     results: list[Row] = []
     items: list[Row] = []
     now = tick()
@@ -93,9 +95,12 @@ def conclude(
         row = known.get(op.item)
         if row is None:
             raise LookupError(f"{op.group}: the ledger has no item {op.key!r} in run {op.run_id}")
-        _, was, was_target, was_timed, seq = row
+        _, was, was_target, was_timed, seq, last_claim = row
         if was == "done":
             answers.append(Concluded(seq, None, NOTHING_ADDED))
+            continue
+        if last_claim is not None and last_claim > op.claim:
+            answers.append(LeaseLost())
             continue
         tally.count(was, was_target, bool(was_timed), -1)
         state = _STATES[op.outcome]
@@ -147,7 +152,7 @@ def _select_items(rows: int) -> str:
     # Places in the queue are not among it: JSON would round them. The sign keeps SQLite from looking for the run, which
     # has them all, instead of the few rows by their numbers.
     return (
-        "SELECT json_group_array(json_array(id, state, target, not_before IS NOT NULL, seq)) FROM items"
+        "SELECT json_group_array(json_array(id, state, target, not_before IS NOT NULL, seq, last_claim)) FROM items"
         f" WHERE +run_id = ? AND id IN ({', '.join('?' * rows)})"
     )
 

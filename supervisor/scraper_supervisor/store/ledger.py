@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import sqlite3
 import time
@@ -48,8 +47,6 @@ _FORGET_RESULTS: Final = (
     "DELETE FROM results WHERE run_id = ? AND seq IN (SELECT seq FROM results WHERE run_id = ? ORDER BY seq LIMIT ?)"
 )
 
-_log = logging.getLogger(__name__)
-
 
 class Ledger:
     """The ledger on SQLite, open for writing: a LedgerPort. One process has it open for writing.
@@ -58,13 +55,17 @@ class Ledger:
         path: The file.
         db: A connection to it, from `open_ledger`.
         clock: Wall-clock seconds.
+        warn: Told of upkeep that failed and can wait: what, and why.
     """
 
-    def __init__(self, path: Path, db: sqlite3.Connection, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, path: Path, db: sqlite3.Connection, clock: Callable[[], float], warn: Callable[[str, str], None]
+    ) -> None:
         self._path = path
         self._db = db
         self._cursor = db.cursor()
         self._clock = clock
+        self._warn = warn
         self._last = 0.0  # seconds, as _tick told them last
         self._broken = False
         self._places: Places | None = None  # as the connection's first transaction found them
@@ -79,13 +80,21 @@ class Ledger:
         self._looked = False  # by a commit, just now
 
     @classmethod
-    def open(cls, path: Path, clock: Callable[[], float] = time.time, *, patient: bool = False) -> Self:
+    def open(
+        cls,
+        path: Path,
+        clock: Callable[[], float] = time.time,
+        *,
+        patient: bool = False,
+        warn: Callable[[str, str], None] = lambda _, __: None,
+    ) -> Self:
         """Open the ledger; it is made, with mode 0600, if there is none.
 
         Args:
             path: The file.
             clock: Wall-clock seconds.
             patient: A disk that is full, or takes no writes, is no error: every operation is refused until it does.
+            warn: Told of upkeep that failed and can wait: what, and why.
 
         Raises:
             NetworkFileSystem, LedgerDamaged, LedgerTooNew, LedgerUnusable: See `open_ledger`.
@@ -99,8 +108,8 @@ class Ledger:
         else:
             with contextlib.suppress(sqlite3.Error):  # a full disk, say: they are unseen, and can wait
                 give_up_unfinished(db)
-            return cls(path, db, clock)
-        ledger = cls(path, sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False), clock)
+            return cls(path, db, clock, warn)
+        ledger = cls(path, sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False), clock, warn)
         ledger._broken = ledger._waiting = True
         return ledger
 
@@ -209,7 +218,7 @@ class Ledger:
             self._untidy = False  # again after the next run that is removed, or the next start
             fault = disk_fault(error)
             reason = _explain(error) if fault is None else fault.message
-            _log.warning("the rows of removed runs stay for now: %s", reason)
+            self._warn("the rows of removed runs stay for now", reason)
 
     @property
     def _log_is_long(self) -> bool:
@@ -230,7 +239,7 @@ class Ledger:
         except sqlite3.Error as error:
             fault = disk_fault(error) or StoreFault(errno.EIO, _explain(error))
         if fault is not None and self._fold_fault is None:  # told once
-            _log.warning("the ledger's log can't be folded back and grows: %s", fault.message)
+            self._warn("the ledger's log can't be folded back and grows", fault.message)
         self._fold_fault = fault
 
     # ---- transactions ------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from scraper_supervisor.store.queries import LedgerReader
 from scraper_supervisor.store.schema import FILE_NAME
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scraper_supervisor.store.config_file import Loaded
     from scraper_supervisor.store.ports import ExportPort, LedgerPort, ReaderPort, RunInfo
 
@@ -38,17 +40,20 @@ def location(loaded: Loaded) -> Location:
     return Location(Path(loaded.folders.state_dir))
 
 
-def open_for_writing(where: Location, *, patient: bool = False) -> LedgerPort:
+def open_for_writing(
+    where: Location, *, patient: bool = False, warn: Callable[[str, str], None] = lambda _, __: None
+) -> LedgerPort:
     """Open the ledger for writing; it is made if there is none.
 
     Args:
         where: The location; the caller has its state folder locked.
         patient: A disk that is full, or takes no writes, is no error: every operation is refused until it does.
+        warn: Told, in the thread that uses the ledger, of upkeep that failed and can wait: what, and why.
 
     Raises:
         NetworkFileSystem, LedgerDamaged, LedgerTooNew, LedgerUnusable: It does not open.
     """
-    return Ledger.open(where.state_dir / FILE_NAME, patient=patient)
+    return Ledger.open(where.state_dir / FILE_NAME, patient=patient, warn=warn)
 
 
 def open_for_reading(where: Location) -> ReaderPort:
