@@ -26,14 +26,16 @@ LOADING_PATIENCE: Final = 5.0  # seconds that an item.next with `wait` may be an
 class Numbers(Struct):
     """Claims are numbered from blocks that the ledger allots, so that no number is ever given twice."""
 
-    blocks: deque[Reserved] = field(default_factory=deque)  # not used up yet; the next number is the first one's
+    next: int = 0
+    upto: int = 0  # of the block in use, from here on
+    left: int = 0  # numbers that may be given, of all blocks
+    blocks: deque[Reserved] = field(default_factory=deque)  # to be used after that
     lowest: int | None = None  # of all that were ever allotted to this supervisor
     reserving: bool = False
 
     def wanted(self) -> int | None:
         """How many numbers the ledger should be asked for now, if any; marked as asked."""
-        left = sum(block.upto - block.first for block in self.blocks)
-        if self.reserving or left >= CLAIMS_A_RESERVATION // 2:
+        if self.left >= CLAIMS_A_RESERVATION // 2 or self.reserving:
             return None
         self.reserving = True
         return CLAIMS_A_RESERVATION
@@ -43,21 +45,22 @@ class Numbers(Struct):
         self.reserving = False
         if block is not None:
             self.blocks.append(block)
+            self.left += block.upto - block.first
             self.lowest = block.first if self.lowest is None else self.lowest
 
     @property
     def available(self) -> bool:
         """Whether a number may be given."""
-        return bool(self.blocks)
+        return self.left > 0
 
     def take(self) -> int:
         """The next number."""
-        block = self.blocks[0]
-        if block.first + 1 < block.upto:
-            self.blocks[0] = Reserved(block.first + 1, block.upto)
-        else:
-            self.blocks.popleft()
-        return block.first
+        if self.next >= self.upto:
+            block = self.blocks.popleft()
+            self.next, self.upto = block.first, block.upto
+        self.left -= 1
+        self.next += 1
+        return self.next - 1
 
     def is_older(self, claim: int) -> bool:
         """Whether a claim was given by a supervisor before this one, of which nothing is remembered."""
@@ -79,7 +82,7 @@ class HandOut:
         self._lanes = lanes
         self._hands = hands
         self._waiters: deque[_Waiter] = deque()
-        self._timed = False  # whether a waiter may be among them whose wait ends
+        self.timed = False  # whether a waiter may be among them whose wait ends
         self._reserved: dict[str, Item] = {}  # worker → the item that it shall get alone, once its hands are empty
 
     def clear(self) -> None:
@@ -94,7 +97,7 @@ class HandOut:
     def ask(self, caller: Caller, wait: float | None, now: float) -> None:
         """item.next: answered by `hand_out` or `expire`."""
         self._waiters.append(_Waiter(caller, None if wait is None else now + max(0.0, wait)))
-        self._timed = self._timed or wait is not None
+        self.timed = self.timed or wait is not None
 
     def waits(self, worker: str) -> bool:
         """Whether the worker has an item.next open."""
@@ -149,16 +152,14 @@ class HandOut:
                 self._waiters.popleft()
             self._grant(caller, item, now)
 
-    def expire(self, now: float, loading: Callable[[], bool]) -> None:
+    def expire(self, now: float, *, loading: bool) -> None:
         """Answer the calls whose wait is over: "empty", unless something is just being loaded for them."""
-        if not self._timed:
-            return
         timed = [one for one in self._waiters if one.expires is not None]
-        self._timed = bool(timed)
+        self.timed = bool(timed)
         for waiter in [one for one in timed if one.expires is not None and one.expires <= now]:
             if waiter.patience is None and waiter.expires is not None:
                 waiter.patience = waiter.expires + LOADING_PATIENCE
-            if waiter.patience is not None and now < waiter.patience and loading():
+            if waiter.patience is not None and now < waiter.patience and loading:
                 continue
             self._waiters.remove(waiter)
             self._outbox.reply(waiter.caller.conn, waiter.caller.call, End("empty"))

@@ -101,6 +101,9 @@ class Wanted(Struct, frozen=True):
     waiting: int = 0  # waiting items, 0: none
 
 
+NOTHING_WANTED: Final = Wanted()
+
+
 class Lanes:
     """Which item is next. Knows nothing of workers, claims or the ledger's writes.
 
@@ -230,6 +233,14 @@ class Lanes:
 
     def wants(self, now: float) -> Wanted:
         """What to fetch now; marked as asked."""
+        fronts, limit = self._wanted_fronts() if self._hungry else ((), 0)
+        if self._fetching_retries or not self._wants_retries(now):
+            return Wanted(fronts, limit) if fronts else NOTHING_WANTED
+        self._fetching_retries = True
+        waiting = self._prefetch.waiting // 2 + self._retries_loaded  # those that are held again, and new ones
+        return Wanted(fronts, limit, waiting)
+
+    def _wanted_fronts(self) -> tuple[tuple[Front, ...], int]:
         limit = self._limit()
         wanted: list[Front] = []
         for target in list(self._hungry):
@@ -240,11 +251,7 @@ class Lanes:
             del self._hungry[target]  # what empties the lane, or ends the fetch, makes it hungry again
             if len(wanted) == LANES_A_FETCH:
                 break
-        if self._fetching_retries or not self._wants_retries(now):
-            return Wanted(tuple(wanted), limit)
-        self._fetching_retries = True
-        waiting = self._prefetch.waiting // 2 + self._retries_loaded  # those that are held again, and new ones
-        return Wanted(tuple(wanted), limit, waiting)
+        return tuple(wanted), limit
 
     # ---- what goes out
 

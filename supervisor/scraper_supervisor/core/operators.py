@@ -201,6 +201,8 @@ class Operators:
     def settle(self, now: float) -> None:
         """Answer the requests whose workers are where they were wanted."""
         self._restores.settle(now)
+        if not self._waiting:
+            return
         waiting: list[_Waiting] = []
         for one in self._waiting:
             workers = [self._state.workers[name] for name in one.workers if name in self._state.workers]

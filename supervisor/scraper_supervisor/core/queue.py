@@ -500,7 +500,8 @@ class Queue:
         if open_ and self.image is not None and not self.frozen:
             self._out.hand_out(now, ready)
             self._fetch(now)
-        self._out.expire(now, lambda: open_ and self.loading)
+        if self._out.timed:
+            self._out.expire(now, loading=open_ and self.loading)
 
     def next_deadline(self) -> float | None:
         """When `pump` may have something new to say by itself."""
