@@ -184,7 +184,7 @@ def test_an_offer_of_an_earlier_run_does_not_enter_this_one():
     answer = bench.store.perform(op, 0.0)
     bench.queue.open(bench.store.perform(OpenRun(0, "g", "fresh", 5), 0.0))
     bench.outbox.pending.pop(op.ticket).answered(answer, 0.0)
-    assert (bench.queue.unfinished, bench.queue.offering) == (False, 0)
+    assert (bench.queue.unfinished, bench.queue._changes.offers) == (False, 0)
 
 
 def test_a_claim_tells_whether_the_worker_was_idle():

@@ -544,7 +544,7 @@ class World:
             self._must(lane.in_flight >= 0, f"{lane.target.name}: {lane.in_flight} in flight")
         self._must(0 <= inner._retries_loaded <= inner.retries_open, f"{inner._retries_loaded} retries loaded")
         self._must(len(inner._heads) <= 1000, f"{len(inner._heads)} heads")
-        self._must(queue.offering >= 0, "less than no offer")
+        self._must(queue._changes.offers >= 0, "less than no offer")
         asked = [one.op.ticket for one in self.fleet.outbox.pending.values()]
         self._must(len(asked) <= 2000, f"{len(asked)} questions to the store are open")
 

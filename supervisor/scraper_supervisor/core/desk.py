@@ -153,6 +153,15 @@ class Desk:
                 worker.current.farewell = None
                 self._state.outbox.reply(conn, call, Nothing())
 
+    def disconnected(self, conn: int, now: float) -> None:
+        """A connection is closed; that ends no claim."""
+        self._introductions.disconnected(conn)
+        known = self._state.conns.pop(conn, None)
+        worker = self._state.workers.get(known[0]) if known is not None else None
+        if worker is not None and worker.current.conn == conn:
+            self._state.groups[worker.group].queue.disconnected(conn)
+            worker.current.conn, worker.current.away_since = None, now
+
     # ---- browsers
 
     def _browser_started(self, event: Said, worker: Worker, started: BrowserStarted, now: float) -> None:

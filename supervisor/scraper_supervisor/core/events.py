@@ -119,10 +119,13 @@ class LeasesLost(Struct, frozen=True):
     claims: tuple[int, ...]
 
 
+News: TypeAlias = StoreFaulted | ItemsChanged | LeasesLost
+
+
 class StoreTold(Struct, frozen=True):
     """The store has news for which nobody asked. A ledger that nobody shares has no news but faults."""
 
-    news: StoreFaulted | ItemsChanged | LeasesLost
+    news: News
 
 
 class Due(Struct, frozen=True):

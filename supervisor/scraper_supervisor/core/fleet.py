@@ -10,7 +10,6 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final, assert_never
 
 from scraper_supervisor.core.abort import AbortWindow
-from scraper_supervisor.core.changes import plan
 from scraper_supervisor.core.checkpoints import Checkpoints
 from scraper_supervisor.core.desk import Desk
 from scraper_supervisor.core.disk import Disk
@@ -24,6 +23,7 @@ from scraper_supervisor.core.events import (
     Exited,
     ItemsChanged,
     LeasesLost,
+    News,
     Persisted,
     PersistFailed,
     Reconfigured,
@@ -131,16 +131,8 @@ class Fleet:
 
     def next_deadline(self) -> float | None:
         """When `Due` is wanted, in monotonic seconds."""
-        state = self.state
-        times = [
-            self.abort.next_deadline(),
-            self.disk.next_deadline(),
-            self.checkpoints.next_deadline(),
-            self.recycling.next_deadline(),
-        ]
-        for group in state.groups.values():
-            times += [group.repeat_at, group.queue.next_deadline(), self.watchdog.items_deadline(group)]
-        times += [self.watchdog.next_deadline(worker) for worker in state.workers.values()]
+        rooms = (self.abort, self.disk, self.checkpoints, self.recycling, self.watchdog, self.groups)
+        times = (room.next_deadline() for room in rooms)
         return min((time for time in times if time is not None), default=None)
 
     # ---- routing
@@ -159,13 +151,13 @@ class Fleet:
                 if question is not None:
                     question.refused(event, now)
             case StoreTold(news=news):
-                self._told(news, now)
+                self._learn(news, now)
             case Due():
                 self._due(now)
             case Replied():
                 self.recycling.replied(event, now)
             case Disconnected(conn=conn):
-                self._disconnected(conn, now)
+                self.desk.disconnected(conn, now)
             case Spawned():
                 self.lifecycle.spawned(event, now)
             case SpawnFailed():
@@ -182,7 +174,7 @@ class Fleet:
             case Withdrawn(request=request):
                 self.operators.withdrawn(request)
             case Reconfigured(settings=settings):
-                self._reconfigure(settings, now)
+                self.groups.reconfigured(settings, now)
             case Terminated():
                 self.endings.terminate(event, now)
             case _ as never:
@@ -197,18 +189,7 @@ class Fleet:
                 self._learn(fact, now)
             facts = self.outbox.facts
 
-    def _told(self, news: StoreFaulted | ItemsChanged | LeasesLost, now: float) -> None:
-        match news:
-            case StoreFaulted():
-                self.disk.told(news, now)
-            case ItemsChanged(group=name):
-                self.groups.read_again(name)
-            case LeasesLost(group=name, claims=claims):
-                self.watchdog.leases_lost(name, claims)
-            case _ as never:
-                assert_never(never)
-
-    def _learn(self, fact: Fact, now: float) -> None:
+    def _learn(self, fact: Fact | News, now: float) -> None:
         match fact:
             case ItemEnded():
                 self.outcomes.ended(fact, now)
@@ -224,6 +205,10 @@ class Fleet:
                     self.groups.write_debts()
                 self.imports.healed()
                 self.watchdog.place_healed(fact, now)
+            case StoreFaulted():
+                self.disk.told(fact, now)
+            case LeasesLost(group=name, claims=claims):
+                self.watchdog.leases_lost(name, claims)
             case ItemsChanged(group=name):
                 self.groups.read_again(name)
             case RunRead():
@@ -263,40 +248,7 @@ class Fleet:
     # ---- time
 
     def _due(self, now: float) -> None:
-        state = self.state
         self.disk.due(now)
-        for worker in list(state.workers.values()):
-            self.watchdog.due(worker, now)
-        for group in list(state.groups.values()):
-            self.groups.due(group, now)
-            self.watchdog.items_due(group, now)
+        self.watchdog.due(now)
+        self.groups.due(now)
         self.checkpoints.due(now)
-
-    def _disconnected(self, conn: int, now: float) -> None:
-        self.introductions.disconnected(conn)
-        known = self.state.conns.pop(conn, None)
-        if known is None:
-            return
-        worker = self.state.workers.get(known[0])
-        if worker is not None and worker.current.conn == conn:
-            self.state.groups[worker.group].queue.disconnected(conn)
-            self.lifecycle.disconnected(worker, now)
-
-    # ---- reload
-
-    def _reconfigure(self, settings: Settings, now: float) -> None:
-        state = self.state
-        changes = plan(state.settings, settings)
-        state.settings = settings
-        self.abort.reconfigure(settings.abort)
-        state.targets.configure(settings.targets)
-        for name in changes.removed:
-            if name in state.groups:  # else the ledger has not even told of it
-                self.groups.remove(state.groups[name], now)
-        for name, group in list(state.groups.items()):
-            if name in settings.groups:
-                self.groups.reconfigure(group, settings.groups[name], roll=name in changes.restart, now=now)
-        for name in changes.added if self.groups.begun else ():  # else they are made when the ledger first answers
-            if name not in state.groups:
-                self.groups.create(settings.groups[name], "next" if state.once else "continue")
-        state.publish("config_reloaded", "info", "config", summary=changes.summary)

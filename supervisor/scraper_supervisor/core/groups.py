@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from scraper_supervisor.core import restart
+from scraper_supervisor.core.changes import plan
 from scraper_supervisor.core.facts import RunOpened, StatesOwed
 from scraper_supervisor.core.queue import Queue
 from scraper_supervisor.core.records import CompleteRun, LoadIntents, OpenRun, SetIntent, SetRunState
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.abort import AbortWindow
     from scraper_supervisor.core.lifecycle import Lifecycle
     from scraper_supervisor.core.records import Intents, RunEnd, RunImage, RunState
-    from scraper_supervisor.core.settings import GroupSettings
+    from scraper_supervisor.core.settings import GroupSettings, Settings
     from scraper_supervisor.core.slo import Slo
     from scraper_supervisor.core.state import FleetState, Intent
 
@@ -35,7 +36,7 @@ class Groups:
         self._lifecycle = lifecycle
         self._slo = slo
         self._abort = abort
-        self.begun = False  # the ledger has answered at all
+        self._begun = False  # the ledger has answered at all
 
     # ---- a run begins
 
@@ -46,7 +47,7 @@ class Groups:
         )
 
     def _intents_read(self, answer: Intents, mode: Mode) -> None:
-        self.begun = True
+        self._begun = True
         self._state.intents = dict(answer.names)
         for settings in self._state.settings.groups.values():
             self.create(settings, mode)
@@ -271,14 +272,20 @@ class Groups:
             and not any(worker.life.up for worker in self._state.team(group))
         )
 
-    def due(self, group: Group, now: float) -> None:
-        """A repeat's time may have come."""
-        if group.repeat_at is None or now < group.repeat_at:
-            return
-        group.repeat_since = None
-        if self._may_repeat(group):
-            group.queue.close()
-            self.open(group, "next")
+    def due(self, now: float) -> None:
+        """The time of a repeat may have come."""
+        for group in list(self._state.groups.values()):
+            if group.repeat_at is not None and now >= group.repeat_at:
+                group.repeat_since = None
+                if self._may_repeat(group):
+                    group.queue.close()
+                    self.open(group, "next")
+
+    def next_deadline(self) -> float | None:
+        """When a repeat is due, or a queue may have something new to say by itself."""
+        times = [group.repeat_at for group in self._state.groups.values()]
+        times += [group.queue.next_deadline() for group in self._state.groups.values()]
+        return min((time for time in times if time is not None), default=None)
 
     # ---- orders
 
@@ -318,7 +325,25 @@ class Groups:
 
     # ---- reload
 
-    def reconfigure(self, group: Group, settings: GroupSettings, *, roll: bool, now: float) -> None:
+    def reconfigured(self, settings: Settings, now: float) -> None:
+        """A new configuration, valid and allowed, takes effect."""
+        state = self._state
+        changes = plan(state.settings, settings)
+        state.settings = settings
+        self._abort.reconfigure(settings.abort)
+        state.targets.configure(settings.targets)
+        for name in changes.removed:
+            if name in state.groups:  # else the ledger has not even told of it
+                self.remove(state.groups[name], now)
+        for name, group in list(state.groups.items()):
+            if name in settings.groups:
+                self._reconfigure(group, settings.groups[name], roll=name in changes.restart, now=now)
+        for name in changes.added if self._begun else ():  # else they are made when the ledger first answers
+            if name not in state.groups:
+                self.create(settings.groups[name], "next" if state.once else "continue")
+        state.publish("config_reloaded", "info", "config", summary=changes.summary)
+
+    def _reconfigure(self, group: Group, settings: GroupSettings, *, roll: bool, now: float) -> None:
         """New settings take effect in place; a new count hires or drains the highest; `roll` restarts one by one."""
         before, group.settings = group.settings, settings
         for worker in self._state.team(group):

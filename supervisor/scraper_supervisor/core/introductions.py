@@ -180,8 +180,7 @@ class Introductions:
         worker.current.silence = None  # it is told its heartbeats anew
         self._lifecycle.introduced(worker, said.conn, now)
         self._state.outbox.commands.append(Introduced(said.conn))
-        group.queue.take_up(worker.name, worker.life.incarnation, confirmed, now)
-        in_flight = group.queue.reclaim(worker.name, worker.life.incarnation, named, now)
+        in_flight = group.queue.take_up(worker.name, worker.life.incarnation, named, confirmed, now)
         sound = answer.found == "sound"
         if sound:
             worker.saved = (answer.generation, answer.saved_at)

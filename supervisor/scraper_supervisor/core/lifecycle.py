@@ -332,10 +332,6 @@ class Lifecycle:
             worker.life.gone("fail")
         self.note(worker, now)
 
-    def disconnected(self, worker: Worker, now: float) -> None:
-        """Its connection closed; that ends no claim."""
-        worker.current.conn, worker.current.away_since = None, now
-
     # ---- figures
 
     def note(self, worker: Worker, now: float) -> None:

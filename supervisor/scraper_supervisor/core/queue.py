@@ -7,7 +7,6 @@ disk decides.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
@@ -18,19 +17,11 @@ from scraper_supervisor.core.conclusions import CANCELLED, Conclusions
 from scraper_supervisor.core.events import Refuse
 from scraper_supervisor.core.facts import RunRead
 from scraper_supervisor.core.handout import HandOut
+from scraper_supervisor.core.item_changes import ItemChanges
 from scraper_supervisor.core.lanes import Lanes
-from scraper_supervisor.core.records import (
-    AddItems,
-    Cancel,
-    ConfirmClaims,
-    LeaseFresh,
-    LeaseWaiting,
-    LoadRun,
-    NamedClaim,
-    NewItem,
-    Requeue,
-    ReserveClaims,
-)
+from scraper_supervisor.core.leasing import Leasing
+from scraper_supervisor.core.reclaim import Reclaim
+from scraper_supervisor.core.records import LoadRun
 from scraper_worker.protocol import (
     Claim,
     Failure,
@@ -50,7 +41,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.conclusions import Ended
     from scraper_supervisor.core.events import PersistFailed
     from scraper_supervisor.core.outbox import Outbox
-    from scraper_supervisor.core.records import Added, Changed, Confirmed, Leased, Reserved, RunImage
+    from scraper_supervisor.core.records import Confirmed, NamedClaim, NewItem, RunImage
     from scraper_supervisor.core.settings import RetrySettings
     from scraper_supervisor.core.targets import Targets
 
@@ -90,14 +81,15 @@ class Queue:
         self.group = group
         self.lanes = Lanes(targets)
         self.image: RunImage | None = None
-        self.offering = 0
         self._outbox = outbox
         self._run = RunRef(group)
-        self._changing: set[int] = set()  # what operators change: nothing is handed out or fetched meanwhile
-        self._readings = 0  # of the run; what was fetched for an earlier one is none of the lanes' any more
         self._hands = Hands()
         self._conclusions = Conclusions(outbox, self._run, retry, self.lanes, self._hands, seed)
         self._out = HandOut(outbox, self.lanes, self._hands)
+        numbers = self._out.numbers
+        self._leasing = Leasing(outbox, self._run, self.lanes, numbers)
+        self._changes = ItemChanges(outbox, self._run, self.lanes, self.reread)
+        self._reclaim = Reclaim(outbox, self._run, self.lanes, self._hands, self._conclusions, numbers)
 
     def configure(self, retry: RetrySettings) -> None:
         """Go on under these settings."""
@@ -115,7 +107,7 @@ class Queue:
         ended.done, ended.failed, ended.parked = image.done, image.failed, image.parked
         self._out.forget_reservations()
         self.lanes.open(image.lanes, image.waiting, [hand.item for hand in self._hands], image.prefetch)
-        self._readings += 1
+        self._leasing.begin_anew()
 
     def read_again(self) -> None:
         """Ask the ledger how the run stands, after operations on many items."""
@@ -131,7 +123,7 @@ class Queue:
     def close(self) -> None:
         """The run's workers are gone and another run will be opened: nothing stays in memory."""
         self.image = None
-        self._changing.clear()
+        self._changes.forget()
         self._hands.clear()
         self._out.clear()
         self.lanes.close()
@@ -151,12 +143,14 @@ class Queue:
     @property
     def unfinished(self) -> bool:
         """Whether an item is pending, waiting or in flight, or an offer is on its way to the disk."""
-        return self.image is not None and (self.lanes.open_items > 0 or len(self._hands) > 0 or self.offering > 0)
+        return self.image is not None and (
+            self.lanes.open_items > 0 or len(self._hands) > 0 or self._changes.offers > 0
+        )
 
     @property
     def frozen(self) -> bool:
         """Whether an operator's change of many items is under way, during which nothing is handed out."""
-        return bool(self._changing)
+        return self._changes.under_way
 
     @property
     def in_flight(self) -> int:
@@ -179,7 +173,7 @@ class Queue:
     @property
     def writing(self) -> bool:
         """Whether something that changes the run is on its way to the disk."""
-        return self.offering > 0 or self.frozen or any(hand.closing is not None for hand in self._hands)
+        return self._changes.offers > 0 or self.frozen or any(hand.closing is not None for hand in self._hands)
 
     def owes(self, conn: int) -> bool:
         """Whether the end of a claim that this connection told of is not written yet."""
@@ -214,7 +208,7 @@ class Queue:
     @property
     def loading(self) -> bool:
         """Whether something that may come first is on its way from the ledger."""
-        return self.image is None or self.frozen or self._out.numbers.reserving or self.lanes.fetching
+        return self.image is None or self.frozen or self._leasing.under_way
 
     def next_due(self) -> float | None:
         """When the first of the items that wait is due, in monotonic seconds; None if only the ledger knows."""
@@ -242,34 +236,12 @@ class Queue:
         if not items:
             self._outbox.reply(caller.conn, caller.call, Offered(0, 0))
             return
-        self._add(
+        self._changes.offer(
             items,
             lambda answer: self._outbox.reply(caller.conn, caller.call, Offered(len(answer.added), answer.known)),
             lambda fault: self._unavailable(caller, fault),
             caller.conn,
         )
-
-    def _add(
-        self,
-        items: tuple[NewItem, ...],
-        told: Callable[[Added], None],
-        refused: Callable[[PersistFailed], None],
-        conn: int | None = None,
-    ) -> None:
-        op = AddItems(self._outbox.ticket(), self.group, self._run.run_id, items)
-
-        def added(answer: Added, _: float) -> None:
-            self.offering -= 1
-            if op.run_id == self._run.run_id:
-                self.lanes.added_all(items, answer)
-            told(answer)
-
-        def not_added(fault: PersistFailed, _: float) -> None:
-            self.offering -= 1
-            refused(fault)
-
-        self.offering += 1
-        self._outbox.ask(op, added, not_added, conn=conn)
 
     def _unavailable(self, caller: Caller, fault: PersistFailed) -> None:
         if caller.call is not None:
@@ -321,9 +293,7 @@ class Queue:
 
     def of_predecessors(self, named: Iterable[Claim]) -> tuple[NamedClaim, ...]:
         """Those of the claims that a supervisor before this one gave: the ledger has to confirm them."""
-        if self.frozen:
-            return ()
-        return tuple(NamedClaim(one.key, one.claim) for one in named if self._out.numbers.is_older(one.claim))
+        return () if self.frozen else self._reclaim.of_predecessors(named)
 
     def confirm(
         self,
@@ -332,29 +302,25 @@ class Queue:
         refused: Callable[[PersistFailed, float], None],
     ) -> None:
         """Ask the ledger which of these claims may be taken up again."""
-        op = ConfirmClaims(self._outbox.ticket(), self.group, self._run.run_id, named)
-        self._outbox.ask(op, confirmed, refused)
+        self._reclaim.confirm(named, confirmed, refused)
 
-    def take_up(self, worker: str, incarnation: int, confirmed: Confirmed, now: float) -> None:
-        """A worker goes on with claims that a supervisor before this one gave it.
+    def take_up(
+        self, worker: str, incarnation: int, named: Iterable[Claim], confirmed: Confirmed, now: float
+    ) -> list[Held]:
+        """A worker came back: what it does not name goes back, what is still its own or nobody's it keeps.
 
-        Numbers of claims rise: of two claims of one item the later one was given when the earlier had been given back.
+        Args:
+            worker: its name.
+            incarnation: its present one.
+            named: the claims that it says it holds.
+            confirmed: those of a supervisor before this one that may be taken up again.
+            now: monotonic seconds.
+
+        Returns:
+            What the worker holds.
         """
-        for one in confirmed.claims:
-            if self._hands.get(one.claim) is not None:
-                continue
-            other = self._hands.of_item(one.item.id)
-            if other is not None:
-                if other.claim > one.claim or other.closing is not None:
-                    continue
-                self._hands.drop(other)
-                self.lanes.put_back(other.item)
-            item = self.lanes.find(one.item.key)
-            if item is None:
-                item = self.lanes.hold(one.item, now)
-            else:
-                self.lanes.pull(item, now)
-            self._hands.grip(item, one.claim, worker, incarnation, now)
+        self._reclaim.take_up(worker, incarnation, confirmed, now)
+        return self._reclaim.reclaim(worker, incarnation, named, now, frozen=self.frozen)
 
     def lose(self, claims: Iterable[int]) -> list[OpenClaim]:
         """Others may have these items by now: what is not being written about them is dropped.
@@ -362,36 +328,10 @@ class Queue:
         Returns:
             The claims that their workers are to be told of.
         """
-        lost = [hand for hand in map(self._hands.get, claims) if hand is not None and hand.closing is None]
-        for hand in lost:
-            self._hands.drop(hand)
-            self.lanes.gone(hand.item)
+        lost = self._reclaim.lose(claims)
         if lost:
             self.read_again()
         return [OpenClaim(hand.worker, hand.claim, hand.item.key, hand.since) for hand in lost]
-
-    def reclaim(self, worker: str, incarnation: int, named: Iterable[Claim], now: float) -> list[Held]:
-        """A worker came back: what it does not name goes back, what is still its own or nobody's it keeps.
-
-        A claim of which something was recorded is over, even if its item is pending again: the answer was lost on the
-        way, and the worker asks for it by repeating the call.
-
-        Returns:
-            What the worker holds.
-        """
-        wanted = {(claim.claim, claim.key) for claim in named}
-        for hand in self._hands.open_of(worker):
-            if (hand.claim, hand.item.key) not in wanted:
-                self._conclusions.give_back(hand)
-        for claim, key in sorted(wanted):
-            released = self._hands.was_released(claim, key, worker) and not self.frozen
-            item = self.lanes.find(key) if released else None
-            if item is not None:
-                self.lanes.pull(item, now)
-                self._hands.grip(item, claim, worker, incarnation, now)
-        held = (hand for hand in self._hands.of(worker) if hand.closing is None or hand.closing.callers)
-        mine = (hand for hand in held if hand.incarnation == incarnation)
-        return [Held(hand.item.key, hand.claim, hand.item.attempts + 1) for hand in mine]
 
     def disconnected(self, conn: int) -> None:
         """Nobody listens there any more; claims stay."""
@@ -441,16 +381,11 @@ class Queue:
 
     def add(self, request: int, items: tuple[NewItem, ...]) -> None:
         """Offer items on an operator's behalf."""
-        self._add(
-            items,
-            lambda answer: self._outbox.answer(request, True, {"added": len(answer.added), "known": answer.known}),
-            lambda fault: self._outbox.answer(request, False, f"storage unavailable: {fault.message}"),
-        )
+        self._changes.add(request, items)
 
     def requeue(self, request: int, keys: tuple[str, ...], *, failed: bool, parked: bool) -> None:
         """Make items pending again: by key, all failed, all parked."""
-        op = Requeue(self._outbox.ticket(), self.group, self._run.run_id, keys, failed, parked)
-        self._change(op, request, ())
+        self._changes.requeue(request, keys, failed=failed, parked=parked)
 
     def doom(self, keys: Iterable[str]) -> list[OpenClaim]:
         """Have those of the items that workers hold end as failed, unless they end as done.
@@ -467,27 +402,7 @@ class Queue:
         """Fail items for good that are not done; those in hands that are doomed end by themselves."""
         doomed = {hand.item.key for hand in self._hands if hand.doomed}
         held = tuple(key for key in dict.fromkeys(keys) if key in doomed)
-        idle = tuple(key for key in keys if key not in doomed)
-        self._change(Cancel(self._outbox.ticket(), self.group, self._run.run_id, idle), request, held)
-
-    def _change(self, op: Requeue | Cancel, request: int, held: tuple[str, ...]) -> None:
-        """Hand nothing out until the change is written and the run is read again."""
-        self._changing.add(op.ticket)
-
-        def changed(answer: Changed, _: float) -> None:
-            document = {"changed": answer.changed, "untouched": answer.untouched, "cancelling": held}
-            self._outbox.answer(request, True, document)
-            self._outbox.ask(LoadRun(self._outbox.ticket(), self.group), read, again=True)
-
-        def read(image: RunImage, now: float) -> None:
-            self.reread(image, now)
-            self._changing.discard(op.ticket)
-
-        def refused(fault: PersistFailed, _: float) -> None:
-            self._outbox.answer(request, False, f"storage unavailable: {fault.message}")
-            self._changing.discard(op.ticket)
-
-        self._outbox.ask(op, changed, refused)
+        self._changes.cancel(request, tuple(key for key in keys if key not in doomed), held)
 
     # ---- handing out
 
@@ -499,7 +414,7 @@ class Queue:
         self.lanes.advance(now)
         if open_ and self.image is not None and not self.frozen:
             self._out.hand_out(now, ready)
-            self._fetch(now)
+            self._leasing.ask(now)
         if self._out.timed:
             self._out.expire(now, loading=open_ and self.loading)
 
@@ -512,46 +427,6 @@ class Queue:
         self._conclusions.settle()
 
     # ---- inside
-
-    def _fetch(self, now: float) -> None:
-        outbox, group, run_id, reading = self._outbox, self.group, self._run.run_id, self._readings
-        count = self._out.numbers.wanted()
-        if count is not None:
-            outbox.ask(ReserveClaims(outbox.ticket(), group, count), self._reserved, self._not_reserved)
-        wanted = self.lanes.wants(now)
-        if wanted.fronts:
-            op = LeaseFresh(outbox.ticket(), group, run_id, wanted.fronts, wanted.limit)
-            outbox.ask(op, partial(self._fetched, op, reading), partial(self._not_fetched, op, reading))
-        if wanted.waiting:
-            waiting = LeaseWaiting(outbox.ticket(), group, run_id, wanted.waiting)
-            outbox.ask(waiting, partial(self._retries_fetched, reading), partial(self._retries_not_fetched, reading))
-
-    def _reserved(self, block: Reserved, _: float) -> None:
-        self._out.numbers.reserved(block)
-
-    def _not_reserved(self, _: PersistFailed, __: float) -> None:
-        self._out.numbers.reserved(None)
-
-    def _fetched(self, op: LeaseFresh, reading: int, answer: Leased, now: float) -> None:
-        if reading != self._readings:
-            return
-        by_target: dict[str | None, list[int]] = {front.target: [] for front in op.fronts}
-        for index, entry in enumerate(answer.items):
-            by_target[entry.target].append(index)
-        for target, indexes in by_target.items():
-            self.lanes.fetched(target, (answer.items[index] for index in indexes), now)
-
-    def _not_fetched(self, op: LeaseFresh, reading: int, _: PersistFailed, __: float) -> None:
-        if reading == self._readings:
-            self.lanes.fetch_failed(front.target for front in op.fronts)
-
-    def _retries_fetched(self, reading: int, answer: Leased, now: float) -> None:
-        if reading == self._readings:
-            self.lanes.retries_fetched(answer.items, now)
-
-    def _retries_not_fetched(self, reading: int, _: PersistFailed, __: float) -> None:
-        if reading == self._readings:
-            self.lanes.retry_fetch_failed()
 
     def _leave(self, worker: str) -> None:
         """The worker is gone, or said goodbye: what it called and is not written yet may come to nothing."""

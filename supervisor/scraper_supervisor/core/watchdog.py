@@ -30,6 +30,19 @@ class Watchdog:
         self._state = state
         self._lifecycle = lifecycle
 
+    def due(self, now: float) -> None:
+        """Whatever deadlines of workers and of items in their hands have come."""
+        for worker in list(self._state.workers.values()):
+            self._worker_due(worker, now)
+        for group in self._state.groups.values():
+            self._items_due(group, now)
+
+    def next_deadline(self) -> float | None:
+        """When `due` has something to do."""
+        times = [self._worker_deadline(worker) for worker in self._state.workers.values()]
+        times += [self._items_deadline(group) for group in self._state.groups.values()]
+        return min((time for time in times if time is not None), default=None)
+
     # ---- items
 
     def cancel(self, worker: Worker, claim: int, key: str, reason: str, now: float) -> None:
@@ -52,7 +65,7 @@ class Watchdog:
             if self._state.groups[worker.group].queue.open_claim(claim):
                 self._state.tell(worker, ItemCancel(one.key, claim, one.reason, max(0.0, one.until - now)))
 
-    def items_due(self, group: Group, now: float) -> None:
+    def _items_due(self, group: Group, now: float) -> None:
         """Cancel the items that are over item_timeout."""
         timeout = group.settings.item_timeout
         if timeout is None:
@@ -62,8 +75,7 @@ class Watchdog:
             if now >= one.since + timeout and worker.life.alive and self._state.clocks_run(one.worker):
                 self.cancel(worker, one.claim, one.key, f"item_timeout of {timeout:g} s", now)
 
-    def items_deadline(self, group: Group) -> float | None:
-        """When `items_due` has something to do."""
+    def _items_deadline(self, group: Group) -> float | None:
         timeout = group.settings.item_timeout
         if timeout is None:
             return None
@@ -98,7 +110,7 @@ class Watchdog:
 
     # ---- workers
 
-    def due(self, worker: Worker, now: float) -> None:
+    def _worker_due(self, worker: Worker, now: float) -> None:
         """Whatever of the worker's deadlines has come."""
         life = worker.life
         group = self._state.groups[worker.group]
@@ -111,8 +123,7 @@ class Watchdog:
             self._state.publish("worker_hung", "warning", "workers", worker=worker, reason=hung[1])
             self._lifecycle.kill(worker, hung[1], hung[0], now)
 
-    def next_deadline(self, worker: Worker) -> float | None:
-        """The earliest time at which `due` has something to do for this worker."""
+    def _worker_deadline(self, worker: Worker) -> float | None:
         life = worker.life
         deadline = None if self._hello_held(worker) else life.deadline
         if not life.alive or life.killed:
