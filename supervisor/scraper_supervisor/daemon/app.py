@@ -58,13 +58,15 @@ from scraper_supervisor.core.fleet import Fleet
 from scraper_supervisor.core.parse import InvalidSettings, Problem
 from scraper_supervisor.core.snapshot import Daemon, snapshot, supervisor_state
 from scraper_supervisor.daemon.backups import Backups
-from scraper_supervisor.daemon.control import ControlSocket
-from scraper_supervisor.daemon.host import Notifier, Signals, environment_for_workers
-from scraper_supervisor.daemon.processes import Exit, Processes, SpawnError, SpawnSpec
-from scraper_supervisor.daemon.sampler import Sampler, SamplerFault
-from scraper_supervisor.daemon.sockets import WorkerSocket
+from scraper_supervisor.daemon.control_socket import ControlSocket
+from scraper_supervisor.daemon.processes.processes import Exit, Processes, SpawnError, SpawnSpec
+from scraper_supervisor.daemon.processes.sampler import Sampler, SamplerFault
+from scraper_supervisor.daemon.processes.spawning import environment_for_workers
+from scraper_supervisor.daemon.signals import Signals
 from scraper_supervisor.daemon.storage import Storage
+from scraper_supervisor.daemon.systemd import Notifier
 from scraper_supervisor.daemon.telemetry import EventLog, configure_logging, utc_now
+from scraper_supervisor.daemon.worker_socket import WorkerSocket
 from scraper_supervisor.store.config_file import load
 from scraper_supervisor.store.faults import LedgerTooNew, Locked, NetworkFileSystem, StoreError, StoreFault
 from scraper_supervisor.store.locks import FolderLock

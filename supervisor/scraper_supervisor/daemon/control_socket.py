@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from scraper_supervisor.core.events import Asked, Withdrawn
-from scraper_supervisor.daemon.sockets import Connection, Listener
+from scraper_supervisor.daemon.connections import Connection, Listener
 from scraper_worker import protocol
 from scraper_worker.protocol import BadParams, Malformed, Request, RpcError
 

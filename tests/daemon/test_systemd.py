@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
 
-from scraper_supervisor.daemon.host import Notifier, Signals, environment_for_workers
+from scraper_supervisor.daemon.systemd import Notifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,22 +89,3 @@ def test_a_watchdog_that_is_not_ours_is_not_fed(manager: socket.socket, watchdog
     notifier.status("end")
     assert manager.recv(999) == b"STATUS=end"
     notifier.close()
-
-
-def test_signals_arrive_on_the_loop() -> None:
-    async def listen() -> list[int]:
-        got: list[int] = []
-        signals = Signals(asyncio.get_running_loop(), got.append)
-        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
-            os.kill(os.getpid(), number)
-            count = len(got) + 1
-            while len(got) < count:
-                await asyncio.sleep(0.001)
-        signals.close()
-        return got
-
-    assert uvloop.run(listen()) == [signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGTERM]
-
-
-def test_workers_hear_nothing_of_the_manager() -> None:
-    assert environment_for_workers({"NOTIFY_SOCKET": "/x", "WATCHDOG_PID": "1", "PATH": "/bin"}) == {"PATH": "/bin"}

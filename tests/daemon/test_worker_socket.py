@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from scraper_supervisor.core.events import Disconnected, Event, Said
-from scraper_supervisor.daemon.sockets import WorkerSocket
+from scraper_supervisor.daemon.worker_socket import WorkerSocket
 from scraper_worker.protocol import MAX_LINE_BEFORE_HELLO, TOO_LARGE
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import uvloop
 
-from scraper_supervisor.daemon import output, procfs
-from scraper_supervisor.daemon.processes import Exit, Processes, SpawnError, SpawnSpec
-from scraper_supervisor.daemon.spawning import LONGEST_TMPDIR, Folders
+from scraper_supervisor.daemon.processes import procfs, worker_output
+from scraper_supervisor.daemon.processes.processes import Exit, Processes, SpawnError, SpawnSpec
+from scraper_supervisor.daemon.processes.spawning import LONGEST_TMPDIR, Folders
 from scraper_worker.protocol import ENV_TOKEN
 
 if TYPE_CHECKING:
@@ -354,14 +354,14 @@ async def test_a_worker_prints_on_when_the_supervisor_is_gone(world: World) -> N
 
 
 def test_lines_are_cut_between_characters() -> None:
-    splitter = output.LineSplitter()
-    text = "é" * output.MAX_OUTPUT_LINE
+    splitter = worker_output.LineSplitter()
+    text = "é" * worker_output.MAX_OUTPUT_LINE
     lines = splitter.feed(b"a" + text.encode())
     lines += splitter.flush()
     assert "".join(lines) == "a" + text
-    assert all(len(line.encode()) <= output.MAX_OUTPUT_LINE for line in lines)
-    assert splitter.feed(b"\xbf" * (output.MAX_OUTPUT_LINE + 1)) == [
-        "\N{REPLACEMENT CHARACTER}" * output.MAX_OUTPUT_LINE
+    assert all(len(line.encode()) <= worker_output.MAX_OUTPUT_LINE for line in lines)
+    assert splitter.feed(b"\xbf" * (worker_output.MAX_OUTPUT_LINE + 1)) == [
+        "\N{REPLACEMENT CHARACTER}" * worker_output.MAX_OUTPUT_LINE
     ]
     assert splitter.flush() == ["\N{REPLACEMENT CHARACTER}"]
     assert splitter.flush() == []
@@ -504,7 +504,7 @@ async def test_a_new_incarnation_ends_what_the_last_one_left(world: World) -> No
 
 
 def _records(world: World) -> list[Any]:
-    from scraper_supervisor.daemon.orphans import read_record
+    from scraper_supervisor.daemon.processes.process_tree import read_record
 
     return [read_record(path) for path in sorted((world.folder / "state/workers").glob("*.json"))]
 
@@ -513,7 +513,7 @@ def _records(world: World) -> list[Any]:
 async def test_a_killed_supervisors_trees_are_ended(world: World) -> None:
     first = """
         import asyncio, pathlib, sys
-        from scraper_supervisor.daemon.processes import Processes, SpawnSpec
+        from scraper_supervisor.daemon.processes.processes import Processes, SpawnSpec
         folder = pathlib.Path(sys.argv[1])
         async def main():
             loop = asyncio.get_running_loop()
@@ -546,7 +546,7 @@ async def test_a_killed_supervisors_trees_are_ended(world: World) -> None:
 
 @on_loop
 async def test_a_predecessor_is_known_by_more_than_its_number(world: World) -> None:
-    from scraper_supervisor.daemon.orphans import Record, write_record
+    from scraper_supervisor.daemon.processes.process_tree import Record, write_record
 
     processes = world.open()
     stranger = subprocess.Popen(["/bin/sleep", "60"])
@@ -568,7 +568,7 @@ async def test_a_predecessor_is_known_by_more_than_its_number(world: World) -> N
 
 @on_loop
 async def test_a_supervisor_that_died_while_starting_is_covered_by_the_token(world: World) -> None:
-    from scraper_supervisor.daemon.orphans import Record, write_record
+    from scraper_supervisor.daemon.processes.process_tree import Record, write_record
 
     processes = world.open()
     nameless = subprocess.Popen(["/bin/sleep", "60"], env={ENV_TOKEN: "half-started"}, start_new_session=True)

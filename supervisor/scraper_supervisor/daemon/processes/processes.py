@@ -18,10 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from scraper_supervisor.daemon import orphans, procfs, spawning
-from scraper_supervisor.daemon.orphans import Ended, Record, Tree
-from scraper_supervisor.daemon.output import Output
-from scraper_supervisor.daemon.spawning import (
+from scraper_supervisor.daemon.processes import process_tree, procfs, spawning
+from scraper_supervisor.daemon.processes.process_tree import Ended, Record, Tree
+from scraper_supervisor.daemon.processes.spawning import (
     Command,
     Exit,
     Folders,
@@ -32,6 +31,7 @@ from scraper_supervisor.daemon.spawning import (
     start_command,
     start_worker,
 )
+from scraper_supervisor.daemon.processes.worker_output import Output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -207,7 +207,7 @@ class Processes:
             others = [live.pid for live in self._live.values() if live.pid != tree.pid]
             tmpdir = self._folders.tmpdir(worker, incarnation)
             if self._left_nothing(worker, others):
-                ended = Ended(residue=await self._in_thread(orphans.remove_tree, tmpdir))
+                ended = Ended(residue=await self._in_thread(process_tree.remove_tree, tmpdir))
             else:
                 ended = await self._in_thread(_end_and_clean, tree, tuple(browsers), others, tmpdir)
             if (live := self._live.get(worker)) is not None and live.incarnation == incarnation and not ended.left:
@@ -239,7 +239,7 @@ class Processes:
         """
         if worker not in self._trees or self._trees[worker][0] != incarnation:
             return False
-        return await self._in_thread(orphans.end_browser, self._trees[worker][1], pid, tuple(known))
+        return await self._in_thread(process_tree.end_browser, self._trees[worker][1], pid, tuple(known))
 
     async def _in_thread(self, function: Callable[..., _T], *args: object) -> _T:
         return await asyncio.shield(self._loop.run_in_executor(self._enders, partial(function, *args)))
@@ -248,7 +248,7 @@ class Processes:
 
     def predecessors(self) -> list[Record]:
         """The workers of an earlier supervisor that are on record and not adopted; they may have ended."""
-        found = (orphans.read_record(path) for path in sorted(self._folders.records.glob("*.json")))
+        found = (process_tree.read_record(path) for path in sorted(self._folders.records.glob("*.json")))
         return [record for record in found if record is not None and record.worker not in self._live]
 
     def adopt(self, record: Record) -> Spawned | None:
@@ -283,7 +283,7 @@ class Processes:
             self._folders.forget(record.worker)
         kept = {self._folders.tmpdir(worker, incarnation).name for worker, (incarnation, _) in self._trees.items()}
         for leftover in [path for path in self._folders.tmp.iterdir() if path.name not in kept]:
-            await self._in_thread(orphans.remove_tree, leftover)
+            await self._in_thread(process_tree.remove_tree, leftover)
         return ended
 
     # ---- others' commands ------------------------------------------------------------------------------------------
@@ -355,7 +355,7 @@ class Processes:
 
 
 def _end_and_clean(tree: Tree, browsers: Collection[int], others: Collection[int], tmpdir: Path) -> Ended:
-    ended = orphans.end(tree, browsers, others)
+    ended = process_tree.end(tree, browsers, others)
     if ended.left:
         return ended
-    return Ended(ended.killed, 0, orphans.remove_tree(tmpdir))
+    return Ended(ended.killed, 0, process_tree.remove_tree(tmpdir))

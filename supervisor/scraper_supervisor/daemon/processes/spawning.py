@@ -18,13 +18,17 @@ from typing import Final, Self
 import msgspec
 from msgspec import Struct
 
-from scraper_supervisor.daemon import orphans, output, procfs
-from scraper_supervisor.daemon.orphans import Record
-from scraper_supervisor.daemon.output import Output
+from scraper_supervisor.daemon.processes import process_tree, procfs, worker_output
+from scraper_supervisor.daemon.processes.process_tree import Record
+from scraper_supervisor.daemon.processes.worker_output import Output
 from scraper_worker.protocol import ENV_TOKEN
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 STREAMS: Final = ("out", "err")
+# What is said to us alone and would mislead a worker: it could declare us ready, or take our sockets.
+OURS_ALONE: Final = frozenset(
+    {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"}
+)
 
 
 class SpawnSpec(Struct, frozen=True):
@@ -140,6 +144,11 @@ class Folders(Struct, frozen=True):
             path.unlink(missing_ok=True)
 
 
+def environment_for_workers(environ: Mapping[str, str]) -> dict[str, str]:
+    """Our environment without what the service manager meant for us."""
+    return {name: value for name, value in environ.items() if name not in OURS_ALONE}
+
+
 def start_worker(spec: SpawnSpec, folders: Folders, boot_id: str) -> Live:
     """Start a worker's process, with its FIFOs, TMPDIR and record. The child is not reaped before this returns.
 
@@ -152,11 +161,11 @@ def start_worker(spec: SpawnSpec, folders: Folders, boot_id: str) -> Live:
     ours: dict[str, int] = {}
     theirs: dict[str, int] = {}
     try:
-        orphans.remove_tree(tmpdir)
+        process_tree.remove_tree(tmpdir)
         tmpdir.mkdir(mode=0o700)
         for stream in STREAMS:
-            ours[stream], theirs[stream] = output.make_fifo(folders.fifo(spec.worker, stream))
-        orphans.write_record(
+            ours[stream], theirs[stream] = worker_output.make_fifo(folders.fifo(spec.worker, stream))
+        process_tree.write_record(
             folders.record(spec.worker), record
         )  # the token first: should we die now, it finds the process
         child = subprocess.Popen(
@@ -173,7 +182,7 @@ def start_worker(spec: SpawnSpec, folders: Folders, boot_id: str) -> Live:
         for handle in ours.values():
             os.close(handle)
         folders.forget(spec.worker)
-        orphans.remove_tree(tmpdir)
+        process_tree.remove_tree(tmpdir)
         raise _spawn_error(spec.argv, error) from error
     finally:
         for handle in theirs.values():
@@ -182,7 +191,7 @@ def start_worker(spec: SpawnSpec, folders: Folders, boot_id: str) -> Live:
     start_time = found.start_time if found else 0
     record = msgspec.structs.replace(record, pid=child.pid, start_time=start_time)
     with contextlib.suppress(OSError):  # a full disk: the first record, with the token, still finds it
-        orphans.write_record(folders.record(spec.worker), record)
+        process_tree.write_record(folders.record(spec.worker), record)
     return Live(spec.worker, spec.incarnation, child.pid, start_time, token, pidfd, ours)
 
 
@@ -242,7 +251,7 @@ def find_worker(record: Record, folders: Folders, boot_id: str) -> Live | None:
     handles: dict[str, int] = {}
     for stream in STREAMS:
         with contextlib.suppress(OSError):  # the folder was wiped: it goes on, unheard
-            handles[stream] = output.open_fifo(folders.fifo(record.worker, stream))
+            handles[stream] = worker_output.open_fifo(folders.fifo(record.worker, stream))
     return Live(record.worker, record.incarnation, found.pid, found.start_time, record.token, pidfd, handles)
 
 

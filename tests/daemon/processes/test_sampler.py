@@ -13,9 +13,9 @@ import uvloop
 
 from scraper_supervisor.core.events import Sampled, Watch
 from scraper_supervisor.core.resources import Sample
-from scraper_supervisor.daemon import machine, procfs
-from scraper_supervisor.daemon import sampler as sampling
-from scraper_supervisor.daemon.sampler import Sampler, SamplerFault, Usage, pss_due
+from scraper_supervisor.daemon.processes import host_usage, procfs
+from scraper_supervisor.daemon.processes import sampler as sampling
+from scraper_supervisor.daemon.processes.sampler import Sampler, SamplerFault, Usage, pss_due
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -187,7 +187,7 @@ def test_a_fault_is_delivered_and_sampling_goes_on(tmp_path: Path, monkeypatch: 
         raise ZeroDivisionError("odd")
 
     async def measure(rounds: Rounds) -> None:
-        monkeypatch.setattr(machine, "memory_percent", fail)
+        monkeypatch.setattr(host_usage, "memory_percent", fail)
         rounds.sampler.start()
         fault = await rounds.got.get()
         assert isinstance(fault, SamplerFault)
@@ -309,16 +309,16 @@ def test_a_containers_limit_counts_in_version_2(tmp_path: Path) -> None:
     proc = fake_proc(tmp_path, "cgroup2", "nsdelegate", "0::/a.slice/b.service")
     group(tmp_path / "cg/a.slice", ("memory.max", "1000"), ("memory.current", 800), ("inactive_file", 100))
     group(tmp_path / "cg/a.slice/b.service", ("memory.max", "max"), ("memory.current", 400), ("inactive_file", 0))
-    assert machine.memory_percent(proc) == 70.0
+    assert host_usage.memory_percent(proc) == 70.0
     group(tmp_path / "cg/a.slice/b.service", ("memory.max", "500"), ("memory.current", 400), ("inactive_file", 0))
-    assert machine.memory_percent(proc) == 80.0
+    assert host_usage.memory_percent(proc) == 80.0
 
 
 def test_a_containers_limit_counts_in_version_1(tmp_path: Path) -> None:
     proc = fake_proc(tmp_path, "cgroup", "memory", "4:memory:/docker/abc")  # a path of the host's, not mounted here
     names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
     group(tmp_path / "cg", (names[0], "2000"), (names[1], 1000), (names[2], 500))
-    assert machine.memory_percent(proc) == 25.0
+    assert host_usage.memory_percent(proc) == 25.0
 
 
 @pytest.mark.parametrize("limit", ["9223372036854771712", "nonsense"])
@@ -330,10 +330,10 @@ def test_without_a_limit_the_machine_counts(tmp_path: Path, limit: str, monkeypa
     class Machine:
         percent = 42.0
 
-    monkeypatch.setattr(machine.psutil, "virtual_memory", Machine)
-    assert machine.memory_percent(proc) == 42.0
-    assert machine.memory_percent(tmp_path / "nothing") == 42.0
+    monkeypatch.setattr(host_usage.psutil, "virtual_memory", Machine)
+    assert host_usage.memory_percent(proc) == 42.0
+    assert host_usage.memory_percent(tmp_path / "nothing") == 42.0
 
 
 def test_a_disk_that_cannot_be_asked_is_unknown(tmp_path: Path) -> None:
-    assert machine.disk_free(tmp_path / "none") is None
+    assert host_usage.disk_free(tmp_path / "none") is None

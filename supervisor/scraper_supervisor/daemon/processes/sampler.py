@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from scraper_supervisor.core.events import Sampled
 from scraper_supervisor.core.resources import BrowserSample, Sample
-from scraper_supervisor.daemon import machine, procfs
+from scraper_supervisor.daemon.processes import host_usage, procfs
 
 if TYPE_CHECKING:
     import asyncio
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scraper_supervisor.core.events import Watch
-    from scraper_supervisor.daemon.procfs import Stat
+    from scraper_supervisor.daemon.processes.procfs import Stat
 
 PSS_EVERY: Final = 5.0  # seconds
 PSS_NEAR: Final = 0.5  # of the limit
@@ -178,7 +178,7 @@ class Sampler:
         for entry, browsers in watched:
             parts = _walk(entry, browsers, adopted, children)
             results.append((entry, self._sample(entry, browsers, parts), frozenset(entry.seen)))
-        memory, disk = machine.memory_percent(), machine.disk_free(self._state_dir)
+        memory, disk = host_usage.memory_percent(), host_usage.disk_free(self._state_dir)
         self._hand_over(self._arrived, results, memory, disk)
 
     def _hand_over(self, function: Callable[..., None], *args: object) -> None:

@@ -1,41 +1,15 @@
-"""The host's two channels: signals in, systemd's notifications out."""
+"""How systemd is told how we are, where it asks."""
 
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Mapping
-
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# What is said to us alone and would mislead a worker: it could declare us ready, or take our sockets.
-OURS_ALONE: Final = frozenset(
-    {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"}
-)
-
-
-def environment_for_workers(environ: Mapping[str, str]) -> dict[str, str]:
-    """Our environment without what the service manager meant for us."""
-    return {name: value for name, value in environ.items() if name not in OURS_ALONE}
-
-
-class Signals:
-    """Passes SIGTERM, SIGINT and SIGHUP to `on_signal` on the loop; nothing is done in the handlers themselves."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_signal: Callable[[signal.Signals], None]) -> None:
-        self._loop = loop
-        for number in SIGNALS:
-            loop.add_signal_handler(number, on_signal, number)
-
-    def close(self) -> None:
-        """Restore the default actions."""
-        for number in SIGNALS:
-            self._loop.remove_signal_handler(number)
+    from collections.abc import Mapping
 
 
 class Notifier:

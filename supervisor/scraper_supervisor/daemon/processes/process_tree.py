@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec import Struct
 
-from scraper_supervisor.daemon import procfs
+from scraper_supervisor.daemon.processes import procfs
 from scraper_worker.protocol import ENV_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
     from pathlib import Path
 
-    from scraper_supervisor.daemon.procfs import Stat
+    from scraper_supervisor.daemon.processes.procfs import Stat
 
 END_WITHIN: Final = 5.0  # seconds; only an uninterruptible or forking-for-ever tree takes longer
 _MAX_WAITED: Final = 256  # processes whose end is awaited at once

@@ -1,0 +1,1 @@
+"""Processes: started, watched, measured, and ended as whole trees. No policy."""
