@@ -53,7 +53,7 @@ class Bench:
         self.arrived = asyncio.Event()
         self.told: list[StoreFault] = []
         loop = asyncio.get_running_loop()
-        self.storage = storage.Storage(Location(state_dir), self.deliver, self.tell, loop, files)
+        self.storage = storage.StorageThreads(Location(state_dir), self.deliver, self.tell, loop, files)
 
     def deliver(self, answered: list[tuple[Op, Answer | StoreFault]]) -> None:
         self.batches.append(answered)
@@ -236,7 +236,7 @@ from pathlib import Path
 from msgspec import Raw
 from scraper_supervisor.core.records import *
 from scraper_supervisor.daemon import storage
-from scraper_supervisor.daemon.storage import Storage
+from scraper_supervisor.daemon.storage import StorageThreads
 from scraper_supervisor.store.opening import Location
 
 async def main():
@@ -266,7 +266,7 @@ async def main():
         storage.submit(AddItems(0, "g", run_id, (NewItem(f"{sys.argv[2]}-{next(keys)}", None, Raw(b"null"), 0),)))
     def save():
         storage.submit(SaveState(0, "g-0", 1, "x/1", Raw(b"%d" % next(keys)), 0, 0, 0, 3, False))
-    storage = Storage(Location(Path(sys.argv[1])), deliver, print, loop)
+    storage = StorageThreads(Location(Path(sys.argv[1])), deliver, print, loop)
     storage.submit(OpenRun(0, "g", "continue", 5))
     await busy.wait()
 

@@ -63,7 +63,7 @@ from scraper_supervisor.daemon.processes.processes import Exit, Processes, Spawn
 from scraper_supervisor.daemon.processes.sampler import Sampler, SamplerFault
 from scraper_supervisor.daemon.processes.spawning import environment_for_workers
 from scraper_supervisor.daemon.signals import Signals
-from scraper_supervisor.daemon.storage import Storage
+from scraper_supervisor.daemon.storage import StorageThreads
 from scraper_supervisor.daemon.systemd import Notifier
 from scraper_supervisor.daemon.telemetry import EventLog, configure_logging, utc_now
 from scraper_supervisor.daemon.worker_socket import WorkerSocket
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.records import Op
     from scraper_supervisor.core.settings import GroupSettings
     from scraper_supervisor.core.state import Mode
-    from scraper_supervisor.daemon.storage import Answered as StoreAnswers
+    from scraper_supervisor.daemon.storage import StoreAnswers
     from scraper_supervisor.daemon.telemetry import Log
     from scraper_supervisor.store.config_file import Loaded
 
@@ -131,14 +131,14 @@ def run(loaded: Loaded, *, once: bool = False, fresh: bool = False) -> int:
     supervisor = loaded.settings.supervisor
     log = configure_logging(supervisor.log_level, supervisor.log_format, sys.stderr)
     try:
-        return uvloop.run(App(loaded, state_dir, runtime_dir, log, once=once, mode=mode).main())
+        return uvloop.run(DaemonApp(loaded, state_dir, runtime_dir, log, once=once, mode=mode).main())
     finally:
         log.close()
         for lock in locks:
             lock.close()
 
 
-class App:
+class DaemonApp:
     """Wiring, the loop and every effect."""
 
     def __init__(
@@ -176,7 +176,7 @@ class App:
         self._over = self._loop.create_future()
         self._events = EventLog(self._state_dir, self._events_trouble)
         try:
-            self._storage = Storage(location(self._loaded), self._stored, self._store_told, self._loop)
+            self._storage = StorageThreads(location(self._loaded), self._stored, self._store_told, self._loop)
         except StoreError as error:
             self._events.close()
             hint = "; 'scraper-supervisor checkpoint restore --ledger' brings back the newest sound backup"

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-Answered: TypeAlias = list[tuple[Op, Answer | StoreFault]]
+StoreAnswers: TypeAlias = list[tuple[Op, Answer | StoreFault]]
 
 _BATCH: Final = 2_048  # operations in one transaction: what came later waits some 50 ms at most for it
 _LOOK_EVERY: Final = 1.0  # seconds
 _log = structlog.get_logger()
 
 
-class Storage:
+class StorageThreads:
     """Carries out what the core asks of the store, off the event loop.
 
     What arrives during a commit goes into the next one; how long that one waits for more, `core.gathering` says.
@@ -53,7 +53,7 @@ class Storage:
     def __init__(
         self,
         where: Location,
-        deliver: Callable[[Answered], None],
+        deliver: Callable[[StoreAnswers], None],
         told: Callable[[StoreFault], None],
         loop: asyncio.AbstractEventLoop,
         files: Files | None = None,

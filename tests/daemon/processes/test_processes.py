@@ -20,7 +20,7 @@ import uvloop
 
 from scraper_supervisor.daemon.processes import procfs, worker_output
 from scraper_supervisor.daemon.processes.processes import Exit, Processes, SpawnError, SpawnSpec
-from scraper_supervisor.daemon.processes.spawning import LONGEST_TMPDIR, Folders
+from scraper_supervisor.daemon.processes.spawning import LONGEST_TMPDIR, ProcessFolders
 from scraper_worker.protocol import ENV_TOKEN
 
 if TYPE_CHECKING:
@@ -546,7 +546,7 @@ async def test_a_killed_supervisors_trees_are_ended(world: World) -> None:
 
 @on_loop
 async def test_a_predecessor_is_known_by_more_than_its_number(world: World) -> None:
-    from scraper_supervisor.daemon.processes.process_tree import Record, write_record
+    from scraper_supervisor.daemon.processes.process_tree import ProcessRecord, write_record
 
     processes = world.open()
     stranger = subprocess.Popen(["/bin/sleep", "60"])
@@ -555,7 +555,7 @@ async def test_a_predecessor_is_known_by_more_than_its_number(world: World) -> N
         assert started is not None
         path = world.folder / "state/workers/w-0.json"
         for boot, ticks in ((procfs.boot_id(), started.start_time - 1), ("another", started.start_time)):
-            record = Record("w-0", 1, "token", boot, str(world.folder / "run/tmp/w-0-1"), stranger.pid, ticks)
+            record = ProcessRecord("w-0", 1, "token", boot, str(world.folder / "run/tmp/w-0-1"), stranger.pid, ticks)
             write_record(path, record)
             assert processes.adopt(record) is None
             assert await processes.end_predecessors() == []
@@ -568,11 +568,11 @@ async def test_a_predecessor_is_known_by_more_than_its_number(world: World) -> N
 
 @on_loop
 async def test_a_supervisor_that_died_while_starting_is_covered_by_the_token(world: World) -> None:
-    from scraper_supervisor.daemon.processes.process_tree import Record, write_record
+    from scraper_supervisor.daemon.processes.process_tree import ProcessRecord, write_record
 
     processes = world.open()
     nameless = subprocess.Popen(["/bin/sleep", "60"], env={ENV_TOKEN: "half-started"}, start_new_session=True)
-    record = Record("w-0", 1, "half-started", procfs.boot_id(), str(world.folder / "run/tmp/w-0-1"))
+    record = ProcessRecord("w-0", 1, "half-started", procfs.boot_id(), str(world.folder / "run/tmp/w-0-1"))
     write_record(world.folder / "state/workers/w-0.json", record)
     assert await processes.end_predecessors() == ["w-0"]
     await until(lambda: not running(nameless.pid))
@@ -610,10 +610,10 @@ async def test_a_command_reads_its_input_and_ends(world: World) -> None:
 
 
 def test_tmpdirs_are_short_enough_for_chromium_wherever_the_runtime_folder_is(tmp_path: Path) -> None:
-    short = Folders.of(Path("/run/ss"), Path("/var/lib/ss"))
+    short = ProcessFolders.of(Path("/run/ss"), Path("/var/lib/ss"))
     assert short.tmpdir("matches-0", 1) == Path("/run/ss/tmp/matches-0-1")
     for runtime in (Path("/run/ss"), tmp_path / ("x" * 60)):
-        folders = Folders.of(runtime, tmp_path)
+        folders = ProcessFolders.of(runtime, tmp_path)
         for worker in ("a-0", "a" * 48 + "-9999"):
             assert len(str(folders.tmpdir(worker, 1_000_000))) <= LONGEST_TMPDIR
 
@@ -622,4 +622,4 @@ def test_a_temporary_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "tmp").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(PermissionError):
-        Folders(tmp_path / "output", tmp_path / "tmp", tmp_path / "records").make()
+        ProcessFolders(tmp_path / "output", tmp_path / "tmp", tmp_path / "records").make()

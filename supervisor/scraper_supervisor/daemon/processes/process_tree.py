@@ -42,7 +42,7 @@ class Tree(Struct, frozen=True):
     start_time: int | None = None
 
 
-class Ended(Struct, frozen=True):
+class EndedTree(Struct, frozen=True):
     """How many processes were killed and how many could not be; `residue`: why the temporary folder is still there."""
 
     killed: int = 0
@@ -50,7 +50,7 @@ class Ended(Struct, frozen=True):
     residue: str | None = None
 
 
-class Record(Struct, frozen=True):
+class ProcessRecord(Struct, frozen=True):
     """What a starting supervisor must know to end, or take over, what its predecessor left of a worker."""
 
     worker: str
@@ -67,7 +67,7 @@ class Record(Struct, frozen=True):
         return Tree(self.token, self.pid, self.start_time)
 
 
-def write_record(path: Path, record: Record) -> None:
+def write_record(path: Path, record: ProcessRecord) -> None:
     """Write a record in one step. It need not survive a power loss: neither do processes.
 
     Raises:
@@ -80,10 +80,10 @@ def write_record(path: Path, record: Record) -> None:
     draft.replace(path)
 
 
-def read_record(path: Path) -> Record | None:
+def read_record(path: Path) -> ProcessRecord | None:
     """A record, or None when the file is gone or is none of ours."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Record)
+        return msgspec.json.decode(path.read_bytes(), type=ProcessRecord)
     except (OSError, msgspec.DecodeError):
         return None
 
@@ -146,7 +146,7 @@ class _Scan:
             found |= grown
 
 
-def end(tree: Tree, browsers: Collection[int], others: Iterable[int], seconds: float = END_WITHIN) -> Ended:
+def end(tree: Tree, browsers: Collection[int], others: Iterable[int], seconds: float = END_WITHIN) -> EndedTree:
     """SIGKILL everything left of an incarnation, until nothing is.
 
     All are stopped first and the scan repeated until it finds no more, so that nothing slips away by forking while its
@@ -172,7 +172,7 @@ def end(tree: Tree, browsers: Collection[int], others: Iterable[int], seconds: f
             empty += 1  # a process that forks and exits all the time may have been missed
             continue
         if not living or (killed and time.monotonic() >= deadline):
-            return Ended(killed, len(living))
+            return EndedTree(killed, len(living))
         fresh = [entry for entry in living if entry.pid not in known]
         known.update((entry.pid, entry.start_time) for entry in living)
         if fresh and freezes < _MAX_FREEZES:
@@ -184,7 +184,7 @@ def end(tree: Tree, browsers: Collection[int], others: Iterable[int], seconds: f
         count = _kill(living, max(0.1, min(0.5, deadline - time.monotonic())))
         killed += count
         if not count:
-            return Ended(killed, len(living))  # not ours to kill (another user's): trying again changes nothing
+            return EndedTree(killed, len(living))  # not ours to kill (another user's): trying again changes nothing
 
 
 def end_browser(tree: Tree, pid: int, known: Collection[int]) -> bool:

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from scraper_supervisor.daemon.processes import process_tree, procfs, spawning
-from scraper_supervisor.daemon.processes.process_tree import Ended, Record, Tree
+from scraper_supervisor.daemon.processes.process_tree import EndedTree, ProcessRecord, Tree
 from scraper_supervisor.daemon.processes.spawning import (
-    Command,
+    CommandProcess,
     Exit,
-    Folders,
     Live,
-    Spawned,
+    ProcessFolders,
+    SpawnedProcess,
     SpawnError,
     SpawnSpec,
     start_command,
@@ -36,10 +36,10 @@ from scraper_supervisor.daemon.processes.worker_output import Output
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-__all__ = ["Ended", "Exit", "Processes", "Record", "SpawnError", "SpawnSpec", "Spawned"]
+__all__ = ["EndedTree", "Exit", "ProcessRecord", "Processes", "SpawnError", "SpawnSpec", "SpawnedProcess"]
 
 _T = TypeVar("_T")
-_Child = TypeVar("_Child", Live, Command)
+_Child = TypeVar("_Child", Live, CommandProcess)
 
 
 class Processes:
@@ -67,12 +67,12 @@ class Processes:
         self._loop = loop
         self._on_exit = on_exit
         self._on_line = on_line
-        self._folders = Folders.of(runtime_dir, state_dir)
+        self._folders = ProcessFolders.of(runtime_dir, state_dir)
         self._folders.make()
         self._boot_id = procfs.boot_id()
         self._live: dict[str, Live] = {}
         self._collectors: dict[int, Callable[[], None]] = {}  # by pid, of our own children: takes the exit status
-        self._commands: set[Command] = set()
+        self._commands: set[CommandProcess] = set()
         self._trees: dict[str, tuple[int, Tree]] = {}  # worker: incarnation whose tree is not known to have ended
         self._ending: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # one search for a worker's at a time
         self._adopted: set[str] = set()  # workers whose orphans need not come to us
@@ -88,7 +88,7 @@ class Processes:
 
     # ---- starting --------------------------------------------------------------------------------------------------
 
-    async def spawn(self, spec: SpawnSpec) -> Spawned:
+    async def spawn(self, spec: SpawnSpec) -> SpawnedProcess:
         """Start a worker in a session of its own; what an earlier incarnation left is ended first.
 
         If the caller is cancelled, the process is started and watched all the same.
@@ -102,7 +102,7 @@ class Processes:
             await self.end_tree(spec.worker, self._trees[spec.worker][0])
         self._adopted.discard(spec.worker)
         live = await self._guarded(partial(start_worker, spec, self._folders, self._boot_id), self._watch)
-        return Spawned(live.pid, live.start_time, live.token)
+        return SpawnedProcess(live.pid, live.start_time, live.token)
 
     async def _guarded(self, start: Callable[[], _Child], started: Callable[[_Child], None]) -> _Child:
         """Run `start` in a thread, and `started` on the loop; strangers are not reaped in between."""
@@ -192,7 +192,7 @@ class Processes:
             return False
         return True
 
-    async def end_tree(self, worker: str, incarnation: int, browsers: Collection[int] = ()) -> Ended:
+    async def end_tree(self, worker: str, incarnation: int, browsers: Collection[int] = ()) -> EndedTree:
         """SIGKILL everything left of an incarnation and remove its TMPDIR, FIFOs and record.
 
         Args:
@@ -202,12 +202,12 @@ class Processes:
         """
         async with self._ending[worker]:
             if worker not in self._trees or self._trees[worker][0] != incarnation:
-                return Ended()
+                return EndedTree()
             tree = self._trees[worker][1]
             others = [live.pid for live in self._live.values() if live.pid != tree.pid]
             tmpdir = self._folders.tmpdir(worker, incarnation)
             if self._left_nothing(worker, others):
-                ended = Ended(residue=await self._in_thread(process_tree.remove_tree, tmpdir))
+                ended = EndedTree(residue=await self._in_thread(process_tree.remove_tree, tmpdir))
             else:
                 ended = await self._in_thread(_end_and_clean, tree, tuple(browsers), others, tmpdir)
             if (live := self._live.get(worker)) is not None and live.incarnation == incarnation and not ended.left:
@@ -246,12 +246,12 @@ class Processes:
 
     # ---- predecessors ----------------------------------------------------------------------------------------------
 
-    def predecessors(self) -> list[Record]:
+    def predecessors(self) -> list[ProcessRecord]:
         """The workers of an earlier supervisor that are on record and not adopted; they may have ended."""
         found = (process_tree.read_record(path) for path in sorted(self._folders.records.glob("*.json")))
         return [record for record in found if record is not None and record.worker not in self._live]
 
-    def adopt(self, record: Record) -> Spawned | None:
+    def adopt(self, record: ProcessRecord) -> SpawnedProcess | None:
         """Watch a predecessor's worker as one of ours; None when it has ended.
 
         Of a process that is not our child the exit's code and signal stay unknown.
@@ -261,7 +261,7 @@ class Processes:
             return None
         self._adopted.add(record.worker)
         self._watch(live)
-        return Spawned(live.pid, live.start_time, live.token)
+        return SpawnedProcess(live.pid, live.start_time, live.token)
 
     async def end_predecessors(self) -> list[str]:
         """End the whole tree of every worker on record that was not adopted; the names of those that left something.
@@ -311,7 +311,7 @@ class Processes:
         finally:
             timer.cancel()
 
-    def _watch_command(self, over: asyncio.Future[Exit], command: Command) -> None:
+    def _watch_command(self, over: asyncio.Future[Exit], command: CommandProcess) -> None:
         def ended() -> None:
             if command in self._commands and (end := spawning.collect(command.pidfd)) is not None:
                 del self._collectors[command.pid]
@@ -326,7 +326,7 @@ class Processes:
             command.kill()
             self._release_command(command)
 
-    def _release_command(self, command: Command) -> None:
+    def _release_command(self, command: CommandProcess) -> None:
         self._commands.discard(command)
         self._loop.remove_reader(command.pidfd)
         os.close(command.pidfd)
@@ -354,8 +354,8 @@ class Processes:
             self._folders.tmp.rmdir()
 
 
-def _end_and_clean(tree: Tree, browsers: Collection[int], others: Collection[int], tmpdir: Path) -> Ended:
+def _end_and_clean(tree: Tree, browsers: Collection[int], others: Collection[int], tmpdir: Path) -> EndedTree:
     ended = process_tree.end(tree, browsers, others)
     if ended.left:
         return ended
-    return Ended(ended.killed, 0, process_tree.remove_tree(tmpdir))
+    return EndedTree(ended.killed, 0, process_tree.remove_tree(tmpdir))

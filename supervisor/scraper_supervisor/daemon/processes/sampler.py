@@ -66,7 +66,7 @@ def pss_due(rss: int, limit: int | None, last: Usage | None, now: float, every: 
     return limit is not None and bound > PSS_NEAR * limit
 
 
-class _Watched:
+class _WatchedTree:
     """One worker's tree; what the rounds remember of it belongs to the sampler's thread."""
 
     def __init__(self, worker: str, incarnation: int, pid: int) -> None:
@@ -103,7 +103,7 @@ class Sampler:
         self._deliver = deliver
         self._state_dir = state_dir
         self._interval = interval
-        self._watched: dict[str, _Watched] = {}
+        self._watched: dict[str, _WatchedTree] = {}
         self._pids: dict[str, frozenset[int]] = {}
         self._wake = threading.Condition()
         self._stopping = False
@@ -134,7 +134,7 @@ class Sampler:
         with self._wake:
             watched = self._watched.get(name)
             if watched is None or (watched.incarnation, watched.pid) != (incarnation, pid):
-                watched = self._watched[name] = _Watched(name, incarnation, pid)
+                watched = self._watched[name] = _WatchedTree(name, incarnation, pid)
             watched.browsers = dict(command.browsers)
             watched.browser_limit = command.browser_limit
             watched.worker_limit = command.worker_limit
@@ -171,7 +171,7 @@ class Sampler:
                         break
                     self._wake.wait(left)
 
-    def _round(self, watched: list[tuple[_Watched, dict[str, int]]]) -> None:
+    def _round(self, watched: list[tuple[_WatchedTree, dict[str, int]]]) -> None:
         children = procfs.children if self._has_children_files else _children_by_scan()
         adopted = children(os.getpid())
         results = []
@@ -190,7 +190,7 @@ class Sampler:
 
     def _arrived(
         self,
-        results: list[tuple[_Watched, Sample | None, frozenset[int]]],
+        results: list[tuple[_WatchedTree, Sample | None, frozenset[int]]],
         memory: float,
         disk: int | None,
     ) -> None:
@@ -206,7 +206,7 @@ class Sampler:
             self._deliver(fault)
 
     def _sample(
-        self, entry: _Watched, browsers: dict[str, int], parts: dict[str | None, dict[int, Stat]]
+        self, entry: _WatchedTree, browsers: dict[str, int], parts: dict[str | None, dict[int, Stat]]
     ) -> Sample | None:
         """One worker's figures; None when nothing is left of it."""
         now, uptime = time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -228,7 +228,7 @@ class Sampler:
         return Sample(now, entry.worker, memory, rss, cpu, len(everything), tuple(samples))
 
 
-def _cpu_percent(entry: _Watched, everything: Iterable[Stat], uptime: float) -> float | None:
+def _cpu_percent(entry: _WatchedTree, everything: Iterable[Stat], uptime: float) -> float | None:
     """CPU time of the tree since the last round, 100 for one core; None in the first. `uptime`: seconds since boot."""
     before, since = entry.ticks, entry.last_round
     entry.ticks = {(found.pid, found.start_time): found.cpu_ticks for found in everything}
@@ -253,7 +253,7 @@ def _children_by_scan() -> Callable[[int], list[int]]:
 
 
 def _walk(
-    entry: _Watched, browsers: dict[str, int], adopted: list[int], children: Callable[[int], list[int]]
+    entry: _WatchedTree, browsers: dict[str, int], adopted: list[int], children: Callable[[int], list[int]]
 ) -> dict[str | None, dict[int, Stat]]:
     """The living processes of one worker: those of each browser, by its id, and all others under None.
 
@@ -292,7 +292,7 @@ def _walk(
     return parts
 
 
-def _memory(entry: _Watched, name: str | None, part: dict[int, Stat], limit: int | None, now: float) -> int | None:
+def _memory(entry: _WatchedTree, name: str | None, part: dict[int, Stat], limit: int | None, now: float) -> int | None:
     """PSS of some processes: measured if due, else as measured last; None if it may not be read."""
     rss = sum(found.rss for found in part.values())
     last = entry.usage.get(name)

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from scraper_supervisor.daemon.processes import process_tree, procfs, worker_output
-from scraper_supervisor.daemon.processes.process_tree import Record
+from scraper_supervisor.daemon.processes.process_tree import ProcessRecord
 from scraper_supervisor.daemon.processes.worker_output import Output
 from scraper_worker.protocol import ENV_TOKEN
 
@@ -41,7 +41,7 @@ class SpawnSpec(Struct, frozen=True):
     env: Mapping[str, str]
 
 
-class Spawned(Struct, frozen=True):
+class SpawnedProcess(Struct, frozen=True):
     """A process that runs, or was alive a moment ago; `start_time` is in clock ticks since boot."""
 
     pid: int
@@ -78,7 +78,7 @@ class Live(Struct, eq=False):
     outputs: list[Output] = []
 
 
-class Command(Struct, eq=False):
+class CommandProcess(Struct, eq=False):
     """A command that is no worker; `pidfd` is -1 once its status was collected."""
 
     pid: int
@@ -95,7 +95,7 @@ LONGEST_TMPDIR: Final = 62  # bytes; with a longer one Chromium can't bind a soc
 _INCARNATIONS: Final = len("12345678-1234567")
 
 
-class Folders(Struct, frozen=True):
+class ProcessFolders(Struct, frozen=True):
     """Where workers' FIFOs, temporary folders and records are."""
 
     output: Path
@@ -149,7 +149,7 @@ def environment_for_workers(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name not in OURS_ALONE}
 
 
-def start_worker(spec: SpawnSpec, folders: Folders, boot_id: str) -> Live:
+def start_worker(spec: SpawnSpec, folders: ProcessFolders, boot_id: str) -> Live:
     """Start a worker's process, with its FIFOs, TMPDIR and record. The child is not reaped before this returns.
 
     Raises:
@@ -157,7 +157,7 @@ def start_worker(spec: SpawnSpec, folders: Folders, boot_id: str) -> Live:
     """
     token = spec.env.get(ENV_TOKEN) or secrets.token_hex(16)
     tmpdir = folders.tmpdir(spec.worker, spec.incarnation)
-    record = Record(spec.worker, spec.incarnation, token, boot_id, str(tmpdir))
+    record = ProcessRecord(spec.worker, spec.incarnation, token, boot_id, str(tmpdir))
     ours: dict[str, int] = {}
     theirs: dict[str, int] = {}
     try:
@@ -195,7 +195,7 @@ def start_worker(spec: SpawnSpec, folders: Folders, boot_id: str) -> Live:
     return Live(spec.worker, spec.incarnation, child.pid, start_time, token, pidfd, ours)
 
 
-def start_command(argv: tuple[str, ...], stdin: bytes, env: Mapping[str, str]) -> Command:
+def start_command(argv: tuple[str, ...], stdin: bytes, env: Mapping[str, str]) -> CommandProcess:
     """Start a command that is no worker; it can read `stdin`, and what it prints goes to our stderr.
 
     Raises:
@@ -207,7 +207,7 @@ def start_command(argv: tuple[str, ...], stdin: bytes, env: Mapping[str, str]) -
             file.write(stdin)
         os.lseek(source, 0, os.SEEK_SET)
         child = subprocess.Popen(argv, env=dict(env), stdin=source, stdout=2, start_new_session=True)
-        return Command(child.pid, _take_over(child))
+        return CommandProcess(child.pid, _take_over(child))
     except (OSError, ValueError) as error:
         raise _spawn_error(argv, error) from error
     finally:
@@ -236,7 +236,7 @@ def _spawn_error(argv: tuple[str, ...], error: OSError | ValueError) -> SpawnErr
     return SpawnError(errno.EINVAL, f"cannot start {argv[0]}: {error}")
 
 
-def find_worker(record: Record, folders: Folders, boot_id: str) -> Live | None:
+def find_worker(record: ProcessRecord, folders: ProcessFolders, boot_id: str) -> Live | None:
     """A predecessor's worker, if it lives."""
     if record.pid is None or record.boot_id != boot_id:
         return None
