@@ -22,7 +22,7 @@ from scraper_supervisor.console.demo_site import DemoSite, Knobs
 from scraper_supervisor.core.advice import warnings
 from scraper_supervisor.core.parse import parse
 from scraper_supervisor.core.records import AddItems, Conclude, NewItem, OpenRun
-from scraper_supervisor.store.events_file import EventRecord
+from scraper_supervisor.store.event_log import EventRecord
 from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.opening import Location
 from scraper_worker.protocol import ENV_SOCKET, Failure

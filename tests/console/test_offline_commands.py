@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +11,7 @@ from click import ClickException
 from msgspec import Raw
 
 from scraper_supervisor.console import ledger_access
-from scraper_supervisor.console.watch_commands import decode_event, follow_lines, since_time
+from scraper_supervisor.console.watch_commands import since_time
 from scraper_supervisor.core.records import AddItems, LoadState, NewItem, OpenRun, SaveState
 from scraper_supervisor.store.checkpoints import Checkpoints
 from scraper_supervisor.store.ledger import Ledger
@@ -55,28 +54,6 @@ def test_since() -> None:
     for wrong in ("", "10 parsecs", "2026-99-99", "999999999d"):
         with pytest.raises(ClickException):
             since_time(wrong, now)
-
-
-def test_following_survives_rotation_and_halves_of_lines(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    lines = follow_lines(path)
-    assert next(lines) is None  # there is no file yet
-    path.write_bytes(line(1) + line(2)[:20])
-    assert list(islice(lines, 2)) == [line(1), None]
-    with path.open("ab") as file:
-        file.write(line(2)[20:])
-    assert list(islice(lines, 2)) == [line(2), None]
-    with path.open("ab") as file:
-        file.write(line(3))
-    path.rename(tmp_path / "events.jsonl.1")
-    path.write_bytes(line(4))
-    assert list(islice(lines, 3)) == [line(3), line(4), None]
-    lines.close()
-    again = follow_lines(path)
-    found = [one for one in islice(again, 5) if one is not None]
-    assert found == [line(1), line(2), line(3), line(4)]
-    again.close()
-    assert decode_event(b"nonsense") is None
 
 
 def save(project: Path, worker: str, count: int) -> None:

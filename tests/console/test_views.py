@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from scraper_supervisor.console import views
-from scraper_supervisor.store.events_file import EventRecord
+from scraper_supervisor.store.event_log import EventRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,7 @@ import scraper_supervisor
 from scraper_supervisor.core.names import EVENTS, SEVERITIES
 from scraper_supervisor.daemon import telemetry
 from scraper_supervisor.daemon.telemetry import BatchThread, EventLog, Log, configure_logging
-from scraper_supervisor.store.events_file import EVENTS_FILE, read_events, rotated
+from scraper_supervisor.store.event_log import EVENTS_FILE, read_events
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +38,13 @@ def plain_structlog() -> Iterator[None]:
     yield
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture
+def told() -> Iterator[list[Any]]:
+    """What the log is told."""
+    with structlog.testing.capture_logs() as lines:
+        yield lines
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -175,13 +182,8 @@ def test_a_line_kept_by_the_writer_is_tried_again(monkeypatch: pytest.MonkeyPatc
 # ---- the event log --------------------------------------------------------------------------------------------------
 
 
-class Trouble(list[str | None]):
-    def __call__(self, message: str | None) -> None:
-        self.append(message)
-
-
 def test_events_are_lines_with_the_fields_of_the_contract(tmp_path: Path) -> None:
-    log = EventLog(tmp_path, Trouble())
+    log = EventLog(tmp_path)
     log.write("worker_exited", "warning", "worker", "c-1", {"code": 1}, worker="w-0", group="w")
     log.write("supervisor_started", "info", "supervisor", "c-2", None)
     log.write("supervisor_stopped", "info", "supervisor", "c-2", {"bad": "\ud800", "odd": object()})
@@ -199,55 +201,12 @@ def test_events_are_lines_with_the_fields_of_the_contract(tmp_path: Path) -> Non
     assert records[1].worker is None
 
 
-def test_the_file_rotates_and_five_are_kept(tmp_path: Path) -> None:
-    log = EventLog(tmp_path, Trouble(), rotate_at=1000)
-    path = tmp_path / EVENTS_FILE
-    for number in range(50):
-        log.write("item_finished", "info", "queue", "c", {"number": number, "fill": "x" * 200})
-        until(lambda: not log._thread._lines)  # one write each, so that sizes are exact
-    log.close()
-    assert sorted(one.name for one in tmp_path.iterdir()) == [path.name] + [f"{path.name}.{n}" for n in range(1, 6)]
-    assert all(rotated(path, number).stat().st_size <= 1000 for number in range(6))
-    numbers = [record.data["number"] for record in read_events(path)]
-    assert numbers == list(range(numbers[0], 50))
-    assert len(numbers) >= 10
-    newest = [record.data["number"] for record in read_events(path, with_rotated=False)]
-    assert newest == numbers[-len(newest) :]
-
-
-def test_a_torn_line_spoils_nothing(tmp_path: Path) -> None:
-    path = tmp_path / EVENTS_FILE
-    path.write_bytes(b'{"time":"t","event":"a"}\nnoise\n[1]\n{"time":"t","event":"to')
-    assert [record.event for record in read_events(path)] == ["a"]
-    log = EventLog(tmp_path, Trouble())
-    log.write("supervisor_started", "info", "supervisor", "c", None)
-    log.close()
-    assert [record.event for record in read_events(path)] == ["a", "supervisor_started"]
-
-
-def test_no_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        list(read_events(tmp_path / EVENTS_FILE))
-    rotated(tmp_path / EVENTS_FILE, 1).write_bytes(b'{"time":"t","event":"a"}\n')
-    assert [record.event for record in read_events(tmp_path / EVENTS_FILE)] == ["a"]
-
-
-def test_reading_survives_a_rotation_meanwhile(tmp_path: Path) -> None:
-    path = tmp_path / EVENTS_FILE
-    for number, name in ((0, "c"), (1, "b"), (2, "a")):
-        rotated(path, number).write_bytes(f'{{"time":"t","event":"{name}"}}\n'.encode())
-    events = read_events(path)
-    assert next(events).event == "a"
-    for number in (2, 1, 0):
-        rotated(path, number).replace(rotated(path, number + 1))
-    assert [record.event for record in events] == ["b", "c"]
-
-
-def test_a_full_disk_loses_nothing_and_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_loses_nothing_and_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[Any]
+) -> None:
     """A file-size limit makes a write stop in the middle of a line, as a full disk does."""
     monkeypatch.setattr(telemetry, "RETRY_EVERY", 0.001)
-    trouble = Trouble()
-    log = EventLog(tmp_path, trouble)
+    log = EventLog(tmp_path)
     path = tmp_path / EVENTS_FILE
     log.write("item_finished", "info", "queue", "c", 0)
     until(path.exists)
@@ -259,29 +218,45 @@ def test_a_full_disk_loses_nothing_and_is_told_once(tmp_path: Path, monkeypatch:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, old_limit[1]))
         for number in range(1, 4):
             log.write("item_finished", "info", "queue", "c", number)
-        until(lambda: trouble)
+        until(lambda: told)
         assert path.stat().st_size == size
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)
         signal.signal(signal.SIGXFSZ, old_handler)
-    until(lambda: len(trouble) == 2)
+    until(lambda: len(told) == 2)
     assert log.close() == 0
-    assert trouble[0] is not None
-    assert "File too large" in trouble[0]
-    assert trouble[1] is None
+    assert (told[0]["event"], told[0]["reason"]) == ("events are not written", "File too large")
+    assert told[1]["event"] == "events are written again"
     assert [record.data for record in read_events(path)] == [0, 1, 2, 3]
 
 
-def test_what_cannot_be_written_at_the_end_is_counted(tmp_path: Path) -> None:
-    trouble = Trouble()
+def test_what_cannot_be_written_at_the_end_is_counted(tmp_path: Path, told: list[Any]) -> None:
     folder = tmp_path / "none"
-    log = EventLog(folder, trouble)
+    log = EventLog(folder)
     log._thread._capacity = 2
     for _ in range(5):
         log.write("item_finished", "info", "queue", "c", None)
-    until(lambda: trouble)
+    until(lambda: told)
     assert log.close() == 5
-    assert len(trouble) == 1
+    assert len(told) == 1
+
+
+def test_a_file_that_is_taken_away_is_begun_anew_and_that_is_logged(tmp_path: Path, told: list[Any]) -> None:
+    log = EventLog(tmp_path)
+    for name in ("worker_started", "worker_ready"):
+        log.write(name, "info", "worker", "c", None)
+        assert log.settle(10.0)
+        (tmp_path / EVENTS_FILE).rename(tmp_path / name)
+    log.write("worker_exited", "info", "worker", "c", None)
+    log.close()
+    files = ("worker_started", "worker_ready", EVENTS_FILE)
+    assert [[one.event for one in read_events(tmp_path / name)] for name in files] == [
+        ["worker_started"],
+        ["worker_ready"],
+        ["worker_exited"],
+    ]
+    assert [line["event"] for line in told] == ["the event log was changed from outside"] * 2
+    assert "removed or renamed" in told[0]["found"]
 
 
 def test_the_names_are_the_contracts() -> None:
@@ -291,7 +266,7 @@ def test_the_names_are_the_contracts() -> None:
 
 
 def test_what_was_written_before_can_be_waited_for(tmp_path: Path) -> None:
-    log = EventLog(tmp_path, Trouble())
+    log = EventLog(tmp_path)
     for number in range(1000):
         log.write("item_finished", "debug", "queue", "c", number)
     assert log.settle(10.0)
@@ -301,7 +276,7 @@ def test_what_was_written_before_can_be_waited_for(tmp_path: Path) -> None:
 
 def test_a_disk_that_refuses_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").mkdir()
-    log = EventLog(tmp_path, Trouble())
+    log = EventLog(tmp_path)
     log.write("supervisor_started", "info", "supervisor", "c", None)
     assert not log.settle(0.02)
     log.close()

@@ -27,8 +27,7 @@ from scraper_supervisor.console.context import FAILED, INTERRUPTED, App, Command
 from scraper_supervisor.console.control import Client, Denied, NoDaemon
 from scraper_supervisor.console.demo_figures import Incidents, compare, paths, summary
 from scraper_supervisor.console.demo_site import DemoSite, Knobs
-from scraper_supervisor.console.watch_commands import decode_event, follow_lines
-from scraper_supervisor.store.events_file import EVENTS_FILE
+from scraper_supervisor.store.event_log import EVENTS_FILE, decode_event, follow_lines
 from scraper_supervisor.store.faults import StoreError
 from scraper_supervisor.store.opening import Location
 from scraper_worker.protocol import ENV_SOCKET
@@ -36,7 +35,7 @@ from scraper_worker.protocol import ENV_SOCKET
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from scraper_supervisor.store.events_file import EventRecord
+    from scraper_supervisor.store.event_log import EventRecord
 
 GROUP: Final = "matches"
 POLL: Final = 0.25  # seconds between two looks at the daemon

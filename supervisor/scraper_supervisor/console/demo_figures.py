@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from scraper_supervisor.console.demo_site import DemoSite
-    from scraper_supervisor.store.events_file import EventRecord
+    from scraper_supervisor.store.event_log import EventRecord
 
 _NAMED: Final = 3  # examples of what went wrong
 

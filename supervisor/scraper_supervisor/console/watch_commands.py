@@ -13,7 +13,7 @@ from collections import deque
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
@@ -24,16 +24,14 @@ from rich.text import Text
 from scraper_supervisor.console import views
 from scraper_supervisor.console.context import USAGE, App, Command, Refused, clean, json_option, pass_app
 from scraper_supervisor.core.units import parse_duration
-from scraper_supervisor.store.events_file import EVENTS_FILE, KEPT, EventRecord, read_events, rotated
+from scraper_supervisor.store.event_log import EVENTS_FILE, EventRecord, decode_event, exists, follow_lines, read_events
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Iterator
 
 REFRESH: Final = 1.0  # seconds between two looks of `top`
 POLL: Final = 0.25  # seconds between two looks at a followed file
 TAIL: Final = 10  # events that `events --follow` begins with
-
-_decoder: Final = msgspec.json.Decoder(EventRecord)
 
 
 @click.command(cls=Command)
@@ -108,7 +106,7 @@ def events(app: App, follow: bool, since: str | None, as_json: bool) -> None:
     if follow:
         found = _recent(path, start)
     else:
-        if not path.exists() and not rotated(path, 1).exists():
+        if not exists(path):
             raise Refused(f"{path}: there is no event log yet")
         found = (event for event in read_events(path) if start is None or event.time >= start)
     for event in found:
@@ -160,65 +158,3 @@ def _recent(path: Path, start: str | None) -> Iterator[EventRecord]:
             yield event
         else:
             past.append(event)
-
-
-def decode_event(line: bytes) -> EventRecord | None:
-    """A line of the event log; None if it is none, torn by a crash or another's."""
-    try:
-        return _decoder.decode(line)
-    except msgspec.DecodeError:
-        return None
-
-
-def follow_lines(path: Path) -> Generator[bytes | None, None, None]:
-    """The lines of a log that is rotated, oldest first, and for ever; None each time there is no further one yet."""
-    current: BinaryIO | None = None
-    begun = False
-    rest = b""
-    try:
-        while True:
-            if current is None:
-                current = _opened(path)
-                if not begun:
-                    begun = True
-                    yield from _older(path, current)
-            if current is not None:
-                for line in iter(current.readline, b""):
-                    rest += line
-                    if rest.endswith(b"\n"):
-                        yield rest
-                        rest = b""
-                if _moved(path, current) and not current.peek(1):  # type: ignore[attr-defined]  # buffered, as opened
-                    current.close()
-                    current, rest = None, b""
-                    continue
-            yield None
-    finally:
-        if current is not None:
-            current.close()
-
-
-def _opened(path: Path) -> BinaryIO | None:
-    try:
-        return path.open("rb")
-    except FileNotFoundError:
-        return None
-
-
-def _older(path: Path, current: BinaryIO | None) -> Iterator[bytes]:
-    for index in range(KEPT, 0, -1):
-        file = _opened(rotated(path, index))
-        if file is None:
-            continue
-        with file:
-            # Rotated since `current` was opened: it is the same file, and comes next anyway.
-            if current is None or not os.path.samestat(os.fstat(file.fileno()), os.fstat(current.fileno())):
-                yield from file
-
-
-def _moved(path: Path, current: BinaryIO) -> bool:
-    """Whether another file bears the name by now."""
-    try:
-        return not os.path.samestat(path.stat(), os.fstat(current.fileno()))
-    except FileNotFoundError:
-        return False

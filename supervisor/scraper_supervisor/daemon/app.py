@@ -13,7 +13,6 @@ import secrets
 import signal
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
@@ -174,7 +173,7 @@ class DaemonApp:
         """
         self._loop = asyncio.get_running_loop()
         self._over = self._loop.create_future()
-        self._events = EventLog(self._state_dir, self._events_trouble)
+        self._events = EventLog(self._state_dir)
         try:
             self._storage = StorageThreads(location(self._loaded), self._stored, self._store_told, self._loop)
         except StoreError as error:
@@ -414,10 +413,6 @@ class DaemonApp:
         done = sum(group.queue.ended.done for group in groups)
         left = sum(group.queue.open_items for group in groups)
         self._notifier.status(f"{self._fleet.state.phase}: {done} items done, {left} to do")
-
-    def _events_trouble(self, message: str | None) -> None:
-        report = partial(self._log.error, message) if message else partial(self._log.info, "events are written again")
-        self._loop.call_soon_threadsafe(report)
 
     def _signalled(self, signum: signal.Signals) -> None:
         if signum == signal.SIGHUP:

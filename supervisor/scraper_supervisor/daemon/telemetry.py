@@ -6,7 +6,6 @@ hold the loop up.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import os
@@ -22,7 +21,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from scraper_supervisor.core.names import Severity
 from scraper_supervisor.core.wall import timestamp
-from scraper_supervisor.store.events_file import EVENTS_FILE, KEPT, rotated
+from scraper_supervisor.store.event_log import EVENTS_FILE, ROTATE_AT, EventLogWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
@@ -32,13 +31,13 @@ if TYPE_CHECKING:
 
 LOG_QUEUE: Final = 10_000  # lines
 EVENT_QUEUE: Final = 50_000  # events
-ROTATE_AT: Final = 64 * 1024 * 1024  # bytes
 RETRY_EVERY: Final = 1.0  # seconds, while the disk refuses events
 CLOSE_WITHIN: Final = 2.0  # seconds
 GATHER: Final = 0.005  # seconds between two writes, for lines to gather
 _BATCH: Final = 256  # lines written at once: to put them together must not keep the interpreter from the loop
 
 T = TypeVar("T")
+_log = structlog.get_logger()
 
 
 def utc_now() -> str:
@@ -309,20 +308,15 @@ class EventLog:
     """Appends events to `events.jsonl` and rotates it by size. A disk that refuses never raises here.
 
     While it refuses, events wait in memory (the newest are dropped over EVENT_QUEUE) and are tried again each second.
+    The log tells when that begins and ends, and what was done to the file from outside.
 
     Args:
         state_dir: the file's folder.
-        on_trouble: called in the writer's thread: with a message at the first failure, with None when events are
-            written again.
         rotate_at: bytes over which a new file is begun.
     """
 
-    def __init__(self, state_dir: Path, on_trouble: Callable[[str | None], None], rotate_at: int = ROTATE_AT) -> None:
-        self._path = state_dir / EVENTS_FILE
-        self._on_trouble = on_trouble
-        self._rotate_at = rotate_at
-        self._handle = -1
-        self._size = 0
+    def __init__(self, state_dir: Path, rotate_at: int = ROTATE_AT) -> None:
+        self._writer = EventLogWriter(state_dir / EVENTS_FILE, rotate_at)
         self._failing = False
         self.lost = 0
         self._thread = BatchThread("events", EVENT_QUEUE, self._write)
@@ -358,56 +352,15 @@ class EventLog:
 
     def _write(self, batch: list[_Pending]) -> bool:
         try:
-            self._append(b"".join([event.line() for event in batch]))
+            found = self._writer.append(b"".join([event.line() for event in batch]))
         except OSError as error:
-            self._drop_handle()
             if not self._failing:
                 self._failing = True
-                self._tell(f"events are not written: {self._path}: {error.strerror or error}")
+                _log.error("events are not written", path=str(self._writer.path), reason=error.strerror or str(error))
             return False
         if self._failing:
             self._failing = False
-            self._tell(None)
+            _log.info("events are written again")
+        if found is not None:
+            _log.warning("the event log was changed from outside", found=found)
         return True
-
-    def _append(self, data: bytes) -> None:
-        """Write all of it, or nothing.
-
-        Raises:
-            OSError: nothing was written.
-        """
-        if self._handle < 0:
-            self._open()
-        if self._size and self._size + len(data) > self._rotate_at:
-            self._rotate()
-        written = 0
-        try:
-            while written < len(data):
-                written += os.write(self._handle, data[written:])
-        except OSError:
-            os.ftruncate(self._handle, self._size)  # no torn line in the middle of the file
-            raise
-        self._size += written
-
-    def _open(self) -> None:
-        self._handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._size = os.fstat(self._handle).st_size
-        if self._size and os.pread(self._handle, 1, self._size - 1) != b"\n":
-            self._size += os.write(self._handle, b"\n")  # a line that a crash tore: it must not spoil the next
-
-    def _rotate(self) -> None:
-        for number in range(KEPT, 0, -1):
-            source = rotated(self._path, number - 1)
-            if source.exists():
-                source.replace(rotated(self._path, number))
-        self._drop_handle()
-        self._open()
-
-    def _drop_handle(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
-
-    def _tell(self, message: str | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop it leads to is closed: the daemon is going
-            self._on_trouble(message)

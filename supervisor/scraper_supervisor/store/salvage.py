@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from msgspec import Raw, Struct
 
 from scraper_supervisor.core.wall import timestamp
-from scraper_supervisor.store.events_file import EVENTS_FILE, read_events
+from scraper_supervisor.store.event_log import EVENTS_FILE, read_events
 from scraper_supervisor.store.schema import open_anyway
 from scraper_supervisor.store.wal import size_of
 
