@@ -12,7 +12,7 @@ import structlog
 
 from scraper_supervisor.core.records import Probe
 from scraper_supervisor.daemon.backups import Backups
-from scraper_supervisor.daemon.telemetry import configure_logging
+from scraper_supervisor.daemon.telling.log import configure_logging
 from scraper_supervisor.store.backup import backups
 from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.opening import Location

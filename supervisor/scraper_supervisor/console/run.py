@@ -40,7 +40,7 @@ def run(app: App, entrypoint: str | None, once: bool, fresh: bool) -> None:
             raise Refused("MODULE:FUNCTION stands in for a configuration file: give it or --config, not both", USAGE)
         loaded, once = simple(entrypoint, os.getcwd()), True
     # Late: the other commands need not wait for uvloop and psutil to load.
-    from scraper_supervisor.daemon import app as daemon
+    from scraper_supervisor.daemon import start as daemon
 
     try:
         code = daemon.run(loaded, once=once, fresh=fresh)

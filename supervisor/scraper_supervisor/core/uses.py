@@ -54,7 +54,7 @@ class Use(Struct, frozen=True):
 
 
 _UNUSED: Final = Use(None, NOT_YET)
-_PROGRAM: Final = Use("daemon/app.py", ROLLING)
+_PROGRAM: Final = Use("daemon/processes/spawning.py", ROLLING)
 _RESTART: Final = Use("core/restart.py", in_place("from the next end of a worker on"))
 _DELAY: Final = Use("core/restart.py", in_place("at once, for a worker that waits too"))
 _LIMIT: Final = Use("core/resources.py", in_place("from the next sample on"))
@@ -70,9 +70,9 @@ _USES: Final[dict[str, dict[str, Use]]] = {
         "ledger": Use(None, REFUSED),
         "instance": Use(None, REFUSED),
         "lease": Use(None, REFUSED),
-        "log_level": Use("daemon/app.py", in_place("from the next line on")),
-        "log_format": Use("daemon/app.py", in_place("from the next line on")),
-        "control_group": Use("daemon/app.py", in_place("at once, for new connections")),
+        "log_level": Use("daemon/telling/log.py", in_place("from the next line on")),
+        "log_format": Use("daemon/telling/log.py", in_place("from the next line on")),
+        "control_group": Use("daemon/reload.py", in_place("at once, for new connections")),
         "metrics_listen": _UNUSED,
         "on_abort": Use("core/endings.py", in_place("from the next abort on")),
     },
@@ -110,7 +110,7 @@ _USES: Final[dict[str, dict[str, Use]]] = {
         "max_unstable": _RESTART,
     },
     "resources": {
-        "sample_interval": Use("daemon/app.py", in_place("at once"), host=True),
+        "sample_interval": Use("daemon/reload.py", in_place("at once"), host=True),
         "browser_memory": _LIMIT,
         "browser_memory_max": _LIMIT,
         "worker_memory": _LIMIT,
@@ -162,7 +162,7 @@ _USES: Final[dict[str, dict[str, Use]]] = {
     "logs": {"max_size": _UNUSED, "keep": _UNUSED, "lines_per_second": _UNUSED},
     "notify": {
         "urls": _UNUSED,
-        "command": Use("daemon/app.py", in_place("from the next notice on")),
+        "command": Use("daemon/telling/notify.py", in_place("from the next notice on")),
     },
 }
 

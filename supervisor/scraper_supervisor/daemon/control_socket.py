@@ -16,7 +16,7 @@ from scraper_worker.protocol import BadParams, Malformed, Request, RpcError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
     from scraper_supervisor.core.events import Event
@@ -82,7 +82,7 @@ class ControlSocket(Listener):
         self,
         path: Path,
         feed: Callable[[Event], None],
-        actions: dict[str, Callable[[], Awaitable[tuple[bool, Any]]]],
+        actions: Mapping[str, Callable[[], Awaitable[tuple[bool, Any]]]],
         tasks: asyncio.TaskGroup,
     ) -> None:
         super().__init__(path)

@@ -1,4 +1,4 @@
-"""The two writer threads: one commits the ledger in groups, the other writes checkpoint files."""
+"""The two writer threads, one for the ledger and one for checkpoint files, and how their answers come to the loop."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import structlog
 
+from scraper_supervisor.core.events import Persisted, PersistFailed
 from scraper_supervisor.core.gathering import Gathering
 from scraper_supervisor.core.records import Answer, LedgerOp, Op, Probe, StateOp
 from scraper_supervisor.store.checkpoints import Checkpoints
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
 
+    from scraper_supervisor.core.events import Event
+
 
 T = TypeVar("T")
 StoreAnswers: TypeAlias = list[tuple[Op, Answer | StoreFault]]
 
 _BATCH: Final = 2_048  # operations in one transaction: what came later waits some 50 ms at most for it
 _LOOK_EVERY: Final = 1.0  # seconds
+ANSWERS_A_TURN: Final = 16
 _log = structlog.get_logger()
 
 
@@ -203,3 +207,40 @@ class StorageThreads:
 
 def _fault(error: Exception) -> StoreFault:
     return disk_fault(error) or StoreFault(errno.EIO, f"{type(error).__name__}: {error}")
+
+
+class AnswerQueue:
+    """Has the fleet take the store's answers a few at a time; between them and the rest the loop looks at its sockets.
+
+    So no batch holds the loop up, and those answered first are back with new calls while others are still being
+    answered: the store and the loop work side by side instead of in turn.
+
+    Args:
+        loop: The running loop.
+        turn: Has the fleet take events at once, after those that wait already.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, turn: Callable[[list[Event]], None]) -> None:
+        self._loop = loop
+        self._turn = turn
+        self._answers: StoreAnswers = []
+
+    def put(self, answers: StoreAnswers) -> None:
+        """Have a batch's answers taken, from the loop's next turn on."""
+        if not self._answers:
+            self._loop.call_soon(self._take)
+        self._answers += answers
+
+    def _take(self) -> None:
+        answers, self._answers = self._answers[:ANSWERS_A_TURN], self._answers[ANSWERS_A_TURN:]
+        if self._answers:
+            self._loop.call_soon(self._take)
+        events: list[Event] = []
+        for op, answer in answers:
+            if not isinstance(answer, StoreFault):
+                events.append(Persisted(op, answer))
+                continue
+            if answer.errno == errno.EINVAL:
+                _log.error("the store was asked what makes no sense", op=type(op).__name__, why=answer.message)
+            events.append(PersistFailed(op, answer.errno, answer.message))
+        self._turn(events)

@@ -27,6 +27,11 @@ class Notifier:
         self._watchdog = _watchdog_seconds(environ) if self._socket is not None else None
         self._beat: asyncio.TimerHandle | None = None
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether systemd asked to be told."""
+        return self._socket is not None
+
     def ready(self, status: str = "") -> bool:
         """We serve; also the end of a reload."""
         return self._send("READY=1", *_status(status))

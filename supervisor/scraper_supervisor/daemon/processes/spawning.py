@@ -10,10 +10,11 @@ import secrets
 import signal
 import stat
 import subprocess
+import sys
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 from msgspec import Struct
@@ -21,7 +22,11 @@ from msgspec import Struct
 from scraper_supervisor.daemon.processes import process_tree, procfs, worker_output
 from scraper_supervisor.daemon.processes.process_tree import ProcessRecord
 from scraper_supervisor.daemon.processes.worker_output import Output
-from scraper_worker.protocol import ENV_TOKEN
+from scraper_worker.protocol import ENV_NAME, ENV_SOCKET, ENV_TOKEN
+
+if TYPE_CHECKING:
+    from scraper_supervisor.core.events import Spawn
+    from scraper_supervisor.core.settings import GroupSettings
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 STREAMS: Final = ("out", "err")
@@ -142,6 +147,31 @@ class ProcessFolders(Struct, frozen=True):
         """Remove a worker's FIFOs and record."""
         for path in (*(self.fifo(worker, stream) for stream in STREAMS), self.record(worker)):
             path.unlink(missing_ok=True)
+
+
+def spec_of(command: Spawn, worker_socket: str, environment: Mapping[str, str]) -> SpawnSpec:
+    """What to start for a worker of a group.
+
+    Args:
+        command: which worker, and its group's settings.
+        worker_socket: the path of the socket that it finds us at.
+        environment: ours, as far as it is for workers; the group's own comes over it.
+    """
+    group = command.group
+    env = {**environment, **group.file_env, **group.env}
+    if group.entrypoint is not None:
+        env.setdefault("PYTHONUNBUFFERED", "1")  # what a scraper prints shall not wait for a full buffer
+    env[ENV_SOCKET] = worker_socket
+    env[ENV_NAME] = command.worker
+    env.pop(ENV_TOKEN, None)  # ours, if we ourselves run under a supervisor
+    return SpawnSpec(command.worker, command.incarnation, _argv(group), group.directory, env)
+
+
+def _argv(group: GroupSettings) -> tuple[str, ...]:
+    """What to execute. -P keeps a scraper's own json.py from breaking the SDK; it adds the folder to the path later."""
+    if group.entrypoint is not None:
+        return (group.python or sys.executable, "-P", "-m", "scraper_worker", group.entrypoint)
+    return group.command or ()
 
 
 def environment_for_workers(environ: Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,128 @@
+"""The settings in force, and how others take their place: all of a file, or nothing of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from scraper_supervisor.core.changes import plan
+from scraper_supervisor.core.events import Publish, Reconfigured
+from scraper_supervisor.core.parse import InvalidSettings, Problem
+from scraper_supervisor.daemon.telling.log import utc_now
+from scraper_supervisor.store.config_file import load
+from scraper_worker import protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scraper_supervisor.core.events import Event
+    from scraper_supervisor.core.settings import Settings
+    from scraper_supervisor.daemon.control_socket import ControlSocket
+    from scraper_supervisor.daemon.processes.sampler import Sampler
+    from scraper_supervisor.daemon.systemd import Notifier
+    from scraper_supervisor.daemon.telling.sinks import Telling
+    from scraper_supervisor.daemon.worker_socket import WorkerSocket
+    from scraper_supervisor.store.config_file import Loaded
+
+LINE_ROOM: Final = 1024 * 1024  # bytes that a line may be longer than the state in it
+
+
+def line_limit(settings: Settings) -> int:
+    """Bytes that a worker's line may have after its hello."""
+    return max(protocol.MAX_LINE, settings.checkpoint.max_state + LINE_ROOM)
+
+
+class InForce:
+    """The settings in force; `Reload` alone changes them.
+
+    Attributes:
+        settings: those in force.
+        path: the file that they are from; None without one.
+        loaded_at: when they were, RFC 3339 UTC.
+        error: why the file was rejected when it was last read; None if it was not.
+    """
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.settings = loaded.settings
+        self.path = loaded.path
+        self.loaded_at = utc_now()
+        self.error: str | None = None
+
+
+class Reload:
+    """Reads the file again and hands its settings to everything that goes by them; the fleet comes last.
+
+    Args:
+        in_force: what is changed.
+        boot: begins the correlation id of a rejection.
+        feed: takes an event.
+        telling: hides the new secrets, and goes by the new level and form of the log and the new notify command.
+        workers: accepts lines of the new length.
+        control: is opened to the new group.
+        sampler: samples at the new interval.
+        notifier: tells systemd when a reload begins and ends.
+    """
+
+    def __init__(
+        self,
+        in_force: InForce,
+        boot: str,
+        feed: Callable[[Event], None],
+        telling: Telling,
+        workers: WorkerSocket,
+        control: ControlSocket,
+        sampler: Sampler,
+        notifier: Notifier,
+    ) -> None:
+        self._in_force = in_force
+        self._boot = boot
+        self._feed = feed
+        self._telling = telling
+        self._workers = workers
+        self._control = control
+        self._sampler = sampler
+        self._notifier = notifier
+
+    async def run(self) -> tuple[bool, Any]:
+        """Read the configuration again: all of it takes effect, or nothing; whether it did, and what to answer."""
+        self._notifier.reloading()
+        try:
+            return await self._run()
+        finally:
+            self._notifier.ready()
+
+    async def _run(self) -> tuple[bool, Any]:
+        path = self._in_force.path
+        if path is None:
+            return self._rejected((Problem("", "there is no configuration file to reload"),))
+        try:
+            settings = await asyncio.to_thread(load, path)
+        except InvalidSettings as error:
+            return self._rejected(error.problems)
+        changes = plan(self._in_force.settings, settings)
+        if changes.refused:
+            return self._rejected(changes.refused)
+        try:
+            self._control.open_to(settings.supervisor.control_group)
+        except KeyError:
+            message = f"there is no system group {settings.supervisor.control_group!r}"
+            return self._rejected((Problem("supervisor.control_group", message),))
+        except OSError as error:
+            return self._rejected((Problem("supervisor.control_group", f"the sockets can't be opened to it: {error}"),))
+        self._apply(settings)
+        return True, {"summary": changes.summary}
+
+    def _apply(self, settings: Settings) -> None:
+        self._in_force.settings = settings
+        self._in_force.error, self._in_force.loaded_at = None, utc_now()
+        self._telling.configure(settings)
+        self._workers.limit_lines(line_limit(settings))
+        self._sampler.set_interval(settings.resources.sample_interval)
+        self._feed(Reconfigured(settings))
+
+    def _rejected(self, problems: tuple[Problem, ...]) -> tuple[bool, Any]:
+        details = [{"path": problem.path, "message": problem.message} for problem in problems]
+        self._in_force.error = error = "; ".join(str(problem) for problem in problems)
+        incident = f"{self._boot}-{utc_now()}"
+        self._telling.publish(Publish("config_rejected", "error", "config", incident, {"problems": details}))
+        return False, (f"the configuration was rejected, nothing changed: {error}", {"problems": details})

@@ -1,0 +1,64 @@
+"""The way in: the folders locked, the log set up, and the loop run until the daemon leaves."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from scraper_supervisor.daemon.app import DaemonApp
+from scraper_supervisor.daemon.refusal import CannotStart
+from scraper_supervisor.daemon.telling.log import configure_logging
+from scraper_supervisor.store.faults import Locked
+from scraper_supervisor.store.locks import FolderLock
+
+if TYPE_CHECKING:
+    from scraper_supervisor.core.state import Mode
+    from scraper_supervisor.store.config_file import Loaded
+
+__all__ = ["CannotStart", "run"]
+
+
+def run(loaded: Loaded, *, once: bool = False, fresh: bool = False) -> int:
+    """Run the daemon until it leaves.
+
+    Args:
+        loaded: the configuration and its folders.
+        once: end when nothing is left to do.
+        fresh: begin a new run of every group.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        CannotStart: before anything was started.
+    """
+    mode: Mode = "fresh" if fresh else ("next" if once else "continue")
+    os.umask(0o077)  # states hold cookies: nothing that we or the store make is for others to read
+    locks: list[FolderLock] = []
+    try:
+        for name in dict.fromkeys((loaded.folders.state_dir, loaded.folders.runtime_dir)):
+            folder = Path(name)
+            folder.mkdir(parents=True, exist_ok=True)
+            locks.append(FolderLock(folder))
+    except Locked as error:
+        if error.command is not None:
+            raise CannotStart(f"{error}; start when it is done") from None
+        raise CannotStart(f"another supervisor is running: {error}") from None
+    except OSError as error:
+        raise CannotStart(f"{error.filename}: {error.strerror}") from None
+    supervisor = loaded.settings.supervisor
+    log = configure_logging(supervisor.log_level, supervisor.log_format, sys.stderr)
+
+    async def serve() -> int:
+        return await DaemonApp(loaded, log, once=once, mode=mode).main()
+
+    try:
+        return uvloop.run(serve())
+    finally:
+        log.close()
+        for lock in locks:
+            lock.close()

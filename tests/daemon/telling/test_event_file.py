@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+
+from scraper_supervisor.core.events import Publish
+from scraper_supervisor.core.settings import Settings
+from scraper_supervisor.daemon.telling import batch_thread
+from scraper_supervisor.daemon.telling.event_file import EventFile
+from scraper_supervisor.daemon.telling.sinks import Telling
+from scraper_supervisor.store.event_log import EVENTS_FILE, read_events
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def told() -> Iterator[list[Any]]:
+    """What the log is told."""
+    with structlog.testing.capture_logs() as lines:
+        yield lines
+
+
+def event_log(folder: Path) -> Telling:
+    return Telling((EventFile(folder),), Settings())
+
+
+def test_events_are_lines_with_the_fields_of_the_contract(tmp_path: Path) -> None:
+    log = event_log(tmp_path)
+    log.publish(Publish("worker_exited", "warning", "worker", "c-1", {"code": 1}, worker="w-0", group="w"))
+    log.publish(Publish("supervisor_started", "info", "supervisor", "c-2", None))
+    log.publish(Publish("supervisor_stopped", "info", "supervisor", "c-2", {"bad": "\ud800", "odd": object()}))
+    log.close()
+    path = tmp_path / EVENTS_FILE
+    assert path.stat().st_mode & 0o777 == 0o600
+    first, second, third = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert list(first) == ["time", "event", "severity", "component", "correlation_id", "worker", "group", "data"]
+    assert first["data"] == {"code": 1}
+    assert list(second) == ["time", "event", "severity", "component", "correlation_id", "data"]
+    assert list(third["data"]) == ["unwritable"]
+    records = list(read_events(path))
+    assert [record.event for record in records] == ["worker_exited", "supervisor_started", "supervisor_stopped"]
+    assert records[0].worker == "w-0"
+    assert records[1].worker is None
+
+
+def test_a_full_disk_loses_nothing_and_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[Any]
+) -> None:
+    """A file-size limit makes a write stop in the middle of a line, as a full disk does."""
+    monkeypatch.setattr(batch_thread, "RETRY_EVERY", 0.001)
+    log = event_log(tmp_path)
+    path = tmp_path / EVENTS_FILE
+    log.publish(Publish("item_finished", "info", "queue", "c", 0))
+    assert log.settle(10.0)
+    old_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    size = path.stat().st_size
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, old_limit[1]))
+        for number in range(1, 4):
+            log.publish(Publish("item_finished", "info", "queue", "c", number))
+        until(lambda: told)
+        assert path.stat().st_size == size
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)
+        signal.signal(signal.SIGXFSZ, old_handler)
+    until(lambda: len(told) == 2)
+    log.close()
+    assert (told[0]["event"], told[0]["reason"]) == ("events are not written", "File too large")
+    assert told[1]["event"] == "events are written again"
+    assert [record.data for record in read_events(path)] == [0, 1, 2, 3]
+
+
+def test_what_cannot_be_written_at_the_end_is_counted(tmp_path: Path, told: list[Any]) -> None:
+    file = EventFile(tmp_path / "none")
+    file._thread._capacity = 2
+    log = Telling((file,), Settings())
+    for _ in range(5):
+        log.publish(Publish("item_finished", "info", "queue", "c", None))
+    until(lambda: told)
+    log.close()
+    assert [line["event"] for line in told] == ["events are not written", "events were not written"]
+    assert told[1]["events"] == 5
+
+
+def test_a_file_that_is_taken_away_is_begun_anew_and_that_is_logged(tmp_path: Path, told: list[Any]) -> None:
+    log = event_log(tmp_path)
+    for name in ("worker_started", "worker_ready"):
+        log.publish(Publish(name, "info", "worker", "c", None))
+        assert log.settle(10.0)
+        (tmp_path / EVENTS_FILE).rename(tmp_path / name)
+    log.publish(Publish("worker_exited", "info", "worker", "c", None))
+    log.close()
+    files = ("worker_started", "worker_ready", EVENTS_FILE)
+    assert [[one.event for one in read_events(tmp_path / name)] for name in files] == [
+        ["worker_started"],
+        ["worker_ready"],
+        ["worker_exited"],
+    ]
+    assert [line["event"] for line in told] == ["the event log was changed from outside"] * 2
+    assert "removed or renamed" in told[0]["found"]
+
+
+def test_what_was_written_before_can_be_waited_for(tmp_path: Path) -> None:
+    log = event_log(tmp_path)
+    for number in range(1000):
+        log.publish(Publish("item_finished", "debug", "queue", "c", number))
+    assert log.settle(10.0)
+    assert len((tmp_path / "events.jsonl").read_bytes().splitlines()) == 1000
+    log.close()
+
+
+def test_a_disk_that_refuses_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").mkdir()
+    log = event_log(tmp_path)
+    log.publish(Publish("supervisor_started", "info", "supervisor", "c", None))
+    assert not log.settle(0.02)
+    log.close()

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import uvloop
+
+from scraper_supervisor.core.events import Publish
+from scraper_supervisor.core.parse import parse
+from scraper_supervisor.daemon.processes.processes import Processes
+from scraper_supervisor.daemon.telling.notify import Notify
+from scraper_supervisor.daemon.telling.sinks import Telling
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from scraper_supervisor.core.settings import Settings
+
+KEEP = "cat >> notices; echo >> notices"
+
+
+def settings(command: list[str] | None) -> Settings:
+    workers = {"sdk": {"entrypoint": "a:b"}, "plain": {"command": ["x"], "env": {"TOKEN": "open sesame"}}}
+    document: Any = {"workers": workers, "notify": {} if command is None else {"command": command}}
+    return parse(document, "/", lambda _: "")
+
+
+def told(folder: Path, events: list[Publish], command: list[str] | None = None) -> list[dict[str, Any]]:
+    """What the command is told of these events."""
+    command = command or ["sh", "-c", f"cd {folder}; {KEEP}"]
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        processes = Processes(loop, folder / "run", folder / "state", lambda *_: None, lambda *_: None)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                telling = Telling((Notify(loop, tasks, processes, os.environ),), settings(command))
+                for event in events:
+                    telling.publish(event)
+                await asyncio.to_thread(telling.handed_over, 10.0)
+            telling.close()
+        finally:
+            processes.stop_all()
+
+    uvloop.run(run())
+    notices = folder / "notices"
+    return [json.loads(line) for line in notices.read_text().splitlines()] if notices.exists() else []
+
+
+def of(event: str, worker: str | None = None, group: str | None = None, **data: Any) -> Publish:
+    data |= {"group": group} if event in ("abort_executed", "hold_ended") else {}
+    return Publish(event, "error", "x", "c-1", data, worker, group)
+
+
+def names(notices: list[dict[str, Any]]) -> list[tuple[str, str | None]]:
+    return [(notice["event"], notice.get("worker")) for notice in notices]
+
+
+def test_the_whole_event_is_on_its_stdin_redacted(tmp_path: Path) -> None:
+    (notice,) = told(tmp_path, [of("worker_failed", "plain-0", "plain", reason="says open sesame")])
+    assert notice.pop("time")[10] == "T"
+    assert notice == {
+        "event": "worker_failed",
+        "severity": "error",
+        "component": "x",
+        "correlation_id": "c-1",
+        "worker": "plain-0",
+        "group": "plain",
+        "data": {"reason": "says ***"},
+    }
+
+
+def test_each_trouble_and_its_end_are_told_in_order_and_nothing_else(tmp_path: Path) -> None:
+    scope = {"scope": "target", "key": "h", "group": "sdk"}
+    other = {"scope": "target", "key": "i", "group": "sdk"}
+    events = [
+        of("worker_ready", "sdk-0", "sdk"),
+        of("worker_failed", "sdk-0", "sdk"),
+        of("worker_failed", "plain-0", "plain"),
+        of("worker_started", "sdk-0", "sdk"),  # not up yet
+        of("worker_started", "plain-0", "plain"),  # it has no hello to say
+        of("worker_ready", "sdk-1", "sdk"),
+        of("worker_ready", "sdk-0", "sdk"),
+        of("worker_ready", "sdk-0", "sdk"),
+        of("hold_ended", **scope),  # it was never aborted
+        of("abort_executed", **scope),
+        of("hold_ended", **other),
+        of("hold_ended", **scope),
+        of("storage_recovered"),
+        of("storage_degraded"),
+        of("storage_recovered"),
+        of("item_finished", "sdk-0", "sdk"),
+    ]
+    assert names(told(tmp_path, events)) == [
+        ("worker_failed", "sdk-0"),
+        ("worker_failed", "plain-0"),
+        ("worker_started", "plain-0"),
+        ("worker_ready", "sdk-0"),
+        ("abort_executed", None),
+        ("hold_ended", None),
+        ("storage_degraded", None),
+        ("storage_recovered", None),
+    ]
+
+
+def test_a_command_that_fails_or_is_not_there_is_logged(tmp_path: Path) -> None:
+    with structlog.testing.capture_logs() as lines:
+        told(tmp_path, [of("storage_degraded")], ["false"])
+        told(tmp_path, [of("storage_degraded")], ["/no/such/program"])
+    assert [line["event"] for line in lines] == ["the notify command failed", "the notify command can't be started"]

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import io
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+
+from scraper_supervisor.core.events import Publish
+from scraper_supervisor.core.parse import parse
+from scraper_supervisor.daemon.telling.event_file import EventFile
+from scraper_supervisor.daemon.telling.log import LogSink, configure_logging
+from scraper_supervisor.daemon.telling.sinks import Sink, Telling, ToldEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from scraper_supervisor.core.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def plain_structlog() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+def settings(**env: str) -> Settings:
+    document: Any = {"workers": {"g": {"command": ["x"], "env": env}}, "supervisor": {"log_level": "info"}}
+    return parse(document, "/", lambda _: "")
+
+
+class Kept(Sink):
+    def __init__(self) -> None:
+        self.events: list[ToldEvent] = []
+
+    def take(self, events: Sequence[ToldEvent]) -> None:
+        self.events += events
+
+    def data(self) -> list[Any]:
+        return [json.loads(event.line)["data"] for event in self.events]
+
+
+def publish(telling: Telling, data: Any, event: str = "worker_exited") -> None:
+    telling.publish(Publish(event, "info", "workers", "c-1", data, "g-0", "g"))
+
+
+def test_every_sink_gets_every_event_redacted(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    log, kept = configure_logging("debug", "json", stream), Kept()
+    telling = Telling((kept, LogSink(log), EventFile(tmp_path)), settings(TOKEN="open sesame"))
+    publish(telling, {"key": "https://u:pw@h", "lines": ["the open sesame!"], "nothing": None})
+    structlog.get_logger().info("open sesame", worker="g-0")
+    assert telling.settle(10.0)
+    telling.close()
+    log.close()
+    written = json.loads((tmp_path / "events.jsonl").read_text())
+    data = written["data"]
+    assert data["key"].startswith("https://u:***@h#")
+    assert data["lines"] == ["the ***!"]
+    assert kept.data() == [data]
+    logged = {line["event"]: line for line in map(json.loads, stream.getvalue().splitlines())}
+    assert logged["***"]["worker"] == "g-0"
+    line = logged["worker_exited"]
+    head = ["time", "level", "event", "component", "correlation_id", "worker", "key", "lines"]
+    assert list(line) == head
+    assert line["time"] == written["time"]
+    assert (line["key"], line["lines"]) == (data["key"], data["lines"])
+
+
+def test_new_settings_hide_their_secrets_and_still_those_of_running_workers() -> None:
+    kept = Kept()
+    telling = Telling((kept,), settings(TOKEN="first secret"))
+    text = "first secret, second secret, third secret"
+    for token in ("second secret", "third secret"):
+        telling.configure(settings(TOKEN=token))
+        publish(telling, text)
+        assert telling.handed_over(10.0)
+    telling.close()
+    assert kept.data() == ["***, ***, third secret", "first secret, ***, ***"]
+
+
+def test_a_level_that_is_not_written_is_not_made_text() -> None:
+    stream = io.StringIO()
+    log = configure_logging("debug", "json", stream)
+    telling = Telling((LogSink(log),), settings())
+    telling.publish(Publish("item_finished", "debug", "queue", "c-1", {}))
+    telling.publish(Publish("retry_attempted", "info", "queue", "c-1", {"event": "x", "level": "y"}, None, "g"))
+    telling.close()
+    log.close()
+    (line,) = map(json.loads, stream.getvalue().splitlines())
+    assert (line["event"], line["level"], line["group"]) == ("retry_attempted", "info", "g")
+
+
+def test_a_sink_that_fails_takes_nothing_from_the_others() -> None:
+    class Broken(Sink):
+        def take(self, events: Sequence[ToldEvent]) -> None:
+            raise ValueError(f"a bug with {len(events)}")
+
+    kept = Kept()
+    with structlog.testing.capture_logs() as told:
+        telling = Telling((Broken(), kept), settings())
+        publish(telling, {})
+        telling.close()
+    assert [event.event for event in kept.events] == ["worker_exited"]
+    assert (told[0]["event"], told[0]["sink"]) == ("events were not passed on", "Broken")
+
+
+def test_events_that_come_too_fast_are_counted() -> None:
+    going = threading.Event()
+
+    class Slow(Sink):
+        def take(self, events: Sequence[ToldEvent]) -> None:
+            assert going.wait(10)
+            assert events
+
+    with structlog.testing.capture_logs() as told:
+        telling = Telling((Slow(),), settings())
+        telling._thread._capacity = 3
+        for _ in range(8):
+            publish(telling, {})
+        going.set()
+        telling.close()
+    assert told[0]["events"] == 5
