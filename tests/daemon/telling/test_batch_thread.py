@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -33,3 +34,24 @@ def test_a_line_kept_by_the_writer_is_tried_again(monkeypatch: pytest.MonkeyPatc
     assert thread.close() == 0
     assert not thread.put(b"y")
     assert tries == [[b"x"]] * 4
+
+
+def test_of_many_lines_at_once_those_with_no_room_are_dropped() -> None:
+    written: list[bytes] = []
+    going = threading.Event()
+
+    def write(batch: list[bytes]) -> bool:
+        assert going.wait(10)
+        written.extend(batch)
+        return True
+
+    thread = BatchThread("test", 3, write, gather=0.0)
+    thread.put_all([b"1", b"2"])
+    thread.put_all([b"3", b"4", b"5"])
+    assert thread.take_dropped() == 2
+    going.set()
+    assert thread.drained(10)
+    assert thread.close() == 0
+    thread.put_all([b"6"])
+    assert thread.take_dropped() == 1
+    assert written == [b"1", b"2", b"3"]

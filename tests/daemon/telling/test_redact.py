@@ -64,12 +64,9 @@ def test_the_longer_of_two_secrets_is_hidden_whole() -> None:
     assert Redactor(["12345678", "123456789"]).text("a 123456789 b 12345678") == "a *** b ***"
 
 
-def test_a_line_of_the_event_log_keeps_its_head() -> None:
-    line = b'{"time":"12345678","event":"12345678","data":{"12345678":12345678,"text":["12345678"],"key":"12345678"}}\n'
-    shown = json.loads(Redactor(["12345678"]).event(line))
-    assert (shown["time"], shown["event"]) == ("12345678", "12345678")
-    mark = sha256(b"12345678").hexdigest()[:8]
-    assert shown["data"] == {"***": 12345678, "text": ["***"], "key": f"***#{mark}"}
+def test_what_is_no_text_is_left_alone_though_it_looks_like_a_secret() -> None:
+    found = json.loads(Redactor(["12345678"]).json(b'{"12345678":12345678,"text":["12345678"],"key":"12345678"}'))
+    assert found == {"***": 12345678, "text": ["***"], "key": f"***#{sha256(b'12345678').hexdigest()[:8]}"}
 
 
 def test_a_line_of_the_log_is_hidden_in_whatever_its_form() -> None:

@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 RETRY_EVERY: Final = 1.0  # seconds, while the writer keeps what it is given
 CLOSE_WITHIN: Final = 2.0  # seconds
@@ -28,10 +28,12 @@ class BatchThread(Generic[T]):
         name: the thread's.
         capacity: lines that may wait; further ones are dropped and counted.
         write: writes some lines; False keeps them, to be tried again after a while. Called in the thread alone.
+        gather: seconds between two writes, for lines to gather; 0 where they come gathered.
     """
 
-    def __init__(self, name: str, capacity: int, write: Callable[[list[T]], bool]) -> None:
+    def __init__(self, name: str, capacity: int, write: Callable[[list[T]], bool], *, gather: float = GATHER) -> None:
         self._capacity = capacity
+        self._gather = gather
         self._write = write
         self._lines: deque[T] = deque()
         self._changed = threading.Condition()
@@ -49,7 +51,7 @@ class BatchThread(Generic[T]):
 
         Args:
             line: what to write.
-            prompt: write it now; else within GATHER, which costs less where lines are many.
+            prompt: write it now; else when lines have gathered, which costs less where they are many.
         """
         if self._closing or len(self._lines) >= self._capacity:
             with self._changed:
@@ -62,6 +64,17 @@ class BatchThread(Generic[T]):
                 self._prompt = prompt
                 self._changed.notify_all()
         return True
+
+    def put_all(self, lines: Sequence[T]) -> None:
+        """Queue lines to be written now; those for which there is no room are dropped."""
+        room = 0 if self._closing else max(0, self._capacity - len(self._lines))
+        taken = lines if len(lines) <= room else lines[:room]
+        self._lines.extend(taken)
+        self._accepted += len(taken)
+        with self._changed:
+            self._dropped += len(lines) - len(taken)
+            self._prompt = True
+            self._changed.notify_all()
 
     def drained(self, seconds: float) -> bool:
         """Wait until what was queued before is written, but no longer than so many seconds; whether it is."""
@@ -98,8 +111,8 @@ class BatchThread(Generic[T]):
                 return
             else:
                 self._pause(RETRY_EVERY)
-            if len(self._lines) < _BATCH:
-                self._pause(GATHER, lambda: self._prompt)
+            if self._gather and len(self._lines) < _BATCH:
+                self._pause(self._gather, lambda: self._prompt)
 
     def _wait(self) -> bool:
         """Wait for a line; False when none will come."""

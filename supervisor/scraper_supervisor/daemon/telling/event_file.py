@@ -33,13 +33,11 @@ class EventFile(Sink):
     def __init__(self, state_dir: Path, rotate_at: int = ROTATE_AT) -> None:
         self._writer = EventLogWriter(state_dir / EVENTS_FILE, rotate_at)
         self._failing = False
-        self._thread = BatchThread("events", EVENT_QUEUE, self._write)
+        self._thread = BatchThread("events", EVENT_QUEUE, self._write, gather=0.0)
 
     def take(self, events: Sequence[ToldEvent]) -> None:
         """Queue events for the file."""
-        last = len(events) - 1
-        for number, event in enumerate(events):
-            self._thread.put(event.line, prompt=number == last)
+        self._thread.put_all([event.line for event in events])
 
     def settle(self, seconds: float) -> bool:
         """Wait until every event so far is in the file, but no longer than so many seconds; whether it is."""

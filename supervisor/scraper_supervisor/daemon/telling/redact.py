@@ -57,11 +57,9 @@ class Redactor:
             return True
         return any(mark in data for mark in self._marks)
 
-    def event(self, line: bytes) -> bytes:
-        """A line of the event log, with everything hidden in its `data`."""
-        document = msgspec.json.decode(line)
-        document["data"] = self.value(document["data"])
-        return msgspec.json.encode(document) + b"\n"
+    def json(self, data: bytes) -> bytes:
+        """What JSON holds, with everything hidden, as JSON again."""
+        return msgspec.json.encode(self.value(msgspec.json.decode(data)))
 
     def log_line(self, line: bytes) -> bytes:
         """A line of the log, JSON or not, with everything hidden."""

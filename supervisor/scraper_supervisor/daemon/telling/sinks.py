@@ -99,12 +99,12 @@ class Telling:
 
     def _tell(self, batch: list[tuple[float, Publish]]) -> bool:
         redactor = self._redactor
-        lines = [_line(at, event) for at, event in batch]
-        if redactor.suspects(b"".join(lines)):
-            lines = [redactor.event(line) if redactor.suspects(line) else line for line in lines]
+        told_data = [encode(event.data) for _, event in batch]  # by itself: what it cannot hold must not cost the rest
+        if redactor.suspects(b"\n".join(told_data)):
+            told_data = [redactor.json(data) if redactor.suspects(data) else data for data in told_data]
         told = [
-            ToldEvent(event.event, event.severity, event.worker, event.group, line)
-            for (_, event), line in zip(batch, lines, strict=True)
+            ToldEvent(event.event, event.severity, event.worker, event.group, _line(at, event, data))
+            for (at, event), data in zip(batch, told_data, strict=True)
         ]
         for sink in self._sinks:
             try:
@@ -127,11 +127,10 @@ class _Record(Struct, omit_defaults=True):
     data: Raw | UnsetType = UNSET  # always given; a default lets the others have theirs
 
 
-def _line(at: float, event: Publish) -> bytes:
-    """An event's line in the event log; `at` is wall-clock seconds."""
-    data = Raw(encode(event.data))  # by itself: what JSON cannot hold must not cost the rest
+def _line(at: float, event: Publish, data: bytes) -> bytes:
+    """An event's line in the event log; `at` is wall-clock seconds, `data` what it tells, as JSON."""
     head = (event.event, event.severity, event.component, event.correlation_id, event.worker, event.group)
-    return encode(_Record(timestamp(at, "microseconds"), *head, data)) + b"\n"
+    return encode(_Record(timestamp(at, "microseconds"), *head, Raw(data))) + b"\n"
 
 
 _encoder: Final = msgspec.json.Encoder(enc_hook=repr)
