@@ -24,7 +24,7 @@ from scraper_supervisor.core.parse import parse
 from scraper_supervisor.core.records import AddItems, Conclude, NewItem, OpenRun
 from scraper_supervisor.store.event_log import EventRecord
 from scraper_supervisor.store.ledger import Ledger
-from scraper_supervisor.store.opening import Location
+from scraper_supervisor.store.opening import LedgerLocation
 from scraper_worker.protocol import ENV_SOCKET, Failure
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def scraped(site: DemoSite, path: Path, *, forget: str = "", spoil: str = "") ->
 def test_a_perfect_run(tmp_path: Path) -> None:
     with DemoSite(Knobs(matches=40, missing=0.1, seed=3)) as site:
         scraped(site, tmp_path / "ledger.db")
-        outcome = compare(site, Location(tmp_path), "matches")
+        outcome = compare(site, LedgerLocation(tmp_path), "matches")
         assert site.missing()
         assert outcome.ok
         assert (outcome.expected, outcome.done) == (42, 42 - len(site.missing()))
@@ -82,7 +82,7 @@ def test_what_is_lost_wrong_or_repeated_is_found(tmp_path: Path) -> None:
         deadline = site.accesses()[-1].time
         while site.accesses()[-1].time <= deadline:  # times are told in milliseconds
             visit(again)
-        outcome = compare(site, Location(tmp_path), "matches")
+        outcome = compare(site, LedgerLocation(tmp_path), "matches")
         assert outcome.lost == (forgotten, spoilt)
         assert outcome.repeated == (again,)
         assert not outcome.ok

@@ -13,7 +13,7 @@ from msgspec import Raw
 from scraper_supervisor.console import ledger_access
 from scraper_supervisor.console.watch_commands import since_time
 from scraper_supervisor.core.records import AddItems, LoadState, NewItem, OpenRun, SaveState
-from scraper_supervisor.store.checkpoints import Checkpoints
+from scraper_supervisor.store.checkpoints import CheckpointFiles
 from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.locks import FolderLock
 from scraper_worker.protocol import RpcError
@@ -59,7 +59,7 @@ def test_since() -> None:
 def save(project: Path, worker: str, count: int) -> None:
     (project / "state").mkdir(exist_ok=True)
     Ledger.open(project / "state" / "ledger.db").close()  # checkpoints without a ledger are what damage leaves
-    store = Checkpoints(project / "state")
+    store = CheckpointFiles(project / "state")
     for number in range(count):
         store.perform(SaveState(0, worker, 1, "cursor/1", Raw(b'{"page":%d}' % number), 0, number, 0, 10, False))
 
@@ -150,7 +150,7 @@ def test_a_restored_state_belongs_to_the_newest_run(project: Path, call: Call) -
     ledger.perform([OpenRun(0, "matches", "fresh", 5)])
     ledger.close()
     assert call("checkpoint", "restore", "matches-0", "--generation", "1").exit_code == 0
-    found = Checkpoints(project / "state").perform(LoadState(0, "matches-0", 2))
+    found = CheckpointFiles(project / "state").perform(LoadState(0, "matches-0", 2))
     assert (found.found, found.generation, found.run, bytes(found.state)) == ("sound", 3, 2, b'{"page":0}')
 
 

@@ -13,7 +13,7 @@ from msgspec import Raw
 from scraper_supervisor.console import transfer_commands
 from scraper_supervisor.core.portable import Header, PortableItem, Writer
 from scraper_supervisor.core.records import Conclude, Front, LeaseFresh, OpenRun, SaveState
-from scraper_supervisor.store.checkpoints import Checkpoints
+from scraper_supervisor.store.checkpoints import CheckpointFiles
 from scraper_supervisor.store.files import Files
 from scraper_supervisor.store.ledger import Ledger
 from scraper_worker.protocol import RpcError
@@ -45,7 +45,7 @@ def run(project: Path, call: Call) -> bytes:
     ledger.perform([Conclude(0, "matches", image.run_id, b, "b", 2, "matches-0", "retry", 1, delay=3600.0)])
     ledger.close()
     state = Raw(json.dumps({"text": "ä" * transfer_commands.PIECE}).encode())  # more than a request carries
-    Checkpoints(project / "state").perform(SaveState(0, "matches-0", 1, "cursor/3", state, 0, 0, 0, 10, False))
+    CheckpointFiles(project / "state").perform(SaveState(0, "matches-0", 1, "cursor/3", state, 0, 0, 0, 10, False))
     return export(call)
 
 
@@ -81,13 +81,13 @@ def test_there_and_back(project: Path, call: Call, run: bytes, group: str, by: s
         if "worker" in item:
             item["worker"] = item["worker"].replace("matches", group)
     assert mine == theirs
-    found = Checkpoints(other).show(f"{group}-0")
+    found = CheckpointFiles(other).show(f"{group}-0")
     assert (found.header.run, found.header.schema, found.header.items.done) == (1, "cursor/3", 1)
     assert (other / "checkpoints" / f"{group}-0" / "checkpoint-000000000001.json.gz").exists()
     assert json.loads(run.split(b"\n")[1])["worker"]["state"] == json.loads(bytes(found.state))
     second = call("items", "import", group, "run.jsonl" if by == "name" else "-", input=given[1])
     assert "imported as run 2" in second.stdout
-    assert Checkpoints(other).show(f"{group}-0").header.generation == 2
+    assert CheckpointFiles(other).show(f"{group}-0").header.generation == 2
 
 
 def test_a_pipe_can_be_imported(project: Path, call: Call, run: bytes) -> None:

@@ -15,7 +15,7 @@ from scraper_supervisor.daemon.backups import Backups
 from scraper_supervisor.daemon.telling.log import configure_logging
 from scraper_supervisor.store.backup import backups
 from scraper_supervisor.store.ledger import Ledger
-from scraper_supervisor.store.opening import Location
+from scraper_supervisor.store.opening import LedgerLocation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 def test_a_backup_soon_after_the_start_and_one_after_the_end(ledger: Ledger, tmp_path: Path) -> None:
     (tmp_path / "backups").mkdir()
     (tmp_path / "backups" / "ledger-20260501T120000.000Z.db.new").touch()
-    made = Backups(Location(tmp_path), lambda: None, soon=(0.0,))
+    made = Backups(LedgerLocation(tmp_path), lambda: None, soon=(0.0,))
     wait_for(lambda: backups(tmp_path))
     assert len(list((tmp_path / "backups").iterdir())) == 2
     ledger.perform([Probe(1)])
@@ -66,14 +66,14 @@ def test_a_backup_soon_after_the_start_and_one_after_the_end(ledger: Ledger, tmp
 
 
 def test_a_backup_is_told_at_level_info(ledger: Ledger, tmp_path: Path, log: io.StringIO) -> None:
-    made = Backups(Location(tmp_path), lambda: None, soon=(0.0,))
+    made = Backups(LedgerLocation(tmp_path), lambda: None, soon=(0.0,))
     wait_for(lambda: "the ledger was backed up" in log.getvalue())
     made.stop()
     assert str(backups(tmp_path)[0].path) in log.getvalue()
 
 
 def test_no_backup_without_room(ledger: Ledger, tmp_path: Path, log: io.StringIO) -> None:
-    made = Backups(Location(tmp_path), lambda: 1 << 60, soon=(0.0,))
+    made = Backups(LedgerLocation(tmp_path), lambda: 1 << 60, soon=(0.0,))
     wait_for(lambda: "the ledger was not backed up" in log.getvalue())
     made.stop()
     assert f"{1 << 60} stay free" in log.getvalue()
@@ -82,7 +82,7 @@ def test_no_backup_without_room(ledger: Ledger, tmp_path: Path, log: io.StringIO
 
 def test_a_backup_that_fails_is_logged_and_harms_nothing(ledger: Ledger, tmp_path: Path, log: io.StringIO) -> None:
     (tmp_path / "backups").write_bytes(b"in the way")
-    made = Backups(Location(tmp_path), lambda: None, soon=(0.0,))
+    made = Backups(LedgerLocation(tmp_path), lambda: None, soon=(0.0,))
     wait_for(lambda: "the ledger was not backed up" in log.getvalue())
     assert ledger.perform([Probe(1)]) == [None]
     made.stop()
@@ -99,7 +99,7 @@ def test_a_failure_that_nobody_thought_of_ends_neither_the_backups_nor_the_daemo
             raise TypeError("no such number")
         return None
 
-    made = Backups(Location(tmp_path), reserve, soon=(0.0, 0.0))
+    made = Backups(LedgerLocation(tmp_path), reserve, soon=(0.0, 0.0))
     wait_for(lambda: backups(tmp_path))
     wait_for(lambda: "TypeError: no such number" in log.getvalue())
     made.stop()

@@ -31,10 +31,10 @@ from scraper_supervisor.core.records import (
     StateSaved,
 )
 from scraper_supervisor.daemon import storage
-from scraper_supervisor.store.checkpoints import Checkpoints
+from scraper_supervisor.store.checkpoints import CheckpointFiles
 from scraper_supervisor.store.faults import LedgerDamaged, StoreFault
 from scraper_supervisor.store.files import Files
-from scraper_supervisor.store.opening import Location
+from scraper_supervisor.store.opening import LedgerLocation
 from scraper_supervisor.store.queries import LedgerReader
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Bench:
         self.arrived = asyncio.Event()
         self.told: list[StoreFault] = []
         loop = asyncio.get_running_loop()
-        self.storage = storage.StorageThreads(Location(state_dir), self.deliver, self.tell, loop, files)
+        self.storage = storage.StorageThreads(LedgerLocation(state_dir), self.deliver, self.tell, loop, files)
 
     def deliver(self, answered: list[tuple[Op, Answer | StoreFault]]) -> None:
         self.batches.append(answered)
@@ -151,7 +151,7 @@ async def test_closing_carries_out_what_was_submitted(tmp_path: Path) -> None:
     assert not any(isinstance(answer, StoreFault) for _, answer in bench.answered)
     with LedgerReader(tmp_path / "ledger.db") as reader:
         assert len(list(reader.items(G))) == 48
-    assert [info.generation for info in Checkpoints(tmp_path).list()] == list(range(48, 38, -1))
+    assert [info.generation for info in CheckpointFiles(tmp_path).list()] == list(range(48, 38, -1))
     assert not [thread for thread in threading.enumerate() if thread.name in ("ledger", "checkpoints")]
 
 
@@ -237,7 +237,7 @@ from msgspec import Raw
 from scraper_supervisor.core.records import *
 from scraper_supervisor.daemon import storage
 from scraper_supervisor.daemon.storage import StorageThreads
-from scraper_supervisor.store.opening import Location
+from scraper_supervisor.store.opening import LedgerLocation
 
 async def main():
     loop, busy, keys = asyncio.get_running_loop(), asyncio.Event(), iter(range(1_000_000))
@@ -266,7 +266,7 @@ async def main():
         storage.submit(AddItems(0, "g", run_id, (NewItem(f"{sys.argv[2]}-{next(keys)}", None, Raw(b"null"), 0),)))
     def save():
         storage.submit(SaveState(0, "g-0", 1, "x/1", Raw(b"%d" % next(keys)), 0, 0, 0, 3, False))
-    storage = StorageThreads(Location(Path(sys.argv[1])), deliver, print, loop)
+    storage = StorageThreads(LedgerLocation(Path(sys.argv[1])), deliver, print, loop)
     storage.submit(OpenRun(0, "g", "continue", 5))
     await busy.wait()
 
@@ -305,10 +305,10 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
             assert (info.done, info.pending) == (states.count("done"), states.count("pending"))
             assert info.done == len(rows)
             assert reader.verify() is None
-        assert all(check.ok for check in Checkpoints(tmp_path).verify())
+        assert all(check.ok for check in CheckpointFiles(tmp_path).verify())
         if saved[0]:
             # At most one state is on its way, so that three generations hold the last one acknowledged.
-            assert bytes(Checkpoints(tmp_path).show("g-0", saved[0]).state).decode() == saved[1]
+            assert bytes(CheckpointFiles(tmp_path).show("g-0", saved[0]).state).decode() == saved[1]
     assert len(acknowledged) > 100
 
 
@@ -348,4 +348,4 @@ async def test_a_full_disk_is_a_fault_that_heals_and_loses_nothing(small_disk: P
     with LedgerReader(small_disk / "ledger.db") as reader:
         assert [row.key for row in reader.results(G)] == ["a", "b"]
         assert reader.verify() is None
-    assert all(check.ok for check in Checkpoints(small_disk).verify())
+    assert all(check.ok for check in CheckpointFiles(small_disk).verify())

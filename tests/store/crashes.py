@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from msgspec import Raw, Struct
 
 from scraper_supervisor.core.records import LoadState, SaveState, StateLoaded, StateOp, StateSaved
-from scraper_supervisor.store.checkpoints import Checkpoints
+from scraper_supervisor.store.checkpoints import CheckpointFiles
 from scraper_supervisor.store.files import Files
 
 if TYPE_CHECKING:
@@ -346,7 +346,7 @@ class Scenario:
     def __init__(self, root: Path, files: Recorder) -> None:
         self.root = root
         self.files = files
-        self.store = Checkpoints(root, files, clock=lambda: 1_777_636_800.0)
+        self.store = CheckpointFiles(root, files, clock=lambda: 1_777_636_800.0)
 
     def save(self, state: str, *, run: int = 1, retention: int = 3, gzip: bool = False) -> StateSaved:
         answer = self._perform(SaveState(0, WORKER, run, "x/1", Raw(state.encode()), 0, 0, 0, retention, gzip))
@@ -375,7 +375,7 @@ class Scenario:
     def restart(self) -> None:
         """Another process takes over."""
         self.files.revive()
-        self.store = Checkpoints(self.root, self.files, clock=lambda: 1_777_636_800.0)
+        self.store = CheckpointFiles(self.root, self.files, clock=lambda: 1_777_636_800.0)
 
     def _perform(self, op: StateOp) -> StateSaved | StateLoaded:
         self.files.trace.append(Begun(op))

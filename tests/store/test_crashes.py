@@ -14,7 +14,7 @@ from msgspec import Raw, Struct
 
 from scraper_supervisor.core.records import LoadState, SaveState, StateLoaded, StateSaved
 from scraper_supervisor.core.sealed import FileName, parse_file_name, retention_plan
-from scraper_supervisor.store.checkpoints import Checkpoints
+from scraper_supervisor.store.checkpoints import CheckpointFiles
 from scraper_supervisor.store.files import Files
 
 from .crashes import (
@@ -95,7 +95,7 @@ def story(trace: list[Step]) -> Story:
 def judge(told: Story, root: Path) -> None:
     """Recover from a state, and hold what is found against what was promised."""
     folder = root / "checkpoints" / WORKER
-    store = Checkpoints(root, Quick())
+    store = CheckpointFiles(root, Quick())
     for check in store.verify():
         assert check.ok or check.generation in told.spoiled, f"{check.path}: {check.reason}"
     there = {file.generation for path in folder.glob("*") if (file := parse_file_name(path.name)) is not None}
@@ -119,7 +119,7 @@ def judge(told: Story, root: Path) -> None:
     again = store.perform(SaveState(0, WORKER, told.fresh_from, "x/1", Raw(b'"again"'), 0, 0, 0, 3, False))
     assert isinstance(again, StateSaved)
     assert again.generation > max([*told.acknowledged, *there], default=0), "a generation is used again"
-    newest = Checkpoints(root, Quick()).perform(LoadState(0, WORKER, told.fresh_from))
+    newest = CheckpointFiles(root, Quick()).perform(LoadState(0, WORKER, told.fresh_from))
     assert isinstance(newest, StateLoaded)
     assert (newest.found, newest.generation, newest.state) == ("sound", again.generation, Raw(b'"again"'))
 
@@ -400,7 +400,7 @@ def test_the_recorder_changes_nothing(tmp_path: Path) -> None:
     for name, files in (("recorded", Recorder(tmp_path / "recorded")), ("real", Files())):
         root = tmp_path / name
         root.mkdir()
-        store = Checkpoints(root, files, clock=lambda: 1_777_636_800.0)
+        store = CheckpointFiles(root, files, clock=lambda: 1_777_636_800.0)
         store.perform(SaveState(0, WORKER, 1, "x/1", Raw(b"[1]"), 0, 0, 0, 3, True))
     one, other = (
         {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.gz")} for name in ("recorded", "real")

@@ -21,7 +21,7 @@ from msgspec import Raw
 
 from scraper_supervisor.core.records import LoadState, SaveState, StateLoaded, StateSaved
 from scraper_supervisor.core.sealed import parse_file_name
-from scraper_supervisor.store.checkpoints import Checkpoints
+from scraper_supervisor.store.checkpoints import CheckpointFiles
 from scraper_supervisor.store.files import Files
 
 from .crashes import Quick
@@ -33,13 +33,15 @@ WORKER, OTHER = "matches-0", "matches-1"
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-def save(store: Checkpoints, state: bytes, *, worker: str = WORKER, gzip: bool = False, run: int = 1) -> StateSaved:
+def save(store: CheckpointFiles, state: bytes, *, worker: str = WORKER, gzip: bool = False, run: int = 1) -> StateSaved:
     answer = store.perform(SaveState(1, worker, run, "scores/1", Raw(state), 3, 4, 5, 10, gzip))
     assert isinstance(answer, StateSaved)
     return answer
 
 
-def load(store: Checkpoints, worker: str = WORKER, fresh_from: int = 1, generation: int | None = None) -> StateLoaded:
+def load(
+    store: CheckpointFiles, worker: str = WORKER, fresh_from: int = 1, generation: int | None = None
+) -> StateLoaded:
     answer = store.perform(LoadState(1, worker, fresh_from, generation))
     assert isinstance(answer, StateLoaded)
     return answer
@@ -155,8 +157,8 @@ def test_any_damage_is_found_and_the_newest_sound_generation_used(packed: list[b
         root = Path(place)
         folder, others = root / "checkpoints" / WORKER, root / "checkpoints" / OTHER
         for number, gzip in enumerate(packed):
-            save(Checkpoints(root, Quick()), b'{"page":%d}' % number, gzip=gzip)
-        save(Checkpoints(root, Quick()), b'{"page":99}', worker=OTHER)
+            save(CheckpointFiles(root, Quick()), b'{"page":%d}' % number, gzip=gzip)
+        save(CheckpointFiles(root, Quick()), b'{"page":99}', worker=OTHER)
         for damage in done:
             spoil(folder, others, damage)
         before = snapshot(root)
@@ -164,13 +166,13 @@ def test_any_damage_is_found_and_the_newest_sound_generation_used(packed: list[b
         bad = {str(path) for path in files if not sound(path, WORKER)}
         good = sorted((path for path in files if str(path) not in bad), key=lambda path: path.name)
 
-        checks = list(Checkpoints(root, Quick()).verify())
+        checks = list(CheckpointFiles(root, Quick()).verify())
         assert {check.path for check in checks if not check.ok} == bad
         assert len(checks) == len(files) + 1
         assert all(check.reason for check in checks if not check.ok)
         assert snapshot(root) == before, "verify moved something"
 
-        store = Checkpoints(root, Quick())
+        store = CheckpointFiles(root, Quick())
         found = load(store)
         newer = sorted(path for path in bad if not good or Path(path).name > good[-1].name)
         assert sorted(Path(one.path).name for one in found.damage) == [Path(path).name for path in newer]
@@ -187,7 +189,7 @@ def test_any_damage_is_found_and_the_newest_sound_generation_used(packed: list[b
         foreign = {name: what for name, what in before.items() if name.endswith(".bak")}
         assert foreign.items() <= snapshot(root).items()
 
-        again = load(Checkpoints(root, Quick()))
+        again = load(CheckpointFiles(root, Quick()))
         assert (again.found, again.generation, again.state, again.damage) == (
             found.found,
             found.generation,
@@ -195,7 +197,7 @@ def test_any_damage_is_found_and_the_newest_sound_generation_used(packed: list[b
             (),
         )
         shutil.rmtree(folder / "corrupt", ignore_errors=True)
-        store = Checkpoints(root, Quick())
+        store = CheckpointFiles(root, Quick())
         assert load(store).found == found.found, (
             "deleting what was set aside is no word that the state may be forgotten"
         )
@@ -210,9 +212,9 @@ def test_a_damaged_mark_never_lets_a_worker_start_from_nothing(damage: Damage, f
     with tempfile.TemporaryDirectory(dir=MEMORY) as place:
         root = Path(place)
         folder = root / "checkpoints" / WORKER
-        save(Checkpoints(root, Quick()), b'{"page":1}')
+        save(CheckpointFiles(root, Quick()), b'{"page":1}')
         (folder / "checkpoint-000000000001.json").write_bytes(b"spoilt")
-        assert load(Checkpoints(root, Quick())).found == "damaged"
+        assert load(CheckpointFiles(root, Quick())).found == "damaged"
         mark = folder / "mark.json"
         shelf = root / "on" / "shelf"
         shelf.mkdir(parents=True)
@@ -224,18 +226,18 @@ def test_a_damaged_mark_never_lets_a_worker_start_from_nothing(damage: Damage, f
         if damage[0] not in ("swap", "copy", "foreign"):
             checked = spoilt.read_bytes() if spoilt.is_file() and not spoilt.is_symlink() else None
             os.rename(spoilt, mark)
-            (check,) = [check for check in Checkpoints(root, Quick()).verify() if not check.ok]
+            (check,) = [check for check in CheckpointFiles(root, Quick()).verify() if not check.ok]
             assert (check.path, check.worker, check.generation) == (str(mark), WORKER, None)
-            found = load(Checkpoints(root, Quick()))
+            found = load(CheckpointFiles(root, Quick()))
             assert [Path(one.path).name for one in found.damage] == ["mark.json"]
             assert checked is None or (folder / "corrupt" / "mark.json").read_bytes() == checked
             assert found.found == "damaged"
-        assert load(Checkpoints(root, Quick())).found == "damaged"  # without any, too
+        assert load(CheckpointFiles(root, Quick())).found == "damaged"  # without any, too
         if files == "files deleted":
             shutil.rmtree(folder / "corrupt")
-        assert load(Checkpoints(root, Quick())).found == "damaged"
-        assert load(Checkpoints(root, Quick()), fresh_from=2).found == "none"
-        assert save(Checkpoints(root, Quick()), b"{}", run=2).generation == 2
+        assert load(CheckpointFiles(root, Quick())).found == "damaged"
+        assert load(CheckpointFiles(root, Quick()), fresh_from=2).found == "none"
+        assert save(CheckpointFiles(root, Quick()), b"{}", run=2).generation == 2
 
 
 # ---- by hand ---------------------------------------------------------------------------------------------------------
@@ -249,7 +251,7 @@ def newer_format(data: bytes) -> bytes:
 def paths(tmp_path: Path, count: int) -> list[Path]:
     """The files of a worker that has saved so often, oldest first."""
     for number in range(count):
-        save(Checkpoints(tmp_path), b'{"page":%d}' % number)
+        save(CheckpointFiles(tmp_path), b'{"page":%d}' % number)
     return sorted((tmp_path / "checkpoints" / WORKER).glob("checkpoint-*"))
 
 
@@ -257,7 +259,7 @@ def test_a_later_format_is_neither_damage_nor_passed_over(tmp_path: Path) -> Non
     first, second, third = paths(tmp_path, 3)
     data = newer_format(third.read_bytes())
     third.write_bytes(data)
-    store = Checkpoints(tmp_path)
+    store = CheckpointFiles(tmp_path)
     found = load(store)
     assert (found.found, found.generation, found.damage, found.there) == ("newer", 3, (), (2, 1))
     assert "written by a later version" in found.reason
@@ -280,8 +282,8 @@ def test_a_later_format_is_neither_damage_nor_passed_over(tmp_path: Path) -> Non
 def test_a_fresh_run_takes_no_notice_of_a_later_format_before_it(tmp_path: Path) -> None:
     (only,) = paths(tmp_path, 1)
     only.write_bytes(newer_format(only.read_bytes()))
-    assert load(Checkpoints(tmp_path), fresh_from=2).found == "none"
-    assert load(Checkpoints(tmp_path), fresh_from=1).found == "newer"
+    assert load(CheckpointFiles(tmp_path), fresh_from=2).found == "none"
+    assert load(CheckpointFiles(tmp_path), fresh_from=1).found == "newer"
     assert only.exists()
 
 
@@ -289,20 +291,20 @@ def test_damage_in_front_of_a_later_format(tmp_path: Path) -> None:
     _, second, third = paths(tmp_path, 3)
     second.write_bytes(newer_format(second.read_bytes()))
     third.write_bytes(b"")
-    found = load(Checkpoints(tmp_path))
+    found = load(CheckpointFiles(tmp_path))
     assert (found.found, found.generation, len(found.damage)) == ("newer", 2, 1)
 
 
 def test_a_fresh_run_takes_no_notice_of_damage_before_it_and_all_of_damage_in_it(tmp_path: Path) -> None:
     for path in paths(tmp_path, 2):
         path.write_bytes(b"")
-    assert load(Checkpoints(tmp_path), fresh_from=2).found == "none"
-    save(Checkpoints(tmp_path), b"{}", run=2)
+    assert load(CheckpointFiles(tmp_path), fresh_from=2).found == "none"
+    save(CheckpointFiles(tmp_path), b"{}", run=2)
     (path,) = (tmp_path / "checkpoints" / WORKER).glob("checkpoint-*3.json")
     path.write_bytes(path.read_bytes().replace(b'"run":2', b'"run":1'))  # it looks like one of the run before
-    assert load(Checkpoints(tmp_path), fresh_from=2).found == "damaged"
-    assert load(Checkpoints(tmp_path), fresh_from=2).found == "damaged"
-    assert load(Checkpoints(tmp_path), fresh_from=3).found == "none"
+    assert load(CheckpointFiles(tmp_path), fresh_from=2).found == "damaged"
+    assert load(CheckpointFiles(tmp_path), fresh_from=2).found == "damaged"
+    assert load(CheckpointFiles(tmp_path), fresh_from=3).found == "none"
 
 
 def test_a_file_that_goes_away_while_it_is_looked_for_is_not_there(tmp_path: Path) -> None:
@@ -313,7 +315,7 @@ def test_a_file_that_goes_away_while_it_is_looked_for_is_not_there(tmp_path: Pat
             return super().read(path)
 
     paths(tmp_path, 2)
-    store = Checkpoints(tmp_path, Racing())
+    store = CheckpointFiles(tmp_path, Racing())
     assert [check.generation for check in store.verify()] == [1]
     assert load(store).generation == 1
 
@@ -367,7 +369,7 @@ def test_what_cannot_be_read_is_no_damage_and_nothing_older_is_given_for_it(
 ) -> None:
     paths(tmp_path, 2)
     files = Refusing(call, number)
-    store = Checkpoints(tmp_path, files)
+    store = CheckpointFiles(tmp_path, files)
     for _ in range(2):
         with pytest.raises(OSError, match=WORKER) as caught:
             load(store)
@@ -384,7 +386,7 @@ def test_what_cannot_be_set_aside_is_not_passed_over(tmp_path: Path, call: str, 
     first, second = paths(tmp_path, 2)
     second.write_bytes(b"spoilt")
     files = Refusing(call, number)
-    store = Checkpoints(tmp_path, files)
+    store = CheckpointFiles(tmp_path, files)
     for _ in range(2):
         with pytest.raises(OSError, match=WORKER):
             load(store)
@@ -394,19 +396,19 @@ def test_what_cannot_be_set_aside_is_not_passed_over(tmp_path: Path, call: str, 
     assert (found.found, found.generation, len(found.damage)) == ("sound", 1, 1)
     assert Path(found.damage[0].path).read_bytes() == b"spoilt"
     first.unlink()
-    assert load(Checkpoints(tmp_path)).found == "damaged"
+    assert load(CheckpointFiles(tmp_path)).found == "damaged"
 
 
 def test_a_disk_that_takes_no_changes_can_still_be_loaded_from(tmp_path: Path) -> None:
     newest = paths(tmp_path, 2)[-1]
     newest.with_name(f".{newest.name}.tmp").write_bytes(b"half")
-    assert load(Checkpoints(tmp_path, Refusing("unlink", errno.EROFS))).generation == 2
+    assert load(CheckpointFiles(tmp_path, Refusing("unlink", errno.EROFS))).generation == 2
 
 
 def test_a_save_is_acknowledged_though_its_folder_cannot_be_listed_afterwards(tmp_path: Path) -> None:
     files = Refusing("names", errno.EIO)
     files.on = False
-    store = Checkpoints(tmp_path, files)
+    store = CheckpointFiles(tmp_path, files)
     save(store, b'{"page":1}')
     files.on = True
     assert save(store, b'{"page":1}').removed == ()
@@ -420,14 +422,14 @@ def test_a_save_is_acknowledged_though_its_folder_cannot_be_listed_afterwards(tm
 )
 def test_verify_tells_of_what_cannot_be_read(tmp_path: Path, call: str, where: str) -> None:
     paths(tmp_path, 1)
-    save(Checkpoints(tmp_path), b"{}", worker=OTHER)
+    save(CheckpointFiles(tmp_path), b"{}", worker=OTHER)
 
     class Picky(Refusing):
         def _may(self, call: str, path: Path) -> None:
             if OTHER not in str(path):
                 super()._may(call, path)
 
-    checks = list(Checkpoints(tmp_path, Picky(call, errno.EACCES)).verify())
+    checks = list(CheckpointFiles(tmp_path, Picky(call, errno.EACCES)).verify())
     bad = [check for check in checks if not check.ok and not check.path.endswith("mark.json")]
     assert [(Path(check.path).name, check.reason) for check in bad] == [(where, "it cannot be read: Permission denied")]
     assert call == "folders" or any(check.ok and check.worker == OTHER for check in checks)
@@ -453,10 +455,10 @@ def test_permissions_taken_away(tmp_path: Path, unreadable: Callable[[Path], Non
     newest = paths(tmp_path, 2)[-1]
     unreadable(newest)
     with pytest.raises(PermissionError):
-        load(Checkpoints(tmp_path))
-    assert [check.ok for check in Checkpoints(tmp_path).verify()] == [False, True]
+        load(CheckpointFiles(tmp_path))
+    assert [check.ok for check in CheckpointFiles(tmp_path).verify()] == [False, True]
     unreadable(newest.parent)
-    (check,) = Checkpoints(tmp_path).verify()
+    (check,) = CheckpointFiles(tmp_path).verify()
     assert (check.path, check.ok) == (str(newest.parent), False)
 
 
@@ -464,7 +466,7 @@ def test_permissions_taken_away(tmp_path: Path, unreadable: Callable[[Path], Non
 
 
 def test_a_much_lower_retention_is_reached_in_small_steps(tmp_path: Path) -> None:
-    store = Checkpoints(tmp_path, Quick())
+    store = CheckpointFiles(tmp_path, Quick())
     for number in range(100):
         answer = store.perform(SaveState(1, WORKER, 1, "x/1", Raw(b"%d" % number), 0, 0, 0, 1000, False))
     reads = 0
@@ -475,7 +477,7 @@ def test_a_much_lower_retention_is_reached_in_small_steps(tmp_path: Path) -> Non
             reads += 1
             return super().read(path)
 
-    store = Checkpoints(tmp_path, Counting())
+    store = CheckpointFiles(tmp_path, Counting())
     removed, saves = 0, 0
     while removed < 100:
         reads = 0

@@ -16,7 +16,7 @@ from msgspec import Raw
 from scraper_supervisor.core.records import Added, AddItems, Answer, NewItem, OpenRun, ProbeFolder, RunImage
 from scraper_supervisor.store import ledger as ledger_module
 from scraper_supervisor.store import schema
-from scraper_supervisor.store.checkpoints import Checkpoints
+from scraper_supervisor.store.checkpoints import CheckpointFiles
 from scraper_supervisor.store.faults import LedgerUnusable, LedgerUnwritable, StoreError, StoreFault
 from scraper_supervisor.store.files import Files
 from scraper_supervisor.store.ledger import Ledger
@@ -296,7 +296,7 @@ def test_a_folder_is_probed_with_a_file_of_which_nothing_stays(tmp_path: Path) -
             sizes.append(os.fstat(fd).st_size)
             super().sync(fd)
 
-    files = Checkpoints(tmp_path, Watched())
+    files = CheckpointFiles(tmp_path, Watched())
     assert files.perform(ProbeFolder(1, "g-0", 100_000)) is None
     assert 100_000 in sizes
     folder = tmp_path / "checkpoints" / "g-0"

@@ -22,7 +22,7 @@ from scraper_supervisor.core.records import (
     StateSaved,
 )
 from scraper_supervisor.store.backup import back_up
-from scraper_supervisor.store.checkpoints import Checkpoints
+from scraper_supervisor.store.checkpoints import CheckpointFiles
 from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.queries import LedgerReader
 from scraper_supervisor.store.restore import restore
@@ -46,7 +46,7 @@ def finish(ledger: Ledger) -> None:
     assert ledger.perform([SetRunState(1, G, image.run_id, "completed")]) == [None]
 
 
-def hello(states: Checkpoints, fresh_from: int, worker: str = WORKER) -> str | None:
+def hello(states: CheckpointFiles, fresh_from: int, worker: str = WORKER) -> str | None:
     """The state that a worker is given, None for none."""
     answer = states.perform(LoadState(1, worker, fresh_from, None))
     assert isinstance(answer, StateLoaded)
@@ -54,7 +54,7 @@ def hello(states: Checkpoints, fresh_from: int, worker: str = WORKER) -> str | N
     return str(bytes(answer.state), "utf-8") if answer.found == "sound" else None
 
 
-def save(states: Checkpoints, run: int, worker: str = WORKER) -> None:
+def save(states: CheckpointFiles, run: int, worker: str = WORKER) -> None:
     op = SaveState(1, worker, run, "s/1", Raw(b'"run %d"' % run), 0, 0, 0, 10, False)
     assert isinstance(states.perform(op), StateSaved)
 
@@ -68,7 +68,7 @@ def damage(path: Path, *, readable: bool) -> None:
 @pytest.mark.parametrize("readable", [True, False])
 def test_a_fresh_run_after_a_restore_has_no_state(tmp_path: Path, readable: bool) -> None:
     """The backup is of run 4. Run 5, which is fresh, is lost with the ledger, and its states are not."""
-    path, states = tmp_path / "ledger.db", Checkpoints(tmp_path)
+    path, states = tmp_path / "ledger.db", CheckpointFiles(tmp_path)
     ledger = Ledger.open(path)
     for _ in range(4):
         begin(ledger, "fresh")
@@ -79,7 +79,7 @@ def test_a_fresh_run_after_a_restore_has_no_state(tmp_path: Path, readable: bool
     ledger.close()
     damage(path, readable=readable)
     restore(tmp_path)
-    states = Checkpoints(tmp_path)
+    states = CheckpointFiles(tmp_path)
     ledger = Ledger.open(path)
     assert begin(ledger, "continue").run == 4
     assert hello(states, 4) == '"run 5"'
@@ -114,7 +114,7 @@ def test_the_damaged_ledger_tells_of_runs_that_no_state_tells_of(tmp_path: Path)
 
 
 def test_an_import_and_a_group_that_the_backup_does_not_know_get_new_numbers_too(tmp_path: Path) -> None:
-    path, states = tmp_path / "ledger.db", Checkpoints(tmp_path)
+    path, states = tmp_path / "ledger.db", CheckpointFiles(tmp_path)
     ledger = Ledger.open(path)
     begin(ledger, "continue")
     back_up(tmp_path, threading.Event())

@@ -38,7 +38,7 @@ from scraper_supervisor.core.records import (
     TakeState,
     WorkerTotals,
 )
-from scraper_supervisor.store.checkpoints import Checkpoints
+from scraper_supervisor.store.checkpoints import CheckpointFiles
 from scraper_supervisor.store.exporting import Export
 from scraper_supervisor.store.faults import NotExportable
 from scraper_supervisor.store.ledger import Ledger
@@ -142,7 +142,7 @@ def put(ledger: Ledger, lines: list[bytes], group: str = G) -> Imported:
 
 def save(folder: Path, worker: str, run: int, number: int) -> None:
     op = SaveState(0, worker, run, "cursor/1", Raw(b'{"page":%d}' % number), 0, 0, 0, 10, False)
-    Checkpoints(folder).perform(op)
+    CheckpointFiles(folder).perform(op)
 
 
 def same(first: list[bytes], second: list[bytes]) -> bool:
@@ -445,7 +445,7 @@ def test_of_damaged_states_the_newest_sound_one_is_exported_and_without_any_it_i
     ):
         export(folder)
     assert three.exists()  # nothing is moved
-    assert Checkpoints(folder).perform(LoadState(0, "matches-0", 1)).found == "damaged"  # which moves them
+    assert CheckpointFiles(folder).perform(LoadState(0, "matches-0", 1)).found == "damaged"  # which moves them
     with pytest.raises(NotExportable, match="its files are damaged and were set aside"):
         export(folder)
     open_run(ledger, "fresh")

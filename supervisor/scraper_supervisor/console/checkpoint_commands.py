@@ -22,8 +22,8 @@ from scraper_supervisor.console.ledger_access import daemon_or
 from scraper_supervisor.console.ledger_commands import ledger_files, restore_ledger
 from scraper_supervisor.console.restore import restore_offline
 from scraper_supervisor.core.sealed import Damaged, TooNew
-from scraper_supervisor.store.checkpoints import FOLDER, Checkpoints, NoSuchGeneration
-from scraper_supervisor.store.opening import Location, location
+from scraper_supervisor.store.checkpoints import FOLDER, CheckpointFiles, NoSuchGeneration
+from scraper_supervisor.store.opening import LedgerLocation, location
 
 LISTED: Final = ("worker", "generation", "schema", "saved_at", "bytes", "path")
 
@@ -39,7 +39,7 @@ def checkpoint() -> None:
 @pass_app
 def list_(app: App, worker: str | None, as_json: bool) -> None:
     """List the checkpoints of all workers, or of WORKER; the newest first."""
-    found = Checkpoints(_where(app, worker).state_dir).list(worker)
+    found = CheckpointFiles(_where(app, worker).state_dir).list(worker)
     if as_json:
         app.emit({"checkpoints": [{name: getattr(one, name) for name in LISTED} for one in found]})
         return
@@ -62,7 +62,7 @@ def list_(app: App, worker: str | None, as_json: bool) -> None:
 def show(app: App, worker: str, generation: int | None, as_json: bool) -> None:
     """Print one checkpoint of WORKER, its state included."""
     try:
-        found = Checkpoints(_where(app, worker).state_dir).show(worker, generation)
+        found = CheckpointFiles(_where(app, worker).state_dir).show(worker, generation)
     except NoSuchGeneration as error:
         raise Refused(str(error)) from None
     except Damaged as error:
@@ -98,7 +98,7 @@ def verify(app: App, worker: str | None, as_json: bool) -> None:
             "ok": one.ok,
             "reason": one.reason,
         }
-        for one in Checkpoints(where.state_dir).verify(worker)
+        for one in CheckpointFiles(where.state_dir).verify(worker)
     ]
     if worker is None:
         files += ledger_files(where)
@@ -148,7 +148,7 @@ def _restore_state(app: App, worker: str, generation: int, *, as_json: bool) -> 
         app.out.print(f"{worker}: ", views.state(answer["state"]), sep="")
 
 
-def _where(app: App, worker: str | None) -> Location:
+def _where(app: App, worker: str | None) -> LedgerLocation:
     """The location; its state folder is there, and in it something of that worker.
 
     Raises:

@@ -29,7 +29,7 @@ from scraper_supervisor.console.demo_figures import Incidents, compare, paths, s
 from scraper_supervisor.console.demo_site import DemoSite, Knobs
 from scraper_supervisor.store.event_log import EVENTS_FILE, decode_event, follow_lines
 from scraper_supervisor.store.faults import StoreError
-from scraper_supervisor.store.opening import Location
+from scraper_supervisor.store.opening import LedgerLocation
 from scraper_worker.protocol import ENV_SOCKET
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def demo(app: App) -> None:
 def _conclude(app: App, stage: Stage) -> None:
     """Print the figures, and end with their code."""
     try:
-        outcome = compare(stage.site, Location(stage.state_dir), GROUP)
+        outcome = compare(stage.site, LedgerLocation(stage.state_dir), GROUP)
     except (FileNotFoundError, LookupError, StoreError) as error:
         raise Refused(
             f"the demo's daemon did not get to work (exit code {stage.code}): {error}\n{stage.log()}"

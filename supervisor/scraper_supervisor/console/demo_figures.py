@@ -11,7 +11,7 @@ from msgspec import Struct, field
 from rich.text import Text
 
 from scraper_supervisor.console import views
-from scraper_supervisor.store.opening import Location, open_for_reading
+from scraper_supervisor.store.opening import LedgerLocation, open_for_reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,7 +42,7 @@ class Outcome(Struct, frozen=True):
         return not (self.lost or self.repeated or self.unexpected) and ended == self.expected
 
 
-def compare(site: DemoSite, where: Location, group: str) -> Outcome:
+def compare(site: DemoSite, where: LedgerLocation, group: str) -> Outcome:
     """Hold the ledger's latest run against what the site served.
 
     An item is lost if the ledger has a result that is not true, or does not know it though the list that leads to it is

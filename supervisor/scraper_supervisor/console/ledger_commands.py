@@ -11,7 +11,7 @@ from scraper_supervisor.console.context import App, Refused, clean
 from scraper_supervisor.store import maintenance
 from scraper_supervisor.store.faults import Locked
 from scraper_supervisor.store.locks import FolderLock
-from scraper_supervisor.store.opening import Location, location
+from scraper_supervisor.store.opening import LedgerLocation, location
 
 if TYPE_CHECKING:
     from scraper_supervisor.store.maintenance import Restored
@@ -42,7 +42,7 @@ def restore_ledger(app: App, as_json: bool) -> None:
         _tell(app, done)
 
 
-def ledger_files(where: Location) -> list[dict[str, Any]]:
+def ledger_files(where: LedgerLocation) -> list[dict[str, Any]]:
     """The ledger and its backups as `checkpoint verify` lists them; a seal if it is itself damaged."""
     return [
         {"path": str(one.path), "kind": "ledger", "ok": one.reason is None, "reason": one.reason}

@@ -33,7 +33,7 @@ from scraper_supervisor.core.records import (
     StateTaken,
     TakeState,
 )
-from scraper_supervisor.store.checkpoints import Checkpoints
+from scraper_supervisor.store.checkpoints import CheckpointFiles
 from scraper_supervisor.store.faults import StoreFault
 from scraper_supervisor.store.locks import FolderLock
 from scraper_supervisor.store.opening import location, open_for_writing
@@ -176,7 +176,7 @@ class OfflineQueue:
         """Make the imported states checkpoints; what the disk does not take now, the daemon does at its start."""
         self._image = None
         run = self._run()
-        store = Checkpoints(self._state_dir)
+        store = CheckpointFiles(self._state_dir)
         counts = (sum(lane.open for lane in run.lanes) + run.waiting, run.done, run.failed)
         keep, gzip = self._checkpoint.retention, self._checkpoint.compression == "gzip"
         for worker in run.owed:

@@ -9,8 +9,8 @@ from scraper_supervisor.console.context import Refused
 from scraper_supervisor.console.offline import locked
 from scraper_supervisor.core.checkpoints import why_not_given
 from scraper_supervisor.core.records import LoadState, SaveState, StateLoaded, StateSaved
-from scraper_supervisor.store.checkpoints import FOLDER, Checkpoints
-from scraper_supervisor.store.opening import Location, location, open_for_reading
+from scraper_supervisor.store.checkpoints import FOLDER, CheckpointFiles
+from scraper_supervisor.store.opening import LedgerLocation, location, open_for_reading
 
 if TYPE_CHECKING:
     from scraper_supervisor.store.config_file import Loaded
@@ -42,7 +42,7 @@ def restore_offline(loaded: Loaded, worker: str, generation: int) -> dict[str, A
         raise Refused(f"no worker named {worker!r} has checkpoints; those that have: {', '.join(known) or 'none'}")
     with contextlib.closing(locked(state_dir, "checkpoint restore")):
         run = _newest_run(where, group)
-        store = Checkpoints(state_dir)
+        store = CheckpointFiles(state_dir)
         found = store.perform(LoadState(0, worker, 1 if run is None else run.fresh_from, generation))
         if not isinstance(found, StateLoaded):
             raise TypeError(f"not a state: {found!r}")
@@ -59,7 +59,7 @@ def restore_offline(loaded: Loaded, worker: str, generation: int) -> dict[str, A
     return {"worker": worker, "restored": generation, "generation": saved.generation, "state": None}
 
 
-def _newest_run(where: Location, group: str) -> RunInfo | None:
+def _newest_run(where: LedgerLocation, group: str) -> RunInfo | None:
     try:
         with open_for_reading(where) as reader:
             return next(iter(reader.runs(group)), None)

@@ -19,7 +19,7 @@ from scraper_supervisor.store.faults import BackupStopped, StoreError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from scraper_supervisor.store.opening import Location
+    from scraper_supervisor.store.opening import LedgerLocation
 
 SOON: Final = (10.0, 60.0, 300.0)  # seconds to wait for each of the first ones; the first two are for small ledgers
 EVERY: Final = 3600.0  # seconds
@@ -36,7 +36,7 @@ class Backups:
         soon: Seconds to wait for each of the first backups; after them there is one every `EVERY`.
     """
 
-    def __init__(self, where: Location, reserve: Callable[[], int | None], soon: Iterable[float] = SOON) -> None:
+    def __init__(self, where: LedgerLocation, reserve: Callable[[], int | None], soon: Iterable[float] = SOON) -> None:
         self._where = where
         self._reserve = reserve
         self._waits = itertools.chain(soon, itertools.repeat(EVERY))

@@ -14,10 +14,10 @@ import structlog
 from scraper_supervisor.core.events import Persisted, PersistFailed
 from scraper_supervisor.core.gathering import Gathering
 from scraper_supervisor.core.records import Answer, LedgerOp, Op, Probe, StateOp
-from scraper_supervisor.store.checkpoints import Checkpoints
+from scraper_supervisor.store.checkpoints import CheckpointFiles
 from scraper_supervisor.store.faults import StoreError, StoreFault, disk_fault
 from scraper_supervisor.store.files import Files
-from scraper_supervisor.store.opening import Location, open_for_writing
+from scraper_supervisor.store.opening import LedgerLocation, open_for_writing
 
 if TYPE_CHECKING:
     import asyncio
@@ -56,7 +56,7 @@ class StorageThreads:
 
     def __init__(
         self,
-        where: Location,
+        where: LedgerLocation,
         deliver: Callable[[StoreAnswers], None],
         told: Callable[[StoreFault], None],
         loop: asyncio.AbstractEventLoop,
@@ -68,7 +68,7 @@ class StorageThreads:
         self._ledger = open_for_writing(where, patient=True, warn=lambda what, why: _log.warning(what, reason=why))
         self._state_dir = where.state_dir
         self._files = files or Files()
-        self._checkpoints = Checkpoints(where.state_dir, self._files)
+        self._checkpoints = CheckpointFiles(where.state_dir, self._files)
         self._ledger_ops: SimpleQueue[list[LedgerOp] | None] = SimpleQueue()  # None: close
         self._state_ops: SimpleQueue[StateOp | None] = SimpleQueue()
         self._closed = False

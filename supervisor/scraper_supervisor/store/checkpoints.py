@@ -15,7 +15,7 @@ from scraper_supervisor.core.records import Damage, LoadState, ProbeFolder, Save
 from scraper_supervisor.core.sealed import Damaged, FileName, Sealed, TooNew
 from scraper_supervisor.core.wall import timestamp
 from scraper_supervisor.store.files import TEMPORARY, Files, NotAFile
-from scraper_supervisor.store.marks import MARK, Mark, read_mark, write_mark
+from scraper_supervisor.store.marks import MARK, GenerationMark, read_mark, write_mark
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ class CheckpointInfo(Struct, frozen=True):
     problem: str | None = None
 
 
-class FileCheck(Struct, frozen=True):
+class CheckpointCheck(Struct, frozen=True):
     """A file as `checkpoint verify` shows it; `reason` is None for a sound one.
 
     A folder that cannot be read has no generation, and that of all workers no worker.
@@ -74,7 +74,7 @@ class _Look(Struct, frozen=True):
     found: Sealed | str  # a sound checkpoint, or why it is none
 
 
-class Checkpoints:
+class CheckpointFiles:
     """The checkpoint files under a state folder. One thread at a time may use it.
 
     Args:
@@ -183,7 +183,9 @@ class Checkpoints:
                 continue  # an operator removed it meanwhile
             except Damaged as error:
                 mark = self._remember(
-                    folder, mark, Mark(mark.fresh_from, mark.before, mark.damaged or not earlier, memory.newest)
+                    folder,
+                    mark,
+                    GenerationMark(mark.fresh_from, mark.before, mark.damaged or not earlier, memory.newest),
                 )
                 damage.append(self._set_aside(folder, file.name, error.reason))
                 continue
@@ -204,7 +206,7 @@ class Checkpoints:
         there = self._generations(folder, op.generation)
         return StateLoaded("damaged" if known else "unknown", damage=tuple(damage), there=there)
 
-    def _mark(self, folder: Path, memory: _Memory, fresh_from: int, damage: list[Damage]) -> Mark:
+    def _mark(self, folder: Path, memory: _Memory, fresh_from: int, damage: list[Damage]) -> GenerationMark:
         """What the folder remembers, brought up to the run that is asked for; it is durable."""
         try:
             mark = read_mark(self._files, folder)
@@ -213,14 +215,14 @@ class Checkpoints:
             mark = None
         if mark is None and self._names_aside(folder):
             # It is lost. Rather a worker that waits for an operator than one that forgets its state.
-            return self._remember(folder, None, Mark(fresh_from, damaged=True, newest=memory.newest))
-        mark = mark or Mark()
+            return self._remember(folder, None, GenerationMark(fresh_from, damaged=True, newest=memory.newest))
+        mark = mark or GenerationMark()
         if mark.fresh_from < fresh_from:
             # The first time that this run asks: what is here, sound or not, is not its own.
-            return self._remember(folder, mark, Mark(fresh_from, before=memory.newest, newest=memory.newest))
+            return self._remember(folder, mark, GenerationMark(fresh_from, before=memory.newest, newest=memory.newest))
         return mark
 
-    def _remember(self, folder: Path, old: Mark | None, new: Mark) -> Mark:
+    def _remember(self, folder: Path, old: GenerationMark | None, new: GenerationMark) -> GenerationMark:
         if new != old:
             write_mark(self._files, folder, new)
         return new
@@ -277,12 +279,12 @@ class Checkpoints:
             )
         return infos
 
-    def verify(self, worker: str | None = None) -> Iterator[FileCheck]:
+    def verify(self, worker: str | None = None) -> Iterator[CheckpointCheck]:
         """Read every file of one worker or of all; what is damaged or unreadable is reported and stays in place."""
         for look in self._look(worker):
             reason = look.found if isinstance(look.found, str) else None
             generation = None if look.file is None else look.file.generation
-            yield FileCheck(str(look.path), look.worker, generation, reason is None, reason)
+            yield CheckpointCheck(str(look.path), look.worker, generation, reason is None, reason)
 
     def newest(self, worker: str, fresh_from: int) -> Sealed | None:
         """The state that LoadState would give, with nothing moved; None if the worker has none of these runs.
@@ -293,7 +295,7 @@ class Checkpoints:
             OSError: One cannot be read.
         """
         folder = self._folder(worker)
-        mark = read_mark(self._files, folder) or Mark(damaged=bool(self._names_aside(folder)))
+        mark = read_mark(self._files, folder) or GenerationMark(damaged=bool(self._names_aside(folder)))
         asked = mark.fresh_from >= fresh_from  # else what is here is of earlier runs, if it tells no run itself
         damage = Damaged("its files are damaged and were set aside") if asked and mark.damaged else None
         for file in sealed.newest_first(self._files.names(folder)):

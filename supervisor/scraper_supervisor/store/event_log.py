@@ -22,7 +22,7 @@ EVENTS_FILE: Final = "events.jsonl"
 KEPT: Final = 5  # rotated files, events.jsonl.1 the newest
 ROTATE_AT: Final = 64 * 1024 * 1024  # bytes
 
-_Identity: TypeAlias = tuple[int, int]  # device and inode
+_FileId: TypeAlias = tuple[int, int]  # device and inode
 
 
 class EventRecord(Struct, frozen=True):
@@ -77,7 +77,7 @@ class EventLogWriter:
         self.path = path
         self._rotate_at = rotate_at
         self._handle = -1
-        self._identity: _Identity = (0, 0)
+        self._identity: _FileId = (0, 0)
         self._size = 0
         self._found: str | None = None  # what was done to the file from outside, to be told by the next good write
 
@@ -227,7 +227,7 @@ def _open_all(path: Path, older: int) -> list[BinaryIO]:
     """
     with ExitStack() as stack:
         files: list[BinaryIO] = []
-        met: set[_Identity] = set()
+        met: set[_FileId] = set()
         for number in range(older + 1):
             file = _opened(rotated(path, number))
             if file is None:
@@ -285,6 +285,6 @@ def _bears(path: Path, file: BinaryIO) -> bool:
     return (found.st_dev, found.st_ino) == _identity(file)
 
 
-def _identity(file: BinaryIO) -> _Identity:
+def _identity(file: BinaryIO) -> _FileId:
     status = os.fstat(file.fileno())
     return status.st_dev, status.st_ino

@@ -13,7 +13,7 @@ from scraper_supervisor.core.records import WorkerTotals
 from scraper_supervisor.core.sealed import Damaged, TooNew
 from scraper_supervisor.core.wall import timestamp
 from scraper_supervisor.store import importing
-from scraper_supervisor.store.checkpoints import FOLDER, Checkpoints
+from scraper_supervisor.store.checkpoints import FOLDER, CheckpointFiles
 from scraper_supervisor.store.faults import NotExportable
 from scraper_supervisor.store.files import Files
 from scraper_supervisor.store.queries import check_there, readable, scan_items
@@ -100,7 +100,7 @@ class Export:
             remedy = "the supervisor does so when it starts"
             raise NotExportable(f"{owed[0]}: the state that was imported is not saved as a checkpoint yet; {remedy}")
         names = Files().folders(self._state_dir / FOLDER)
-        store = Checkpoints(self._state_dir)
+        store = CheckpointFiles(self._state_dir)
         for name in names:
             if re.fullmatch(re.escape(self._run.group) + "-[0-9]+", name, re.ASCII) is None:
                 continue

@@ -20,7 +20,7 @@ from scraper_supervisor.store.seal import damaged_seal, seal_of
 if TYPE_CHECKING:
     from threading import Event
 
-    from scraper_supervisor.store.opening import Location
+    from scraper_supervisor.store.opening import LedgerLocation
     from scraper_supervisor.store.restore import Restored as Restored
 
 
@@ -31,17 +31,17 @@ class FileCheck(Struct, frozen=True):
     reason: str | None
 
 
-def ledger_size(where: Location) -> int:
+def ledger_size(where: LedgerLocation) -> int:
     """Bytes that a backup takes."""
     return backup.ledger_size(where.state_dir)
 
 
-def is_small(where: Location) -> bool:
+def is_small(where: LedgerLocation) -> bool:
     """Whether a backup takes well under a second."""
     return ledger_size(where) <= backup.SMALL
 
 
-def remove_unfinished(where: Location) -> None:
+def remove_unfinished(where: LedgerLocation) -> None:
     """Remove what a backup that was cut off left behind.
 
     Raises:
@@ -50,13 +50,13 @@ def remove_unfinished(where: Location) -> None:
     backup.remove_unfinished(where.state_dir)
 
 
-def backup_is_due(where: Location) -> bool:
+def backup_is_due(where: LedgerLocation) -> bool:
     """Whether there is no backup, or the ledger was written to since the newest one."""
     newest = next(iter(backup.backups(where.state_dir)), None)
     return newest is None or backup.changed_since(where.state_dir, newest.at)
 
 
-def back_up(where: Location, stopping: Event) -> Path:
+def back_up(where: LedgerLocation, stopping: Event) -> Path:
     """Make a backup of the ledger while it is written to; blocks meanwhile, with rests.
 
     Args:
@@ -74,7 +74,7 @@ def back_up(where: Location, stopping: Event) -> Path:
         raise StoreError(f"{where}: {error}") from error
 
 
-def prune_backups(where: Location) -> list[Path]:
+def prune_backups(where: LedgerLocation) -> list[Path]:
     """Keep the newest sound backups, and remove those before; tells which were found damaged, and where they are now.
 
     Raises:
@@ -86,7 +86,7 @@ def prune_backups(where: Location) -> list[Path]:
         raise StoreError(f"{where}: {error}") from error
 
 
-def check(where: Location) -> list[FileCheck]:
+def check(where: LedgerLocation) -> list[FileCheck]:
     """Read the ledger and its backups wholly; of their seals, those that are damaged themselves are told."""
     path = where.state_dir / FILE_NAME
     found: list[FileCheck] = []
@@ -100,7 +100,7 @@ def check(where: Location) -> list[FileCheck]:
     return found + [seal for seal in seals if seal.reason is not None]
 
 
-def restore_ledger(where: Location) -> Restored:
+def restore_ledger(where: LedgerLocation) -> Restored:
     """Put the newest sound backup in the ledger's place; the damaged files are moved aside.
 
     Args:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MARK: Final = "mark.json"  # sealed like a checkpoint
 
 
-class Mark(Struct, frozen=True):
+class GenerationMark(Struct, frozen=True):
     """What is remembered; a folder without one has only known its first run, and no damage."""
 
     fresh_from: int = 1  # the run from which on states count, when the worker last asked for its own
@@ -30,7 +30,7 @@ class Mark(Struct, frozen=True):
     newest: int = 0  # no generation up to this one is given again, whatever becomes of what was set aside
 
 
-def read_mark(files: Files, folder: Path) -> Mark | None:
+def read_mark(files: Files, folder: Path) -> GenerationMark | None:
     """The folder's mark; None if it has none.
 
     Raises:
@@ -39,7 +39,7 @@ def read_mark(files: Files, folder: Path) -> Mark | None:
     """
     try:
         text, _ = sealed.content(files.read(folder / MARK))
-        return msgspec.json.decode(bytes(text) + b"}", type=Mark)
+        return msgspec.json.decode(bytes(text) + b"}", type=GenerationMark)
     except FileNotFoundError:
         return None
     except NotAFile as error:
@@ -48,7 +48,7 @@ def read_mark(files: Files, folder: Path) -> Mark | None:
         raise Damaged(f"the checksum fits, but the content is no mark: {error}") from error
 
 
-def write_mark(files: Files, folder: Path, mark: Mark) -> None:
+def write_mark(files: Files, folder: Path, mark: GenerationMark) -> None:
     """Write the folder's mark durably.
 
     Raises:

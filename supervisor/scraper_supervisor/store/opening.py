@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.store.ports import ExportPort, LedgerPort, ReaderPort, RunInfo
 
 
-class Location(Struct, frozen=True):
+class LedgerLocation(Struct, frozen=True):
     """Where a supervisor keeps what it keeps: the ledger and, as files wherever that is, the workers' states.
 
     As a string it is the ledger's place, for people.
@@ -35,13 +35,13 @@ class Location(Struct, frozen=True):
         return str(self.state_dir / FILE_NAME)
 
 
-def location(loaded: Loaded) -> Location:
+def location(loaded: Loaded) -> LedgerLocation:
     """The location that a configuration names."""
-    return Location(Path(loaded.folders.state_dir))
+    return LedgerLocation(Path(loaded.folders.state_dir))
 
 
 def open_for_writing(
-    where: Location, *, patient: bool = False, warn: Callable[[str, str], None] = lambda _, __: None
+    where: LedgerLocation, *, patient: bool = False, warn: Callable[[str, str], None] = lambda _, __: None
 ) -> LedgerPort:
     """Open the ledger for writing; it is made if there is none.
 
@@ -56,7 +56,7 @@ def open_for_writing(
     return Ledger.open(where.state_dir / FILE_NAME, patient=patient, warn=warn)
 
 
-def open_for_reading(where: Location) -> ReaderPort:
+def open_for_reading(where: LedgerLocation) -> ReaderPort:
     """Open the ledger for reading, whoever else has it open.
 
     Raises:
@@ -66,7 +66,7 @@ def open_for_reading(where: Location) -> ReaderPort:
     return LedgerReader(where.state_dir / FILE_NAME)
 
 
-def open_for_export(where: Location, run: RunInfo) -> ExportPort:
+def open_for_export(where: LedgerLocation, run: RunInfo) -> ExportPort:
     """Open the newest run of a group to be exported.
 
     Args:
