@@ -1,6 +1,6 @@
 """The smallest scraper: a result for each match page.
 
-Try it on the demo's site: `python -m scraper_supervisor.console.demo_site --port 8000`, and in this folder
+Try it on the demo's site: `python -m scraper_supervisor.console.demo.site --port 8000`, and in this folder
 `scraper-supervisor run matches:scrape`. Without a supervisor: `python -m scraper_worker matches:scrape`.
 """
 

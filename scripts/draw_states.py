@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draw the tables of states that are in force: docs/states.md.
 
-Run it after a change of `core/worker.py` or `core/states.py`; a test fails while the page is stale.
+Run it after a change of a table in `core/states/`; a test fails while the page is stale.
 """
 
 from __future__ import annotations
@@ -10,20 +10,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scraper_supervisor.core.states import (
-    GROUP_TABLE,
-    SUPERVISOR_TABLE,
-    GroupState,
-    GroupTrigger,
-    SupervisorState,
-    SupervisorTrigger,
-)
-from scraper_supervisor.core.worker import TABLE, Phase, Trigger
+from scraper_supervisor.core.states.group import GROUP_TABLE, GroupState, GroupTrigger
+from scraper_supervisor.core.states.supervisor import SUPERVISOR_TABLE, SupervisorState, SupervisorTrigger
+from scraper_supervisor.core.states.worker_life import TABLE, Phase, Trigger
 
 if TYPE_CHECKING:
     from enum import Enum
 
-    from scraper_supervisor.core.tables import Table
+    from scraper_supervisor.core.states.table import Table
 
 PAGE = Path(__file__).parent.parent / "docs" / "states.md"
 
@@ -36,20 +30,20 @@ that shows a dot leaves the state as it is: the trigger is stale there, or alrea
 WORKER = """\
 ## A worker
 
-From `core/worker.py`. `status` shows *spawning* as starting: there is no process yet, while from *starting* on a
-hello is owed. One clock runs at a time: to the hello (`start_timeout`), to the end of a drain or after goodbye
-(`stop_timeout`), to SIGKILL after a SIGTERM (5 s), to the next start in *backoff* (`restart_policy`). A reload computes
-it anew.
+From `core/states/worker_life.py`. `status` shows *spawning* as starting: there is no process yet, while from
+*starting* on a hello is owed. One clock runs at a time: to the hello (`start_timeout`), to the end of a drain or after
+goodbye (`stop_timeout`), to SIGKILL after a SIGTERM (5 s), to the next start in *backoff* (`restart_policy`). A reload
+computes it anew.
 """
 GROUP = """\
 ## A group
 
-From `core/states.py`. `status` shows *opening* as running: its run is being read from the ledger.
+From `core/states/group.py`. `status` shows *opening* as running: its run is being read from the ledger.
 """
 SUPERVISOR = """\
 ## The supervisor
 
-From `core/states.py`. `status` shows starting and running as degraded while the store is in trouble.
+From `core/states/supervisor.py`. `status` shows starting and running as degraded while the store is in trouble.
 """
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from scraper_supervisor import __version__
 from scraper_supervisor.console.cli import cli, main
+from scraper_supervisor.console.commands.run import group_name, simple
 from scraper_supervisor.console.context import clean
-from scraper_supervisor.console.run import group_name, simple
-from scraper_supervisor.core.parse import GROUP_NAME
+from scraper_supervisor.core.config.parser import GROUP_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,7 +148,7 @@ def test_a_bug_is_told_in_a_sentence(
     def fail(*_: object) -> None:
         raise RuntimeError("oops")
 
-    monkeypatch.setattr("scraper_supervisor.console.config_commands.check", fail)
+    monkeypatch.setattr("scraper_supervisor.console.commands.config.check", fail)
     monkeypatch.delenv("SCRAPER_SUPERVISOR_TRACEBACK", raising=False)
     with pytest.raises(SystemExit) as ended:
         main(["check"])
@@ -166,7 +166,7 @@ def test_ctrl_c_is_quiet(project: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scraper_supervisor.console.config_commands.check", interrupt)
+    monkeypatch.setattr("scraper_supervisor.console.commands.config.check", interrupt)
     with pytest.raises(SystemExit) as ended:
         main(["check"])
     assert ended.value.code == 130

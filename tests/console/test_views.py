@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
     from click.testing import Result
     from rich.console import RenderableType
-
-    from .conftest import FakeDaemon
+    from tests.console.conftest import FakeDaemon
 
 
 def drawn(thing: RenderableType, width: int = 100, **options: Any) -> str:

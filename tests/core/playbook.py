@@ -18,6 +18,7 @@ from unittest.mock import ANY
 from msgspec import Raw
 from tests.sim.model import ModelStore
 
+from scraper_supervisor.core.config.settings import AbortSettings, GroupSettings, RetrySettings, Settings
 from scraper_supervisor.core.events import (
     Command,
     Disconnected,
@@ -40,8 +41,8 @@ from scraper_supervisor.core.events import (
     Watch,
 )
 from scraper_supervisor.core.fleet import Fleet
-from scraper_supervisor.core.records import AddItems, NewItem, OpenRun
-from scraper_supervisor.core.settings import AbortSettings, GroupSettings, RetrySettings, Settings
+from scraper_supervisor.core.ops.item_ops import AddItems, NewItem
+from scraper_supervisor.core.ops.run_ops import OpenRun
 from scraper_worker.protocol import Failure, Granted, Hello, ItemNext, RpcError
 
 HIDDEN = (Publish, Watch, Unwatch, Introduced)

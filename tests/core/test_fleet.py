@@ -3,7 +3,9 @@
 import msgspec
 import pytest
 from msgspec.structs import replace
+from tests.core.playbook import ANY, BLIP, Play, Some, a_group, writes
 
+from scraper_supervisor.core.config.settings import AbortSettings, ResourceSettings, RestartSettings, SupervisorSettings
 from scraper_supervisor.core.events import (
     Answered,
     Asked,
@@ -27,20 +29,10 @@ from scraper_supervisor.core.events import (
     Watch,
     Withdrawn,
 )
-from scraper_supervisor.core.queue import QueueCounts
-from scraper_supervisor.core.records import (
-    AddItems,
-    Cancel,
-    CompleteRun,
-    Conclude,
-    LoadIntents,
-    LoadRun,
-    OpenRun,
-    SetIntent,
-    SetRunState,
-)
-from scraper_supervisor.core.resources import BrowserSample, Sample
-from scraper_supervisor.core.settings import AbortSettings, ResourceSettings, RestartSettings, SupervisorSettings
+from scraper_supervisor.core.measurements import BrowserSample, Sample
+from scraper_supervisor.core.ops.item_ops import AddItems, Cancel, Conclude
+from scraper_supervisor.core.ops.run_ops import CompleteRun, LoadIntents, LoadRun, OpenRun, SetIntent, SetRunState
+from scraper_supervisor.core.queue.queue import QueueCounts
 from scraper_supervisor.core.snapshot import Daemon, snapshot
 from scraper_worker.protocol import (
     BrowserRecycle,
@@ -61,8 +53,6 @@ from scraper_worker.protocol import (
     Nothing,
     RpcError,
 )
-
-from .playbook import ANY, BLIP, Play, Some, a_group, writes
 
 GIB = 2**30
 

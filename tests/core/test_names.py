@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from scraper_supervisor.core.names import EVENTS, SEVERITIES
+from scraper_supervisor.core.formats.event_names import EVENTS, SEVERITIES
 
 
 def test_the_names_are_the_contracts() -> None:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog
 
-from scraper_supervisor.core.records import Probe
+from scraper_supervisor.core.ops.run_ops import Probe
 from scraper_supervisor.daemon.backups import Backups
 from scraper_supervisor.daemon.telling.log import configure_logging
-from scraper_supervisor.store.backup import backups
-from scraper_supervisor.store.ledger import Ledger
 from scraper_supervisor.store.opening import LedgerLocation
+from scraper_supervisor.store.sqlite.backups.backup import backups
+from scraper_supervisor.store.sqlite.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,33 +13,21 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 from msgspec import Raw
 
-from scraper_supervisor.core.records import (
-    Added,
-    AddItems,
-    Answer,
-    Conclude,
-    Concluded,
-    LoadRun,
-    LoadState,
-    NewItem,
-    Op,
-    OpenRun,
-    Probe,
-    RunImage,
-    SaveState,
-    StateLoaded,
-    StateSaved,
-)
+from scraper_supervisor.core.ops.item_ops import Added, AddItems, Conclude, Concluded, NewItem
+from scraper_supervisor.core.ops.run_ops import LoadRun, OpenRun, Probe, RunImage
+from scraper_supervisor.core.ops.state_ops import LoadState, SaveState, StateLoaded, StateSaved
 from scraper_supervisor.daemon import storage
-from scraper_supervisor.store.checkpoints import CheckpointFiles
-from scraper_supervisor.store.faults import LedgerDamaged, StoreFault
+from scraper_supervisor.store.errors import LedgerDamaged, StoreFault
 from scraper_supervisor.store.files import Files
 from scraper_supervisor.store.opening import LedgerLocation
-from scraper_supervisor.store.queries import LedgerReader
+from scraper_supervisor.store.sqlite.reader import LedgerReader
+from scraper_supervisor.store.states.checkpoints import CheckpointFiles
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
+
+    from scraper_supervisor.core.ops.all_ops import Answer, Op
 
 G = "matches"
 A = TypeVar("A")
@@ -234,7 +222,12 @@ WRITER = """
 import asyncio, sys
 from pathlib import Path
 from msgspec import Raw
-from scraper_supervisor.core.records import *
+from scraper_supervisor.core.ops.all_ops import *
+from scraper_supervisor.core.ops.import_ops import *
+from scraper_supervisor.core.ops.item_ops import *
+from scraper_supervisor.core.ops.operation import *
+from scraper_supervisor.core.ops.run_ops import *
+from scraper_supervisor.core.ops.state_ops import *
 from scraper_supervisor.daemon import storage
 from scraper_supervisor.daemon.storage import StorageThreads
 from scraper_supervisor.store.opening import LedgerLocation

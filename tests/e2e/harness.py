@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import tomli_w
 
-from scraper_supervisor.store.queries import LedgerReader
+from scraper_supervisor.store.sqlite.reader import LedgerReader
 
 HERE = Path(__file__).parent
 PATIENCE = 30.0  # seconds; a test that waits this long for anything has failed

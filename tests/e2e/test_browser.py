@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from harness import HERE, alive
 
-from scraper_supervisor.console.demo_site import DemoSite, Knobs
+from scraper_supervisor.console.demo.site import DemoSite, Knobs
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Raw, Struct
 
-from scraper_supervisor.core.records import (
+from scraper_supervisor.core.ops.item_ops import (
     RETRY_ORIGIN,
     Added,
     AddItems,
-    Answer,
     Cancel,
     Changed,
-    CompleteRun,
     Conclude,
     Concluded,
     Conclusion,
@@ -25,36 +23,36 @@ from scraper_supervisor.core.records import (
     ConfirmedClaim,
     Entry,
     FindConclusion,
-    Intents,
-    Lane,
     Leased,
     LeaseFresh,
     LeaseLost,
     LeaseWaiting,
-    LoadIntents,
-    LoadRun,
-    LoadState,
     NewItem,
-    Op,
-    OpenRun,
-    Prefetch,
-    Probe,
-    ProbeFolder,
     Requeue,
     ReserveClaims,
     Reserved,
+)
+from scraper_supervisor.core.ops.run_ops import (
+    CompleteRun,
+    Intents,
+    Lane,
+    LoadIntents,
+    LoadRun,
+    OpenRun,
+    Prefetch,
+    Probe,
     RunEnd,
     RunImage,
-    SaveState,
     SetIntent,
     SetRunState,
-    StateLoaded,
-    StateSaved,
     WorkerTotals,
 )
+from scraper_supervisor.core.ops.state_ops import LoadState, ProbeFolder, SaveState, StateLoaded, StateSaved
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from scraper_supervisor.core.ops.all_ops import Answer, Op
 
 WALL = 1_750_000_000.0  # wall-clock seconds at monotonic 0
 

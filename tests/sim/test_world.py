@@ -10,8 +10,9 @@ import pytest
 from msgspec.structs import replace
 from tests.sim.world import World, replay, save
 
-from scraper_supervisor.core import handout, lanes
 from scraper_supervisor.core.events import Reconfigured
+from scraper_supervisor.core.queue import dispatch as handout
+from scraper_supervisor.core.queue import frontier as lanes
 
 SEEDS = int(os.environ.get("SIM_SEEDS", "150"))
 FIRST = int(os.environ.get("SIM_FIRST", "0"))

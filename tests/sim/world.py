@@ -19,7 +19,15 @@ from msgspec import Raw, Struct
 from tests.sim.model import ModelStore
 from tests.sim.processes import Process
 
-from scraper_supervisor.core import lanes
+from scraper_supervisor.core.config.settings import (
+    AbortSettings,
+    GroupSettings,
+    ResourceSettings,
+    RestartSettings,
+    RetrySettings,
+    Settings,
+    TargetSettings,
+)
 from scraper_supervisor.core.events import (
     Answered,
     Asked,
@@ -50,19 +58,13 @@ from scraper_supervisor.core.events import (
     TreeEnded,
 )
 from scraper_supervisor.core.fleet import Fleet
-from scraper_supervisor.core.records import Added, Concluded, LeaseFresh, Op, Prefetch, StateOp
-from scraper_supervisor.core.resources import BrowserSample, Sample
-from scraper_supervisor.core.settings import (
-    AbortSettings,
-    GroupSettings,
-    ResourceSettings,
-    RestartSettings,
-    RetrySettings,
-    Settings,
-    TargetSettings,
-)
-from scraper_supervisor.core.states import GroupState
-from scraper_supervisor.core.worker import Phase
+from scraper_supervisor.core.measurements import BrowserSample, Sample
+from scraper_supervisor.core.ops.item_ops import Added, Concluded, LeaseFresh
+from scraper_supervisor.core.ops.run_ops import Prefetch
+from scraper_supervisor.core.ops.state_ops import StateOp
+from scraper_supervisor.core.queue import frontier as lanes
+from scraper_supervisor.core.states.group import GroupState
+from scraper_supervisor.core.states.worker_life import Phase
 from scraper_worker.protocol import (
     DoneAnswer,
     FailedAnswer,
@@ -77,6 +79,8 @@ from scraper_worker.protocol import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from scraper_supervisor.core.ops.all_ops import Op
 
 MS = 0.001
 RESTARTS = RestartSettings(max_restarts=0, max_unstable=0, max_delay=5.0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scraper_supervisor.store.faults import Locked
+from scraper_supervisor.store.errors import Locked
 from scraper_supervisor.store.locks import FolderLock
 
 if TYPE_CHECKING:

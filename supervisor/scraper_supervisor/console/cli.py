@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from scraper_supervisor import __version__
-from scraper_supervisor.console import config_commands
-from scraper_supervisor.console.checkpoint_commands import checkpoint
+from scraper_supervisor.console.commands import config as config_commands
+from scraper_supervisor.console.commands.checkpoints import checkpoint
+from scraper_supervisor.console.commands.control import CONTROL, abort
+from scraper_supervisor.console.commands.items import items, results
+from scraper_supervisor.console.commands.run import run
+from scraper_supervisor.console.commands.transfer import export, import_
+from scraper_supervisor.console.commands.watch import events, status, top
 from scraper_supervisor.console.context import FAILED, INTERRUPTED, App, Commands, Refused, json_option, pass_app
-from scraper_supervisor.console.control_commands import CONTROL, abort
-from scraper_supervisor.console.demo import demo
-from scraper_supervisor.console.queue_commands import items, results
-from scraper_supervisor.console.run import run
-from scraper_supervisor.console.transfer_commands import export, import_
-from scraper_supervisor.console.watch_commands import events, status, top
+from scraper_supervisor.console.demo.command import demo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

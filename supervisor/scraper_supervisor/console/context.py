@@ -14,12 +14,12 @@ import click
 import msgspec
 from rich.console import Console
 
-from scraper_supervisor.console.config_commands import invalid
-from scraper_supervisor.console.control import Client, Denied, NoDaemon
-from scraper_supervisor.core.locate import config_file, folders
-from scraper_supervisor.core.parse import InvalidSettings, parse
+from scraper_supervisor.console.client import Client, Denied, NoDaemon
+from scraper_supervisor.console.commands.config import invalid
+from scraper_supervisor.core.config.parser import InvalidSettings, parse
+from scraper_supervisor.core.config.paths import config_file, folders
 from scraper_supervisor.store.config_file import Loaded, load_or_default
-from scraper_supervisor.store.faults import LedgerUnusable, NetworkFileSystem, StoreError
+from scraper_supervisor.store.errors import LedgerUnusable, NetworkFileSystem, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

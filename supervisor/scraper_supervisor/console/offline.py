@@ -8,40 +8,31 @@ from typing import TYPE_CHECKING, Any, Self
 from msgspec import Raw
 
 from scraper_supervisor.console.context import Refused, clean
-from scraper_supervisor.core.calls import target_of
-from scraper_supervisor.core.portable import Joiner
-from scraper_supervisor.core.records import (
-    Added,
-    AddItems,
-    Answer,
-    Cancel,
-    Changed,
+from scraper_supervisor.core.formats.run_export import Joiner
+from scraper_supervisor.core.ops.import_ops import (
     DropState,
     ImportBegin,
     ImportDrop,
     Imported,
     ImportFinish,
     ImportLines,
-    LedgerOp,
-    LoadState,
-    NewItem,
-    OpenRun,
-    Requeue,
-    RunImage,
-    SaveState,
-    SetRunState,
     StateTaken,
     TakeState,
 )
-from scraper_supervisor.store.checkpoints import CheckpointFiles
-from scraper_supervisor.store.faults import StoreFault
+from scraper_supervisor.core.ops.item_ops import Added, AddItems, Cancel, Changed, NewItem, Requeue
+from scraper_supervisor.core.ops.run_ops import OpenRun, RunImage, SetRunState
+from scraper_supervisor.core.ops.state_ops import LoadState, SaveState
+from scraper_supervisor.core.queue.item_calls import target_of
+from scraper_supervisor.store.errors import StoreFault
 from scraper_supervisor.store.locks import FolderLock
 from scraper_supervisor.store.opening import location, open_for_writing
+from scraper_supervisor.store.states.checkpoints import CheckpointFiles
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from scraper_supervisor.core.ops.all_ops import Answer, LedgerOp
     from scraper_supervisor.store.config_file import Loaded
 
 

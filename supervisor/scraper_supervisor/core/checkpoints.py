@@ -8,8 +8,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from scraper_supervisor.core.calls import storage_error
-from scraper_supervisor.core.records import LoadState, SaveState, StateLoaded, StateSaved
+from scraper_supervisor.core.ops.state_ops import LoadState, SaveState, StateLoaded, StateSaved
+from scraper_supervisor.core.queue.item_calls import storage_error
 from scraper_worker.protocol import (
     NO_CHECKPOINT,
     TOO_LARGE,
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from msgspec import Raw
 
+    from scraper_supervisor.core.config.settings import CheckpointSettings
     from scraper_supervisor.core.events import PersistFailed, Said
-    from scraper_supervisor.core.settings import CheckpointSettings
-    from scraper_supervisor.core.slo import Slo
-    from scraper_supervisor.core.state import FleetState, Worker
+    from scraper_supervisor.core.fleet_state import FleetState, Worker
+    from scraper_supervisor.core.policy.slo import Slo
 
 SMALL_STATE: Final = 1024 * 1024  # bytes; larger states are not kept to be written again on interval
 

@@ -6,10 +6,10 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
-from scraper_supervisor.core.names import Severity
-from scraper_supervisor.core.records import Answer, Op
-from scraper_supervisor.core.resources import Sample
-from scraper_supervisor.core.settings import GroupSettings, Settings
+from scraper_supervisor.core.config.settings import GroupSettings, Settings
+from scraper_supervisor.core.formats.event_names import Severity
+from scraper_supervisor.core.measurements import Sample
+from scraper_supervisor.core.ops.all_ops import Answer, Op
 from scraper_worker.protocol import FromWorker, RpcError, ToWorker
 
 # ---- events: what happened ------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 
 from scraper_supervisor.core.events import ItemsChanged
-from scraper_supervisor.core.records import RunImage
+from scraper_supervisor.core.ops.run_ops import RunImage
 from scraper_worker.protocol import FailedAnswer, Failure
 
 

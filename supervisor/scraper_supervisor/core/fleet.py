@@ -9,11 +9,8 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, assert_never
 
-from scraper_supervisor.core.abort import AbortWindow
+from scraper_supervisor.core.bookkeeping import Outcomes
 from scraper_supervisor.core.checkpoints import Checkpoints
-from scraper_supervisor.core.desk import Desk
-from scraper_supervisor.core.disk import Disk
-from scraper_supervisor.core.endings import Endings
 from scraper_supervisor.core.events import (
     Asked,
     Command,
@@ -49,26 +46,29 @@ from scraper_supervisor.core.facts import (
     RunRead,
     StatesOwed,
 )
-from scraper_supervisor.core.groups import Groups
-from scraper_supervisor.core.imports import Imports
-from scraper_supervisor.core.introductions import Introductions
-from scraper_supervisor.core.lifecycle import Lifecycle
-from scraper_supervisor.core.operators import Operators
+from scraper_supervisor.core.fleet_state import FleetState, Mode
+from scraper_supervisor.core.operators.orders import Operators
+from scraper_supervisor.core.operators.run_import import Imports
+from scraper_supervisor.core.operators.state_restore import Restores
 from scraper_supervisor.core.outbox import Outbox
-from scraper_supervisor.core.outcomes import Outcomes
-from scraper_supervisor.core.readiness import why_closed, why_not_ready
-from scraper_supervisor.core.recycling import Recycling
-from scraper_supervisor.core.restores import Restores
-from scraper_supervisor.core.slo import Slo
-from scraper_supervisor.core.state import FleetState, Mode
-from scraper_supervisor.core.states import ENDED
-from scraper_supervisor.core.targets import Targets
-from scraper_supervisor.core.watchdog import Watchdog
+from scraper_supervisor.core.policy.abort import AbortWindow
+from scraper_supervisor.core.policy.slo import Slo
+from scraper_supervisor.core.queue.targets import Targets
+from scraper_supervisor.core.runs.groups import Groups
+from scraper_supervisor.core.runs.shutdown import Endings
+from scraper_supervisor.core.sessions.handshake import Introductions
+from scraper_supervisor.core.sessions.sessions import Desk
+from scraper_supervisor.core.states.group import ENDED
+from scraper_supervisor.core.storage_health import Disk
+from scraper_supervisor.core.workers.lifecycle import Lifecycle
+from scraper_supervisor.core.workers.readiness import why_closed, why_not_ready
+from scraper_supervisor.core.workers.recycling import Recycling
+from scraper_supervisor.core.workers.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from scraper_supervisor.core.settings import Settings
+    from scraper_supervisor.core.config.settings import Settings
 
 _lanes: Final = attrgetter("queue.lanes")
 

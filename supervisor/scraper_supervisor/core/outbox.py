@@ -23,12 +23,12 @@ from scraper_supervisor.core.events import (
     Reply,
 )
 from scraper_supervisor.core.facts import Fact
-from scraper_supervisor.core.records import Op
+from scraper_supervisor.core.ops.all_ops import Op
 from scraper_worker.protocol import RpcError
 
 if TYPE_CHECKING:
-    from scraper_supervisor.core.names import Severity
-    from scraper_supervisor.core.records import AnswerT, Operation
+    from scraper_supervisor.core.formats.event_names import Severity
+    from scraper_supervisor.core.ops.operation import AnswerT, Operation
 
 
 class Pending(Struct):

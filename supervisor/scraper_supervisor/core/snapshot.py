@@ -8,14 +8,14 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from scraper_supervisor.core.groups import RATE_WINDOW
-from scraper_supervisor.core.readiness import idle_reason, why_closed
-from scraper_supervisor.core.states import ENDED, GroupState
-from scraper_supervisor.core.wall import timestamp
+from scraper_supervisor.core.formats.timestamps import timestamp
+from scraper_supervisor.core.runs.groups import RATE_WINDOW
+from scraper_supervisor.core.states.group import ENDED, GroupState
+from scraper_supervisor.core.workers.readiness import idle_reason, why_closed
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.fleet import Fleet
-    from scraper_supervisor.core.state import Group, Worker
+    from scraper_supervisor.core.fleet_state import Group, Worker
 
 
 class Daemon(Struct, frozen=True):

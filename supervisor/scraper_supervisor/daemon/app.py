@@ -42,11 +42,11 @@ from scraper_supervisor.store.opening import location
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from scraper_supervisor.core.records import Op
-    from scraper_supervisor.core.state import Mode
+    from scraper_supervisor.core.fleet_state import Mode
+    from scraper_supervisor.core.ops.all_ops import Op
     from scraper_supervisor.daemon.telling.log import Log
     from scraper_supervisor.store.config_file import Loaded
-    from scraper_supervisor.store.faults import StoreFault
+    from scraper_supervisor.store.errors import StoreFault
 
 REPEATED_SIGNAL: Final = 0.5  # seconds within which a second SIGTERM or SIGINT is the same one
 ARM_EVERY: Final = 0.01  # seconds between two looks for the next deadline, which may come late by that much

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from scraper_supervisor.store import maintenance
-from scraper_supervisor.store.faults import BackupStopped, StoreError
+from scraper_supervisor.store.errors import BackupStopped, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

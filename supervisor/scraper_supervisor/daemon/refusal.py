@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from scraper_supervisor.store.faults import LedgerTooNew, NetworkFileSystem, StoreError
+from scraper_supervisor.store.errors import LedgerTooNew, NetworkFileSystem, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

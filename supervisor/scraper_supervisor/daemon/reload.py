@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from scraper_supervisor.core.changes import plan
+from scraper_supervisor.core.config.parser import InvalidSettings, Problem
+from scraper_supervisor.core.config.reload_plan import plan
 from scraper_supervisor.core.events import Publish, Reconfigured
-from scraper_supervisor.core.parse import InvalidSettings, Problem
 from scraper_supervisor.daemon.telling.log import utc_now
 from scraper_supervisor.store.config_file import load
 from scraper_worker import protocol
@@ -15,8 +15,8 @@ from scraper_worker import protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from scraper_supervisor.core.config.settings import Settings
     from scraper_supervisor.core.events import Event
-    from scraper_supervisor.core.settings import Settings
     from scraper_supervisor.daemon.control_socket import ControlSocket
     from scraper_supervisor.daemon.processes.sampler import Sampler
     from scraper_supervisor.daemon.systemd import Notifier

@@ -12,11 +12,11 @@ import uvloop
 from scraper_supervisor.daemon.app import DaemonApp
 from scraper_supervisor.daemon.refusal import CannotStart
 from scraper_supervisor.daemon.telling.log import configure_logging
-from scraper_supervisor.store.faults import Locked
+from scraper_supervisor.store.errors import Locked
 from scraper_supervisor.store.locks import FolderLock
 
 if TYPE_CHECKING:
-    from scraper_supervisor.core.state import Mode
+    from scraper_supervisor.core.fleet_state import Mode
     from scraper_supervisor.store.config_file import Loaded
 
 __all__ = ["CannotStart", "run"]

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 import structlog
 
 from scraper_supervisor.core.events import Persisted, PersistFailed
-from scraper_supervisor.core.gathering import Gathering
-from scraper_supervisor.core.records import Answer, LedgerOp, Op, Probe, StateOp
-from scraper_supervisor.store.checkpoints import CheckpointFiles
-from scraper_supervisor.store.faults import StoreError, StoreFault, disk_fault
+from scraper_supervisor.core.ops.all_ops import Answer, LedgerOp, Op
+from scraper_supervisor.core.ops.run_ops import Probe
+from scraper_supervisor.core.ops.state_ops import StateOp
+from scraper_supervisor.store.errors import StoreError, StoreFault, disk_fault
 from scraper_supervisor.store.files import Files
+from scraper_supervisor.store.group_commit import Gathering
 from scraper_supervisor.store.opening import LedgerLocation, open_for_writing
+from scraper_supervisor.store.states.checkpoints import CheckpointFiles
 
 if TYPE_CHECKING:
     import asyncio

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from scraper_supervisor.core.locate import ENV_CONFIG, LOCAL_FILE, LOCAL_FOLDER, Folders, config_file, folders
-from scraper_supervisor.core.parse import InvalidSettings, Problem, parse
-from scraper_supervisor.core.settings import Settings
+from scraper_supervisor.core.config.parser import InvalidSettings, Problem, parse
+from scraper_supervisor.core.config.paths import ENV_CONFIG, LOCAL_FILE, LOCAL_FOLDER, Folders, config_file, folders
+from scraper_supervisor.core.config.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

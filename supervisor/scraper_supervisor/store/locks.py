@@ -7,7 +7,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, Final, Self
 
-from scraper_supervisor.store.faults import Locked
+from scraper_supervisor.store.errors import Locked
 
 if TYPE_CHECKING:
     from pathlib import Path

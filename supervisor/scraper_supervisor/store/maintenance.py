@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from scraper_supervisor.store import backup, restore
-from scraper_supervisor.store.faults import StoreError
-from scraper_supervisor.store.schema import FILE_NAME, remains
-from scraper_supervisor.store.seal import damaged_seal, seal_of
+from scraper_supervisor.store.errors import StoreError
+from scraper_supervisor.store.sqlite.backups import backup, restore
+from scraper_supervisor.store.sqlite.integrity.seal import damaged_seal, seal_of
+from scraper_supervisor.store.sqlite.schema import FILE_NAME, remains
 
 if TYPE_CHECKING:
     from threading import Event
 
     from scraper_supervisor.store.opening import LedgerLocation
-    from scraper_supervisor.store.restore import Restored as Restored
+    from scraper_supervisor.store.sqlite.backups.restore import Restored as Restored
 
 
 class FileCheck(Struct, frozen=True):

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from scraper_supervisor.store.faults import NetworkFileSystem
+from scraper_supervisor.store.errors import NetworkFileSystem
 
 _NETWORK: Final = frozenset([
     "afs", "beegfs", "ceph", "cifs", "coda", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs",

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from scraper_supervisor.store.exporting import Export
-from scraper_supervisor.store.ledger import Ledger
-from scraper_supervisor.store.queries import LedgerReader
-from scraper_supervisor.store.schema import FILE_NAME
+from scraper_supervisor.store.sqlite.ledger import Ledger
+from scraper_supervisor.store.sqlite.reader import LedgerReader
+from scraper_supervisor.store.sqlite.run_export import Export
+from scraper_supervisor.store.sqlite.schema import FILE_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable

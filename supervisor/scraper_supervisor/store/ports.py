@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from msgspec import Raw, Struct
 
-from scraper_supervisor.core.records import ItemState, RunState
+from scraper_supervisor.core.ops.item_ops import ItemState
+from scraper_supervisor.core.ops.run_ops import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
-    from scraper_supervisor.core.records import Answer, LedgerOp
-    from scraper_supervisor.store.faults import StoreFault
+    from scraper_supervisor.core.ops.all_ops import Answer, LedgerOp
+    from scraper_supervisor.store.errors import StoreFault
 
 
 class LedgerPort(Protocol):

@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from scraper_supervisor.core.events import Sampled, Watch
-from scraper_supervisor.core.resources import Sample
+from scraper_supervisor.core.measurements import Sample
 from scraper_supervisor.daemon.processes import host_usage, procfs
 from scraper_supervisor.daemon.processes import sampler as sampling
 from scraper_supervisor.daemon.processes.sampler import Sampler, SamplerFault, Usage, pss_due

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import sys
 
+from scraper_supervisor.core.config.settings import GroupSettings
 from scraper_supervisor.core.events import Spawn
-from scraper_supervisor.core.settings import GroupSettings
 from scraper_supervisor.daemon.processes.spawning import environment_for_workers, spec_of
 from scraper_worker.protocol import ENV_NAME, ENV_SOCKET, ENV_TOKEN
 

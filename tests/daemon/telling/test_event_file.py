@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
+from scraper_supervisor.core.config.settings import Settings
 from scraper_supervisor.core.events import Publish
-from scraper_supervisor.core.settings import Settings
 from scraper_supervisor.daemon.telling import batch_thread
 from scraper_supervisor.daemon.telling.event_file import EventFile
 from scraper_supervisor.daemon.telling.sinks import Telling

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import uvloop
 
+from scraper_supervisor.core.config.parser import parse
 from scraper_supervisor.core.events import Publish
-from scraper_supervisor.core.parse import parse
 from scraper_supervisor.daemon.processes.processes import Processes
 from scraper_supervisor.daemon.telling.notify import Notify
 from scraper_supervisor.daemon.telling.sinks import Telling
@@ -17,7 +17,7 @@ from scraper_supervisor.daemon.telling.sinks import Telling
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from scraper_supervisor.core.settings import Settings
+    from scraper_supervisor.core.config.settings import Settings
 
 KEEP = "cat >> notices; echo >> notices"
 

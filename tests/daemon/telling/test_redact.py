@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scraper_supervisor.core.parse import parse
+from scraper_supervisor.core.config.parser import parse
 from scraper_supervisor.daemon.telling.redact import Redactor, secrets_of
 
 SECRET = "correct horse"

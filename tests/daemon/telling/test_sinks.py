@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
+from scraper_supervisor.core.config.parser import parse
 from scraper_supervisor.core.events import Publish
-from scraper_supervisor.core.parse import parse
 from scraper_supervisor.daemon.telling.event_file import EventFile
 from scraper_supervisor.daemon.telling.log import LogSink, configure_logging
 from scraper_supervisor.daemon.telling.sinks import Sink, Telling, ToldEvent
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from scraper_supervisor.core.settings import Settings
+    from scraper_supervisor.core.config.settings import Settings
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ import psutil
 from msgspec import Struct
 
 from scraper_supervisor.core.events import Sampled
-from scraper_supervisor.core.resources import BrowserSample, Sample
+from scraper_supervisor.core.measurements import BrowserSample, Sample
 from scraper_supervisor.daemon.processes import host_usage, procfs
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from scraper_supervisor.daemon.processes.worker_output import Output
 from scraper_worker.protocol import ENV_NAME, ENV_SOCKET, ENV_TOKEN
 
 if TYPE_CHECKING:
+    from scraper_supervisor.core.config.settings import GroupSettings
     from scraper_supervisor.core.events import Spawn
-    from scraper_supervisor.core.settings import GroupSettings
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 STREAMS: Final = ("out", "err")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 import msgspec
 import structlog
 
-from scraper_supervisor.core.wall import timestamp
+from scraper_supervisor.core.formats.timestamps import timestamp
 from scraper_supervisor.daemon.telling.batch_thread import BatchThread
 from scraper_supervisor.daemon.telling.redact import Redactor
 from scraper_supervisor.daemon.telling.sinks import Sink, encode
@@ -19,7 +19,7 @@ from scraper_supervisor.daemon.telling.sinks import Sink, encode
 if TYPE_CHECKING:
     from collections.abc import MutableMapping, Sequence
 
-    from scraper_supervisor.core.settings import LogFormat, LogLevel, Settings
+    from scraper_supervisor.core.config.settings import LogFormat, LogLevel, Settings
     from scraper_supervisor.daemon.telling.sinks import ToldEvent
 
 LOG_QUEUE: Final = 10_000  # lines

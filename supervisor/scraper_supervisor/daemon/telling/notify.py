@@ -14,7 +14,7 @@ from scraper_supervisor.daemon.telling.sinks import Sink
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from scraper_supervisor.core.settings import Settings
+    from scraper_supervisor.core.config.settings import Settings
     from scraper_supervisor.daemon.processes.processes import Processes
     from scraper_supervisor.daemon.telling.redact import Redactor
     from scraper_supervisor.daemon.telling.sinks import ToldEvent

@@ -14,7 +14,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from scraper_supervisor.core.settings import Settings
+    from scraper_supervisor.core.config.settings import Settings
 
 HIDDEN: Final = "***"
 SHORTEST: Final = 8  # characters; a shorter value of the environment is no secret

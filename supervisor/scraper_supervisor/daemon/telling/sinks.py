@@ -9,16 +9,16 @@ import msgspec
 import structlog
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from scraper_supervisor.core.names import Severity
-from scraper_supervisor.core.wall import timestamp
+from scraper_supervisor.core.formats.event_names import Severity
+from scraper_supervisor.core.formats.timestamps import timestamp
 from scraper_supervisor.daemon.telling.batch_thread import BatchThread
 from scraper_supervisor.daemon.telling.redact import Redactor, secrets_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from scraper_supervisor.core.config.settings import Settings
     from scraper_supervisor.core.events import Publish
-    from scraper_supervisor.core.settings import Settings
 
 EVENT_QUEUE: Final = 50_000  # events
 _log = structlog.get_logger()

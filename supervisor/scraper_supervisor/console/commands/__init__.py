@@ -1,0 +1,1 @@
+"""The commands, a module each for what is used together."""

@@ -1,0 +1,77 @@
+"""`run`: the daemon in the foreground, with a configuration or with nothing but a function."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from typing import Final
+
+import click
+from msgspec.structs import replace
+
+from scraper_supervisor.console.context import USAGE, App, Command, Refused, pass_app
+from scraper_supervisor.core.config.parser import GROUP_NAME, parse
+from scraper_supervisor.core.config.paths import LOCAL_FOLDER, folders
+from scraper_supervisor.store.config_file import Loaded
+
+_ENTRYPOINT: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_LONGEST_NAME: Final = 48  # characters of a group's name
+
+
+@click.command(cls=Command)
+@click.argument("entrypoint", metavar="[MODULE:FUNCTION]", required=False)
+@click.option("--once", is_flag=True, help="End when nothing is left to do.")
+@click.option("--fresh", is_flag=True, help="Begin a new run, whatever the last one was.")
+@pass_app
+def run(app: App, entrypoint: str | None, once: bool, fresh: bool) -> None:
+    """Run the daemon in the foreground.
+
+    MODULE:FUNCTION needs no configuration file: one worker, all defaults, state in ./.scraper-supervisor, and it ends
+    when nothing is left to do, as with --once.
+
+    Exit codes: 0 done; 1 items are left and no worker is able; 65 the ledger does not open; 69 aborted by policy; 78
+    invalid configuration.
+    """
+    if entrypoint is None:
+        loaded = app.load()
+    else:
+        if app.config is not None:
+            raise Refused("MODULE:FUNCTION stands in for a configuration file: give it or --config, not both", USAGE)
+        loaded, once = simple(entrypoint, os.getcwd()), True
+    # Late: the other commands need not wait for uvloop and psutil to load.
+    from scraper_supervisor.daemon import start as daemon
+
+    try:
+        code = daemon.run(loaded, once=once, fresh=fresh)
+    except daemon.CannotStart as error:
+        raise Refused(str(error), error.code) from None
+    raise click.exceptions.Exit(code)
+
+
+def simple(entrypoint: str, cwd: str) -> Loaded:
+    """The configuration of `run MODULE:FUNCTION`.
+
+    Raises:
+        Refused: `entrypoint` is not of that form.
+        InvalidSettings: the path of a socket would be too long.
+    """
+    if not _ENTRYPOINT.fullmatch(entrypoint):
+        hint = ""
+        if entrypoint.endswith(".py") or ".py:" in entrypoint or "/" in entrypoint:
+            module = os.path.basename(entrypoint.partition(":")[0]).removesuffix(".py") or "my_scraper"
+            hint = f"; a module is named as in an import: {module}:{entrypoint.partition(':')[2] or 'scrape'}"
+        raise Refused(f'{entrypoint}: expected MODULE:FUNCTION, such as "my_scraper:scrape"{hint}', USAGE)
+    name = group_name(entrypoint.partition(":")[2])
+    settings = parse({"workers": {name: {"entrypoint": entrypoint}}}, cwd)
+    state_dir = os.path.join(cwd, LOCAL_FOLDER)
+    placed = replace(settings.supervisor, state_dir=state_dir, runtime_dir=os.path.join(state_dir, "run"))
+    settings = replace(settings, supervisor=placed)
+    return Loaded(settings, None, folders(placed, {}, cwd, cwd), cwd)
+
+
+def group_name(function: str) -> str:
+    """A function's name as the name of a group."""
+    plain = unicodedata.normalize("NFKD", function).encode("ascii", "ignore").decode().lower()
+    name = re.sub(r"[^a-z0-9_-]+", "-", plain).strip("_-")[:_LONGEST_NAME]
+    return name if GROUP_NAME.fullmatch(name) else "scraper"

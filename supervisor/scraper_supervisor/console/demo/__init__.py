@@ -1,0 +1,1 @@
+"""The demonstration: a small site with faults, scraped and shown."""

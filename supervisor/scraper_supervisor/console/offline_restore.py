@@ -1,0 +1,67 @@
+"""`checkpoint restore` without a daemon: the same two operations, under the state folder's lock."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from scraper_supervisor.console.context import Refused
+from scraper_supervisor.console.offline import locked
+from scraper_supervisor.core.checkpoints import why_not_given
+from scraper_supervisor.core.ops.state_ops import LoadState, SaveState, StateLoaded, StateSaved
+from scraper_supervisor.store.opening import LedgerLocation, location, open_for_reading
+from scraper_supervisor.store.states.checkpoints import FOLDER, CheckpointFiles
+
+if TYPE_CHECKING:
+    from scraper_supervisor.store.config_file import Loaded
+    from scraper_supervisor.store.ports import RunInfo
+
+
+def restore_offline(loaded: Loaded, worker: str, generation: int) -> dict[str, Any]:
+    """Write an older state of a worker as its new newest one, of the newest run that its group has.
+
+    Args:
+        loaded: the configuration.
+        worker: its name.
+        generation: which state.
+
+    Returns:
+        What the daemon would answer.
+
+    Raises:
+        Refused: there is no such worker or state.
+        Locked: another process uses the state folder.
+        LedgerUnusable: the ledger, which knows the run, does not open.
+        OSError: the disk does not take it; nothing was changed.
+    """
+    where = location(loaded)
+    state_dir = where.state_dir
+    group = worker.rpartition("-")[0]
+    known = sorted(path.name for path in (state_dir / FOLDER).glob("*") if path.is_dir())
+    if worker not in known:
+        raise Refused(f"no worker named {worker!r} has checkpoints; those that have: {', '.join(known) or 'none'}")
+    with contextlib.closing(locked(state_dir, "checkpoint restore")):
+        run = _newest_run(where, group)
+        store = CheckpointFiles(state_dir)
+        found = store.perform(LoadState(0, worker, 1 if run is None else run.fresh_from, generation))
+        if not isinstance(found, StateLoaded):
+            raise TypeError(f"not a state: {found!r}")
+        refusal = why_not_given(worker, generation, found)
+        if refusal is not None:
+            raise Refused(refusal)
+        counts = (0, 0, 0) if run is None else (run.pending + run.waiting, run.done, run.failed)
+        settings = loaded.settings.checkpoint
+        number, gzip = found.run if run is None else run.run, settings.compression == "gzip"
+        op = SaveState(0, worker, number, found.schema, found.state, *counts, settings.retention, gzip)
+        saved = store.perform(op)
+        if not isinstance(saved, StateSaved):
+            raise TypeError(f"not saved: {saved!r}")
+    return {"worker": worker, "restored": generation, "generation": saved.generation, "state": None}
+
+
+def _newest_run(where: LedgerLocation, group: str) -> RunInfo | None:
+    try:
+        with open_for_reading(where) as reader:
+            return next(iter(reader.runs(group)), None)
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,101 @@
+"""What is learned from attempts and deaths: figures, votes, and the events of the log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scraper_supervisor.core.queue.completion import CANCELLED
+
+if TYPE_CHECKING:
+    from scraper_supervisor.core.facts import Claimed, ItemEnded, ProcessEnded, RunRead
+    from scraper_supervisor.core.fleet_state import FleetState, Worker
+    from scraper_supervisor.core.formats.event_names import Severity
+    from scraper_supervisor.core.policy.abort import AbortWindow
+    from scraper_supervisor.core.policy.slo import Slo
+    from scraper_supervisor.core.workers.lifecycle import Lifecycle
+
+
+class Outcomes:
+    """Counts and tells what became of items and workers."""
+
+    def __init__(self, state: FleetState, lifecycle: Lifecycle, abort: AbortWindow, slo: Slo) -> None:
+        self._state = state
+        self._lifecycle = lifecycle
+        self._abort = abort
+        self._slo = slo
+
+    def claimed(self, claimed: Claimed, now: float) -> None:
+        """A worker was handed an item."""
+        worker = self._state.workers[claimed.worker]
+        if claimed.idle:
+            worker.current.progress = now
+        self._lifecycle.progressed(worker, now)
+
+    def process_ended(self, ended: ProcessEnded, now: float) -> None:
+        """A worker's process is gone; one that died speaks against its group."""
+        if ended.died:
+            self._abort.crash(now, ended.group, ended.charged)
+
+    def run_read(self, read: RunRead) -> None:
+        """What was acknowledged as done must be in the ledger; anything else is told at once and loudly."""
+        self._slo.items(read.missing)
+        if read.missing:
+            reason = f"{read.missing} done items are missing"
+            self._state.publish("storage_degraded", "critical", "queue", group=read.group, reason=reason)
+
+    def ended(self, ended: ItemEnded, now: float) -> None:
+        """An attempt was recorded. Its worker may be gone by now; the event is written all the same."""
+        worker = self._state.workers.get(ended.worker)
+        failure, outcome = ended.failure, ended.outcome
+        if worker is not None:
+            worker.current.progress = now
+            worker.last_failure = failure or worker.last_failure
+            if outcome == "done":
+                worker.done += 1
+                self._lifecycle.progressed(worker, now)
+            elif outcome == "failed":
+                worker.failed += 1
+        group = self._state.groups.get(ended.group)
+        if outcome != "retry" and group is not None:
+            group.ended.append(now)
+        self._vote(ended, now)
+        finished = {
+            "key": ended.key,
+            "attempt": ended.attempt,
+            "outcome": outcome,
+            "target": ended.target,
+            "seconds": ended.seconds,
+            "failure": failure,
+        }
+        self._publish(ended, worker, "item_finished", "debug" if outcome == "done" else "info", finished)
+        if outcome == "done" and not ended.first:
+            self._publish(ended, worker, "retry_succeeded", "info", {"key": ended.key, "attempt": ended.attempt})
+        elif ended.action is not None and failure is not None:
+            verdict = {"key": ended.key, "delay": ended.action.delay, "reason": ended.action.reason}
+            if outcome == "retry":
+                self._publish(ended, worker, "retry_attempted", "info", verdict)
+            else:
+                name = "permanent_failure" if failure.kind == "permanent" else "retry_exhausted"
+                self._publish(ended, worker, name, "warning", verdict)
+
+    def _vote(self, ended: ItemEnded, now: float) -> None:
+        """What we, the browser or an operator did is no vote on the site."""
+        failure = ended.failure
+        if failure == CANCELLED:
+            return
+        if failure is None or failure.kind != "infrastructure":
+            self._abort.vote(
+                now,
+                ended.group,
+                ended.key,
+                failed=ended.outcome != "done",
+                target=ended.target,
+                signature=failure.signature if failure is not None else None,
+            )
+
+    def _publish(self, ended: ItemEnded, worker: Worker | None, name: str, severity: Severity, data: Any) -> None:
+        incident = worker.incident if worker is not None else None
+        told = ended.worker if worker is not None else None
+        self._state.outbox.publish(
+            name, severity, "queue", incident=incident, worker=told, group=ended.group, data=data
+        )

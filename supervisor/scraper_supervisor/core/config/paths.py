@@ -1,0 +1,121 @@
+"""Where the configuration file, the state and the sockets are; pure: what exists is the caller's to say."""
+
+from __future__ import annotations
+
+import posixpath
+from typing import TYPE_CHECKING, Final, Literal
+
+from msgspec import Struct
+
+from scraper_supervisor.core.config.parser import InvalidSettings, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from scraper_supervisor.core.config.settings import SupervisorSettings
+
+ENV_CONFIG: Final = "SCRAPER_SUPERVISOR_CONFIG"
+LOCAL_FILE: Final = "supervisor.toml"
+LOCAL_FOLDER: Final = ".scraper-supervisor"
+SYSTEM_FILE: Final = "/etc/scraper-supervisor/supervisor.toml"
+MAX_SOCKET_PATH: Final = 107  # bytes; sun_path holds 108 with the closing zero
+
+_NAME: Final = "scraper-supervisor"
+
+
+class Location(Struct, frozen=True):
+    """Where the configuration is. `path` is None for kind "folder": no file, all defaults.
+
+    `base` is the absolute folder that relative paths, and the defaults that depend on one, are relative to.
+    """
+
+    path: str | None
+    kind: Literal["option", "environment", "local", "folder", "system"]
+    base: str
+
+    @property
+    def state_dir(self) -> str | None:
+        """The state folder that this kind of location fixes by itself, if it does."""
+        return posixpath.join(self.base, LOCAL_FOLDER) if self.kind == "folder" else None
+
+
+class Folders(Struct, frozen=True):
+    """Where state and sockets are; absolute paths."""
+
+    state_dir: str
+    runtime_dir: str
+
+    @property
+    def worker_socket(self) -> str:
+        """The socket of the workers."""
+        return posixpath.join(self.runtime_dir, "worker.sock")
+
+    @property
+    def control_socket(self) -> str:
+        """The socket of the operator's commands."""
+        return posixpath.join(self.runtime_dir, "control.sock")
+
+
+def config_file(option: str | None, environ: Mapping[str, str], exists: Callable[[str], bool], cwd: str) -> Location:
+    """The configuration file by the documented order; what was named outright need not exist.
+
+    Args:
+        option: the value of --config.
+        environ: the environment.
+        exists: whether there is a file or folder of that absolute path.
+        cwd: the absolute working folder.
+    """
+
+    def at(path: str, kind: Literal["option", "environment", "local", "system"]) -> Location:
+        path = posixpath.normpath(posixpath.join(cwd, path))
+        return Location(path, kind, posixpath.dirname(path))
+
+    if option:
+        return at(option, "option")
+    if named := environ.get(ENV_CONFIG):
+        return at(named, "environment")
+    if exists(posixpath.join(cwd, LOCAL_FILE)):
+        return at(LOCAL_FILE, "local")
+    if exists(posixpath.join(cwd, LOCAL_FOLDER)):
+        return Location(None, "folder", cwd)
+    return at(SYSTEM_FILE, "system")
+
+
+def folders(supervisor: SupervisorSettings, environ: Mapping[str, str], home: str, base: str) -> Folders:
+    """The state and the runtime folder by the documented order.
+
+    Args:
+        supervisor: the `[supervisor]` table.
+        environ: the environment; systemd sets STATE_DIRECTORY and RUNTIME_DIRECTORY.
+        home: the user's absolute home folder.
+        base: the absolute folder that relative paths are relative to.
+
+    Raises:
+        InvalidSettings: if the path of a socket would be longer than the system allows.
+    """
+    state_home = _absolute(environ.get("XDG_STATE_HOME")) or posixpath.join(home, ".local", "state")
+    runtime_home = _absolute(environ.get("XDG_RUNTIME_DIR"))
+    state = supervisor.state_dir or _first(environ.get("STATE_DIRECTORY")) or posixpath.join(state_home, _NAME)
+    runtime = (
+        supervisor.runtime_dir
+        or _first(environ.get("RUNTIME_DIRECTORY"))
+        or (runtime_home and posixpath.join(runtime_home, _NAME))
+        or posixpath.join(base, state, "run")
+    )
+    found = Folders(*(posixpath.normpath(posixpath.join(base, path)) for path in (state, runtime)))
+    size = len(found.control_socket.encode(errors="surrogateescape"))
+    if size > MAX_SOCKET_PATH:
+        limit = f"expected a folder whose socket paths are at most {MAX_SOCKET_PATH} bytes"
+        problem = Problem("supervisor.runtime_dir", f"{limit}, {found.control_socket} has {size}: set a shorter one")
+        raise InvalidSettings([problem])
+    return found
+
+
+def _first(listed: str | None) -> str | None:
+    """The first of what may be several folders with colons between them."""
+    return listed.split(":")[0] if listed else None
+
+
+def _absolute(path: str | None) -> str | None:
+    """XDG variables that hold a relative path are to be ignored."""
+    return path if path and path.startswith("/") else None

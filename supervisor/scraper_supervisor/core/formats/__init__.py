@@ -1,0 +1,1 @@
+"""How things are written down for others: checkpoint files, exported runs, times, names of events."""

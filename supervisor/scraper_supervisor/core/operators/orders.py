@@ -1,0 +1,268 @@
+"""What operators ask for on the control socket, and when it is done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal
+
+from msgspec import Raw, Struct
+
+from scraper_supervisor.core.operators import run_import as imports
+from scraper_supervisor.core.ops.item_ops import NewItem
+from scraper_supervisor.core.queue.item_calls import target_of
+from scraper_supervisor.core.states.group import ENDED, GroupState, GroupTrigger
+from scraper_supervisor.core.states.supervisor import SupervisorTrigger
+from scraper_supervisor.core.states.worker_life import Phase
+from scraper_worker.protocol import BadParams, check_key
+
+if TYPE_CHECKING:
+    from scraper_supervisor.core.events import Asked
+    from scraper_supervisor.core.fleet_state import FleetState, Group, Worker
+    from scraper_supervisor.core.operators.run_import import Imports
+    from scraper_supervisor.core.operators.state_restore import Restores
+    from scraper_supervisor.core.policy.abort import AbortWindow
+    from scraper_supervisor.core.runs.groups import Groups
+    from scraper_supervisor.core.workers.lifecycle import Lifecycle
+    from scraper_supervisor.core.workers.recycling import Recycling
+    from scraper_supervisor.core.workers.watchdog import Watchdog
+
+SETTLED: Final = frozenset({Phase.STOPPED, Phase.COMPLETED, Phase.FAILED})
+ITEMS: Final = frozenset({"items.add", "items.requeue", "items.cancel"})
+
+
+class _Refusal(ValueError):
+    """The request can't be served; the message names the remedy."""
+
+
+class _Waiting(Struct):
+    """A request that is answered when all its workers are where it wants them."""
+
+    request: int
+    method: str
+    workers: dict[str, tuple[int, int]]  # name → (incarnation, recycles) when it was asked
+
+
+class Operators:
+    """Serves the requests that change something. Reading is the snapshot's matter."""
+
+    def __init__(
+        self,
+        state: FleetState,
+        groups: Groups,
+        lifecycle: Lifecycle,
+        watchdog: Watchdog,
+        recycling: Recycling,
+        abort: AbortWindow,
+        restores: Restores,
+        imports: Imports,
+    ) -> None:
+        self._state = state
+        self._groups = groups
+        self._lifecycle = lifecycle
+        self._watchdog = watchdog
+        self._recycling = recycling
+        self._abort = abort
+        self._restores = restores
+        self._imports = imports
+        self._waiting: list[_Waiting] = []
+
+    def asked(self, event: Asked, now: float) -> None:
+        """Take a request."""
+        try:
+            if event.method in ITEMS:
+                self._items(event, now)
+            elif event.method in imports.METHODS:
+                self._imports.asked(event, self._group(event.names))
+            elif event.method == "checkpoint.restore":
+                self._restores.asked(event)
+            elif event.method == "abort.clear":
+                self._clear(now)
+                self._state.outbox.answer(event.request, True, {"cleared": True})
+            elif event.method == "claims":
+                claims = [claim for group in self._state.groups.values() for claim in group.queue.claims()]
+                self._state.outbox.answer(event.request, True, claims)
+            else:
+                self._order(event, now)
+        except (_Refusal, BadParams, imports.NotNow) as error:
+            self._state.outbox.answer(event.request, False, str(error))
+
+    def withdrawn(self, request: int) -> None:
+        """Nobody waits for the answer any more."""
+        self._waiting = [one for one in self._waiting if one.request != request]
+        self._restores.withdrawn(request)
+        self._imports.withdrawn(request)
+
+    # ---- workers and groups
+
+    def _order(self, event: Asked, now: float) -> None:
+        groups, workers = self._named(event.names)
+        team = [worker for group in groups for worker in self._state.team(group)] + workers
+        marks = {worker.name: (worker.life.incarnation, worker.recycles) for worker in team}
+        match event.method:
+            case "pause" | "resume":
+                self._pause(groups, workers, paused=event.method == "pause", now=now)
+            case "drain" | "stop":
+                intent: Literal["drained", "stopped"] = "drained" if event.method == "drain" else "stopped"
+                for group in groups:
+                    self._groups.set_intent(group.name, intent)
+                    self._groups.stop(group, f"an operator ordered: {event.method}", now)
+                for worker in workers:
+                    self._groups.set_intent(worker.name, intent)
+                    self._lifecycle.drain(worker, f"an operator ordered: {event.method}", "stop", now)
+            case "start":
+                self._start(groups, workers, fresh=event.fresh, now=now)
+            case "restart":
+                for worker in team:
+                    state = self._state.groups[worker.group].state
+                    if worker.life.up:
+                        self._lifecycle.drain(worker, "an operator ordered a restart", "restart", now)
+                    elif state not in ENDED and state is not GroupState.OPENING:
+                        self._lifecycle.start(worker, now)
+            case "recycle":
+                for worker in team:
+                    self._recycling.wish(worker, "an operator ordered it")
+            case _:
+                raise _Refusal(f"unknown request {event.method!r}")
+        if not event.wait:
+            self._state.outbox.answer(event.request, True, {"workers": sorted(marks)})
+            return
+        self._waiting.append(_Waiting(event.request, event.method, marks))
+
+    def _named(self, names: tuple[str, ...]) -> tuple[list[Group], list[Worker]]:
+        if not names:
+            return list(self._state.groups.values()), []
+        groups, workers = [], []
+        for name in names:
+            if name in self._state.groups:
+                groups.append(self._state.groups[name])
+            elif name in self._state.workers:
+                workers.append(self._state.workers[name])
+            else:
+                known = ", ".join([*self._state.groups, *self._state.workers]) or "none"
+                raise _Refusal(f"no group or worker is named {name!r}; known are: {known}")
+        return groups, workers
+
+    def _pause(self, groups: list[Group], workers: list[Worker], *, paused: bool, now: float) -> None:
+        for group in groups:
+            self._intend_pause(group.name, paused)
+            group.go(GroupTrigger.PAUSE if paused else GroupTrigger.RESUME)
+            workers = [*workers, *self._state.team(group)] if not paused else workers
+        for worker in workers:
+            self._intend_pause(worker.name, paused)
+            worker.paused = paused
+        for worker in self._state.workers.values():
+            self._lifecycle.note(worker, now)
+
+    def _intend_pause(self, name: str, paused: bool) -> None:
+        """What is drained or stopped stays so: resume ends a pause and nothing else."""
+        if self._state.intents.get(name) in (None, "paused"):
+            self._groups.set_intent(name, "paused" if paused else None)
+
+    def _start(self, groups: list[Group], workers: list[Worker], *, fresh: bool, now: float) -> None:
+        anew = {group.name for group in groups if fresh or self._is_over(group)}
+        for group in groups:
+            if group.name in anew and any(worker.life.up for worker in self._state.team(group)):
+                raise _Refusal(f"{group.name} has workers running; stop it first: stop {group.name}")
+        for worker in workers:
+            group = self._state.groups[worker.group]
+            if group.state in ENDED:
+                raise _Refusal(f"{group.name} is {group.state.public}; start the group: start {group.name}")
+        if self._state.phase in ("aborting", "aborted"):
+            self._abort.clear()
+            self._state.go(SupervisorTrigger.CLEAR)
+        for group in groups:
+            self._groups.set_intent(group.name, None)
+            for worker in self._state.team(group):
+                self._groups.set_intent(worker.name, None)
+                worker.paused = False
+            if group.name in anew:
+                group.queue.close()
+                self._groups.open(group, "fresh" if fresh else "next")
+            elif group.state is not GroupState.OPENING:
+                if group.state is GroupState.ABORTED:
+                    self._abort.forget(group.name)
+                self._groups.revive(group, now, reset=True)
+        for worker in workers:
+            self._groups.set_intent(worker.name, None)
+            worker.paused = False
+            self._lifecycle.want(worker)
+            if self._state.groups[worker.group].state is not GroupState.OPENING:  # else it is started with its run
+                self._lifecycle.start(worker, now)
+
+    def _is_over(self, group: Group) -> bool:
+        """Whether its run is done with; one to which items were added while the group was stopped is not."""
+        return group.state is GroupState.COMPLETED and not group.queue.unfinished
+
+    def _clear(self, now: float) -> None:
+        self._abort.clear()
+        self._state.go(SupervisorTrigger.CLEAR)
+        for group in self._state.groups.values():
+            if group.state is GroupState.ABORTED:
+                self._groups.revive(group, now, reset=True)
+
+    def settle(self, now: float) -> None:
+        """Answer the requests whose workers are where they were wanted."""
+        self._restores.settle(now)
+        if not self._waiting:
+            return
+        waiting: list[_Waiting] = []
+        for one in self._waiting:
+            workers = [self._state.workers[name] for name in one.workers if name in self._state.workers]
+            if all(self._is_done(one, worker) for worker in workers):
+                problem = self._problem(one.method, workers)
+                states = {worker.name: self._lifecycle.public(worker) for worker in workers}
+                self._state.outbox.answer(one.request, problem is None, problem or {"workers": states})
+            else:
+                waiting.append(one)
+        self._waiting = waiting
+
+    def _problem(self, method: str, workers: list[Worker]) -> str | None:
+        failed = [worker.name for worker in workers if worker.life.phase is Phase.FAILED]
+        if method in ("start", "restart") and failed:
+            return f"failed: {', '.join(failed)}"
+        again = [worker.name for worker in workers if worker.life.phase not in SETTLED]
+        if method in ("drain", "stop") and again:
+            return f"started again meanwhile: {', '.join(again)}"
+        return None
+
+    def _is_done(self, one: _Waiting, worker: Worker) -> bool:
+        incarnation, recycles = one.workers[worker.name]
+        phase = worker.life.phase
+        match one.method:
+            case "drain" | "stop":
+                return phase in SETTLED or worker.life.after != "stop"
+            case "start":
+                opening = self._state.groups[worker.group].state is GroupState.OPENING
+                return phase is Phase.RUNNING or (phase in SETTLED and not opening)
+            case "restart":
+                came_back = worker.life.incarnation > incarnation and phase is Phase.RUNNING
+                return came_back or phase in SETTLED
+            case "recycle":
+                return worker.current.recycle is None or worker.recycles > recycles or phase is not Phase.RUNNING
+        return True
+
+    # ---- items
+
+    def _items(self, event: Asked, now: float) -> None:
+        group = self._group(event.names)
+        if group.queue.image is None:
+            raise _Refusal(f"the run of {group.name} is still being read from the ledger; try again")
+        match event.method:
+            case "items.add":
+                for index, key in enumerate(event.keys):
+                    check_key(key, f"keys[{index}]")
+                items = tuple(NewItem(key, target_of(key, None), Raw(b"null"), 0) for key in event.keys)
+                group.queue.add(event.request, items)
+            case "items.requeue":
+                group.queue.requeue(event.request, event.keys, failed=event.failed, parked=event.parked)
+            case _:
+                for one in group.queue.doom(event.keys):
+                    worker = self._state.workers[one.worker]
+                    self._watchdog.cancel(worker, one.claim, one.key, "an operator cancelled it", now)
+                group.queue.cancel(event.request, event.keys)
+
+    def _group(self, names: tuple[str, ...]) -> Group:
+        group = self._state.groups.get(names[0]) if names else None
+        if group is None:
+            known = ", ".join(self._state.groups) or "none"
+            raise _Refusal(f"no group is named {names[0] if names else ''!r}; known are: {known}")
+        return group

@@ -1,0 +1,45 @@
+"""All questions and all answers, as closed unions."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from scraper_supervisor.core.ops.import_ops import Imported, ImportOp, StateTaken
+from scraper_supervisor.core.ops.item_ops import (
+    Added,
+    Changed,
+    Concluded,
+    Conclusion,
+    Confirmed,
+    Leased,
+    LeaseLost,
+    QueueOp,
+    Reserved,
+)
+from scraper_supervisor.core.ops.run_ops import Intents, LoadIntents, Probe, RunEnd, RunImage, RunOp, SetIntent
+from scraper_supervisor.core.ops.state_ops import StateLoaded, StateOp, StateSaved
+
+LedgerOp: TypeAlias = QueueOp | ImportOp | RunOp | SetIntent | LoadIntents | Probe
+
+
+Op: TypeAlias = LedgerOp | StateOp
+
+
+Answer: TypeAlias = (
+    RunImage
+    | RunEnd
+    | Added
+    | Concluded
+    | LeaseLost
+    | Leased
+    | Confirmed
+    | Conclusion
+    | Reserved
+    | Changed
+    | Intents
+    | Imported
+    | StateTaken
+    | StateSaved
+    | StateLoaded
+    | None
+)

@@ -1,0 +1,77 @@
+"""What is asked of the checkpoint files of the workers, and what they answer."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from msgspec import Raw, Struct
+
+from scraper_supervisor.core.ops.operation import Operation
+
+
+class StateSaved(Struct, frozen=True):
+    """`seconds` is how long it took; `removed` are the generations that retention removed."""
+
+    generation: int
+    sha256: str
+    saved_at: str
+    seconds: float
+    bytes: int
+    removed: tuple[int, ...]
+
+
+class SaveState(Operation[StateSaved], frozen=True):
+    """Write a worker's state as its next generation."""
+
+    worker: str
+    run: int
+    schema: str
+    state: Raw
+    pending: int
+    done: int
+    failed: int
+    retention: int
+    gzip: bool
+
+
+class Damage(Struct, frozen=True):
+    """A file that was moved to corrupt/, and why."""
+
+    path: str
+    reason: str
+
+
+class StateLoaded(Struct, frozen=True):
+    """`found` tells a worker without any file ("none") from one whose files are all damaged ("damaged").
+
+    "unknown" is the answer for a `generation` that does not exist; "newer" for a file that a later version wrote, which
+    stays where it is: `reason` says what to do. For these, and a damaged `generation`, `there` are the other ones.
+    """
+
+    found: Literal["sound", "none", "damaged", "unknown", "newer"]
+    generation: int = 0
+    run: int = 0
+    schema: str = ""
+    saved_at: str = ""
+    state: Raw = Raw(b"null")
+    damage: tuple[Damage, ...] = ()
+    reason: str = ""
+    there: tuple[int, ...] = ()
+
+
+class LoadState(Operation[StateLoaded], frozen=True):
+    """The newest sound state of a run from `fresh_from` on, or the one of `generation`."""
+
+    worker: str
+    fresh_from: int
+    generation: int | None = None
+
+
+class ProbeFolder(Operation[None], frozen=True):
+    """Learn whether a worker's folder takes a file of `room` bytes again."""
+
+    worker: str
+    room: int
+
+
+StateOp: TypeAlias = SaveState | LoadState | ProbeFolder

@@ -1,0 +1,1 @@
+"""Rules as machines that know no room: restarts, limits, the abort window, service levels."""

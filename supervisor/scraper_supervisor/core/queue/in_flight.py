@@ -1,0 +1,127 @@
+"""Who holds which item, under which number, and what is being written about it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+
+from scraper_supervisor.core.ops.item_ops import Conclude
+from scraper_supervisor.core.queue.frontier import Item
+from scraper_supervisor.core.queue.item_calls import Caller
+from scraper_worker.protocol import FailedAnswer, Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REMEMBERED_RELEASES: Final = 10_000
+
+
+class Closing(Struct):
+    """What is being written about a claim, and whom to tell. Where the disk refused it, it waits to be asked anew."""
+
+    op: Conclude
+    callers: list[Caller]
+    seconds: float | None = None
+    failure: Failure | None = None
+    answer: FailedAnswer | None = None
+
+
+class Hand(Struct):
+    """An item in a worker's hands. `since` is monotonic seconds."""
+
+    item: Item
+    claim: int
+    worker: str
+    incarnation: int
+    since: float
+    closing: Closing | None = None
+    left: bool = False  # its worker is gone: should the write fail, nobody would come again to repeat the call
+    doomed: bool = False  # an operator cancelled it: however it leaves the hands, unless done, it is failed
+
+
+class Hands:
+    """All hands of one group."""
+
+    def __init__(self) -> None:
+        self._hands: dict[int, Hand] = {}
+        self._of: dict[str, set[int]] = {}  # worker → its claims
+        self._released: OrderedDict[int, tuple[str, str]] = (
+            OrderedDict()
+        )  # the latest that were given back: key, worker
+
+    def __len__(self) -> int:
+        return len(self._hands)
+
+    def __iter__(self) -> Iterator[Hand]:
+        return iter(self._hands.values())
+
+    def clear(self) -> None:
+        """Nothing is in anybody's hands."""
+        self._hands.clear()
+        self._of.clear()
+
+    def get(self, claim: int) -> Hand | None:
+        """The hand of this claim."""
+        return self._hands.get(claim)
+
+    def count(self, worker: str) -> int:
+        """How many items are in this worker's hands."""
+        return len(self._of.get(worker, ()))
+
+    def of(self, worker: str) -> list[Hand]:
+        """This worker's hands, by claim."""
+        return [self._hands[claim] for claim in sorted(self._of.get(worker, ()))]
+
+    def open_of(self, worker: str) -> list[Hand]:
+        """Those of this worker's hands of which nothing is being written."""
+        return [hand for hand in self.of(worker) if hand.closing is None]
+
+    def busy(self, worker: str) -> bool:
+        """Whether one of this worker's hands is open."""
+        claims = self._of.get(worker)
+        return claims is not None and any(self._hands[claim].closing is None for claim in claims)
+
+    def alone(self, worker: str) -> bool:
+        """Whether this worker holds an item that it must hold alone."""
+        claims = self._of.get(worker)
+        return claims is not None and any(self._hands[claim].item.alone for claim in claims)
+
+    def find(self, caller: Caller, key: str, claim: int | None) -> Hand | None:
+        """The caller's own claim of that key: by its number, else by the key alone."""
+        if claim is None:
+            return next((hand for hand in self.of(caller.worker) if self._fits(hand, caller, key)), None)
+        hand = self._hands.get(claim)
+        return hand if hand is not None and self._fits(hand, caller, key) else None
+
+    @staticmethod
+    def _fits(hand: Hand, caller: Caller, key: str) -> bool:
+        return hand.item.key == key and hand.worker == caller.worker and hand.incarnation == caller.incarnation
+
+    def grip(self, item: Item, claim: int, worker: str, incarnation: int, now: float) -> Hand:
+        """An item goes into a worker's hands."""
+        self._released.pop(claim, None)
+        hand = self._hands[claim] = Hand(item, claim, worker, incarnation, now)
+        self._of.setdefault(worker, set()).add(claim)
+        return hand
+
+    def drop(self, hand: Hand, *, released: bool = False) -> None:
+        """An item leaves the hands; `released`: with nothing recorded, so that its claim may be taken up again."""
+        del self._hands[hand.claim]
+        mine = self._of[hand.worker]
+        mine.discard(hand.claim)
+        if not mine:
+            del self._of[hand.worker]
+        if released:
+            self._released[hand.claim] = (hand.item.key, hand.worker)
+            if len(self._released) > REMEMBERED_RELEASES:
+                self._released.popitem(last=False)
+
+    def was_released(self, claim: int, key: str, worker: str) -> bool:
+        """Whether this worker gave back this claim of that key, and nothing was recorded of it since."""
+        return self._released.get(claim) == (key, worker)
+
+    def of_item(self, item: int) -> Hand | None:
+        """The hand that holds the item of this number."""
+        return next((hand for hand in self._hands.values() if hand.item.id == item), None)

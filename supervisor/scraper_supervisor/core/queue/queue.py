@@ -1,0 +1,436 @@
+"""One group's queue: offers, claims and how each claim ends.
+
+Acknowledgement is a reaction: a call that changes the run asks the store, and only the store's answer brings the reply.
+A claim that is being concluded is `closing`; whatever happens to its worker meanwhile, the outcome on its way to the
+disk decides.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
+
+from scraper_supervisor.core.events import Refuse
+from scraper_supervisor.core.facts import RunRead
+from scraper_supervisor.core.ops.run_ops import LoadRun
+from scraper_supervisor.core.queue.completion import CANCELLED, Conclusions
+from scraper_supervisor.core.queue.dispatch import HandOut
+from scraper_supervisor.core.queue.frontier import Lanes
+from scraper_supervisor.core.queue.in_flight import Hands
+from scraper_supervisor.core.queue.item_calls import Caller, RunRef, new_items, not_claimed, storage_error
+from scraper_supervisor.core.queue.item_changes import ItemChanges
+from scraper_supervisor.core.queue.leasing import Leasing
+from scraper_supervisor.core.queue.reclaim import Reclaim
+from scraper_worker.protocol import (
+    Claim,
+    Failure,
+    Held,
+    ItemCounts,
+    ItemDone,
+    ItemFailed,
+    ItemRelease,
+    ItemsOffer,
+    Nothing,
+    Offered,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from scraper_supervisor.core.config.settings import RetrySettings
+    from scraper_supervisor.core.events import PersistFailed
+    from scraper_supervisor.core.ops.item_ops import Confirmed, NamedClaim, NewItem
+    from scraper_supervisor.core.ops.run_ops import RunImage
+    from scraper_supervisor.core.outbox import Outbox
+    from scraper_supervisor.core.queue.completion import Ended
+    from scraper_supervisor.core.queue.targets import Targets
+
+
+class OpenClaim(Struct, frozen=True):
+    """An item in a worker's hands. `since` is when it was handed out, in monotonic seconds."""
+
+    worker: str
+    claim: int
+    key: str
+    since: float
+
+
+class QueueCounts(Struct, frozen=True):
+    """How many items of the run are in which state."""
+
+    pending: int
+    in_flight: int
+    waiting: int
+    parked: int
+    done: int
+    failed: int
+
+
+class Queue:
+    """The queue of one group's current run.
+
+    Args:
+        group: its name.
+        retry: the group's retry settings; replaceable at any time.
+        outbox: takes replies, facts and what the store is asked.
+        seed: makes jitter differ between daemons but not between replays.
+        targets: what limits the targets, over all groups.
+    """
+
+    def __init__(self, group: str, retry: RetrySettings, outbox: Outbox, seed: str, targets: Targets) -> None:
+        self.group = group
+        self.lanes = Lanes(targets)
+        self.image: RunImage | None = None
+        self._outbox = outbox
+        self._run = RunRef(group)
+        self._hands = Hands()
+        self._conclusions = Conclusions(outbox, self._run, retry, self.lanes, self._hands, seed)
+        self._out = HandOut(outbox, self.lanes, self._hands)
+        numbers = self._out.numbers
+        self._leasing = Leasing(outbox, self._run, self.lanes, numbers)
+        self._changes = ItemChanges(outbox, self._run, self.lanes, self.reread)
+        self._reclaim = Reclaim(outbox, self._run, self.lanes, self._hands, self._conclusions, numbers)
+
+    def configure(self, retry: RetrySettings) -> None:
+        """Go on under these settings."""
+        self._conclusions.retry = retry
+
+    # ---- the run
+
+    def open(self, image: RunImage) -> None:
+        """Take over a run as the ledger has it; items in hands stay there."""
+        if self.image is None or self.image.run_id != image.run_id:
+            self._conclusions.forget_debts()
+        self.image = image
+        self._run.run_id = image.run_id
+        ended = self.ended
+        ended.done, ended.failed, ended.parked = image.done, image.failed, image.parked
+        self._out.forget_reservations()
+        self.lanes.open(image.lanes, image.waiting, [hand.item for hand in self._hands], image.prefetch)
+        self._leasing.begin_anew()
+
+    def read_again(self) -> None:
+        """Ask the ledger how the run stands, after operations on many items."""
+        self._outbox.ask(LoadRun(self._outbox.ticket(), self.group), self.reread, again=True)
+
+    def reread(self, image: RunImage, _: float) -> None:
+        """The run as the ledger has it now."""
+        if self.image is None or self.image.run_id != image.run_id:
+            return  # a new run is being opened meanwhile
+        self._outbox.facts.append(RunRead(self.group, max(0, self.ended.done - image.done)))
+        self.open(image)
+
+    def close(self) -> None:
+        """The run's workers are gone and another run will be opened: nothing stays in memory."""
+        self.image = None
+        self._changes.forget()
+        self._hands.clear()
+        self._out.clear()
+        self.lanes.close()
+
+    # ---- how it stands
+
+    @property
+    def ended(self) -> Ended:
+        """How many items have ended, and how."""
+        return self._conclusions.ended
+
+    @property
+    def open_items(self) -> int:
+        """How many items are pending, waiting or in flight."""
+        return self.lanes.open_items
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether an item is pending, waiting or in flight, or an offer is on its way to the disk."""
+        return self.image is not None and (
+            self.lanes.open_items > 0 or len(self._hands) > 0 or self._changes.offers > 0
+        )
+
+    @property
+    def frozen(self) -> bool:
+        """Whether an operator's change of many items is under way, during which nothing is handed out."""
+        return self._changes.under_way
+
+    @property
+    def in_flight(self) -> int:
+        """How many items are in workers' hands."""
+        return len(self._hands)
+
+    def hands(self, worker: str) -> int:
+        """How many items are in this worker's hands."""
+        return self._hands.count(worker)
+
+    def busy(self, worker: str) -> bool:
+        """Whether an item is in this worker's hands of whose end it has not told yet."""
+        return self._hands.busy(worker)
+
+    def open_claim(self, claim: int) -> bool:
+        """Whether this claim is in somebody's hands and nothing is being written about it."""
+        hand = self._hands.get(claim)
+        return hand is not None and hand.closing is None
+
+    @property
+    def writing(self) -> bool:
+        """Whether something that changes the run is on its way to the disk."""
+        return self._changes.offers > 0 or self.frozen or any(hand.closing is not None for hand in self._hands)
+
+    def owes(self, conn: int) -> bool:
+        """Whether the end of a claim that this connection told of is not written yet."""
+        closing = (hand.closing for hand in self._hands if hand.closing is not None)
+        return any(caller.conn == conn for one in closing for caller in one.callers)
+
+    def open_claims(self) -> list[OpenClaim]:
+        """The items in hands that are not being concluded."""
+        return [
+            OpenClaim(hand.worker, hand.claim, hand.item.key, hand.since)
+            for hand in self._hands
+            if hand.closing is None
+        ]
+
+    def claims(self) -> list[tuple[str, str, int]]:
+        """(key, worker, claim) of all items in flight, as operators are told of them."""
+        return [(hand.item.key, hand.worker, hand.claim) for hand in self._hands]
+
+    def stood_still(self, worker: str, since: float, now: float) -> None:
+        """The disk refused from `since` to `now`: for that long, the clocks of the items in its hands stood still."""
+        for hand in self._hands.of(worker):
+            hand.since += max(0.0, now - max(since, hand.since))  # it may have been handed out after that
+
+    def waits(self, worker: str) -> bool:
+        """Whether the worker has an item.next open."""
+        return self._out.waits(worker)
+
+    def alone(self, worker: str) -> bool:
+        """Whether the worker holds an item that it must hold alone, or is to have one."""
+        return self._out.alone(worker)
+
+    @property
+    def loading(self) -> bool:
+        """Whether something that may come first is on its way from the ledger."""
+        return self.image is None or self.frozen or self._leasing.under_way
+
+    def next_due(self) -> float | None:
+        """When the first of the items that wait is due, in monotonic seconds; None if only the ledger knows."""
+        return self.lanes.next_due()
+
+    def counts(self, now: float) -> QueueCounts:
+        """How many items are in which state."""
+        waiting, in_flight, ended = self.lanes.waiting(now), len(self._hands), self.ended
+        pending = max(0, self.lanes.open_items - in_flight - waiting)
+        return QueueCounts(pending, in_flight, waiting, ended.parked, ended.done, ended.failed)
+
+    def summary(self) -> ItemCounts:
+        """The counts that `hello` answers and a checkpoint carries; pending is all that is open."""
+        return ItemCounts(self.lanes.open_items, self.ended.done, self.ended.failed)
+
+    # ---- what workers ask
+
+    def offer(self, caller: Caller, message: ItemsOffer) -> None:
+        """Offer items.
+
+        Raises:
+            BadParams: one entry is bad; none is offered.
+        """
+        items = new_items(message.items, "items")
+        if not items:
+            self._outbox.reply(caller.conn, caller.call, Offered(0, 0))
+            return
+        self._changes.offer(
+            items,
+            lambda answer: self._outbox.reply(caller.conn, caller.call, Offered(len(answer.added), answer.known)),
+            lambda fault: self._unavailable(caller, fault),
+            caller.conn,
+        )
+
+    def _unavailable(self, caller: Caller, fault: PersistFailed) -> None:
+        if caller.call is not None:
+            self._outbox.commands.append(Refuse(caller.conn, caller.call, storage_error(fault)))
+
+    def ask(self, caller: Caller, wait: float | None, now: float) -> None:
+        """item.next: to be answered by `pump`."""
+        self._out.ask(caller, wait, now)
+
+    def conclude_done(self, caller: Caller, message: ItemDone) -> None:
+        """item.done.
+
+        Raises:
+            BadParams: an offer with it is bad; nothing is recorded.
+        """
+        offers = new_items(message.offers, "offers")
+        hand = self._hands.find(caller, message.key, message.claim)
+        if hand is None:
+            self._conclusions.look_up(caller, message)
+        elif hand.closing is not None:
+            self._conclusions.join(hand.closing, caller, message)
+        else:
+            self._conclusions.done(hand, caller, message, offers)
+
+    def conclude_failed(self, caller: Caller, message: ItemFailed) -> None:
+        """item.failed."""
+        hand = self._hands.find(caller, message.key, message.claim)
+        if hand is None:
+            self._conclusions.look_up(caller, message)
+        elif hand.closing is not None:
+            self._conclusions.join(hand.closing, caller, message)
+        else:
+            self._conclusions.fail(hand, message.failure, (caller,), message.seconds, message.target)
+
+    def release(self, caller: Caller, message: ItemRelease) -> None:
+        """item.release: given back at no cost; needs no disk, since the ledger never knew of the claim."""
+        hand = self._hands.find(caller, message.key, message.claim)
+        if hand is not None and hand.closing is None:
+            self._conclusions.give_back(hand)
+            self._outbox.reply(caller.conn, caller.call, Nothing())
+        elif hand is None and self._gave_back(caller, message):
+            self._outbox.reply(caller.conn, caller.call, Nothing())
+        elif caller.call is not None:
+            self._outbox.commands.append(Refuse(caller.conn, caller.call, not_claimed(message.key)))
+
+    def _gave_back(self, caller: Caller, message: ItemRelease) -> bool:
+        claim = message.claim
+        return claim is not None and self._hands.was_released(claim, message.key, caller.worker)
+
+    def of_predecessors(self, named: Iterable[Claim]) -> tuple[NamedClaim, ...]:
+        """Those of the claims that a supervisor before this one gave: the ledger has to confirm them."""
+        return () if self.frozen else self._reclaim.of_predecessors(named)
+
+    def confirm(
+        self,
+        named: tuple[NamedClaim, ...],
+        confirmed: Callable[[Confirmed, float], None],
+        refused: Callable[[PersistFailed, float], None],
+    ) -> None:
+        """Ask the ledger which of these claims may be taken up again."""
+        self._reclaim.confirm(named, confirmed, refused)
+
+    def take_up(
+        self, worker: str, incarnation: int, named: Iterable[Claim], confirmed: Confirmed, now: float
+    ) -> list[Held]:
+        """A worker came back: what it does not name goes back, what is still its own or nobody's it keeps.
+
+        Args:
+            worker: its name.
+            incarnation: its present one.
+            named: the claims that it says it holds.
+            confirmed: those of a supervisor before this one that may be taken up again.
+            now: monotonic seconds.
+
+        Returns:
+            What the worker holds.
+        """
+        self._reclaim.take_up(worker, incarnation, confirmed, now)
+        return self._reclaim.reclaim(worker, incarnation, named, now, frozen=self.frozen)
+
+    def lose(self, claims: Iterable[int]) -> list[OpenClaim]:
+        """Others may have these items by now: what is not being written about them is dropped.
+
+        Returns:
+            The claims that their workers are to be told of.
+        """
+        lost = self._reclaim.lose(claims)
+        if lost:
+            self.read_again()
+        return [OpenClaim(hand.worker, hand.claim, hand.item.key, hand.since) for hand in lost]
+
+    def disconnected(self, conn: int) -> None:
+        """Nobody listens there any more; claims stay."""
+        self._out.disconnected(conn)
+
+    def end_waiting(self, worker: str, end: Literal["complete", "draining"]) -> None:
+        """Answer the worker's open item.next calls: there will be nothing more."""
+        self._out.end(worker, end)
+
+    # ---- deaths
+
+    def let_go(self, worker: str) -> None:
+        """Everything in the worker's hands goes back at no cost (goodbye, a death that the supervisor ordered)."""
+        self._leave(worker)
+        for hand in self._hands.open_of(worker):
+            self._conclusions.give_back(hand)
+
+    def died(self, worker: str, failure: Failure) -> str | None:
+        """A worker died by itself: one item in its hands is charged; several go back, each to be handed out alone.
+
+        Returns:
+            The key of the item that was charged.
+        """
+        self._leave(worker)
+        hands = self._hands.open_of(worker)
+        if len(hands) == 1:
+            key = hands[0].item.key
+            self._conclusions.fail(hands[0], failure)
+            return key
+        for hand in hands:
+            if hand.doomed:
+                self._conclusions.fail(hand, CANCELLED)
+            else:
+                self._conclusions.set_apart(hand)
+        return None
+
+    def charge(self, key: str, worker: str, failure: Failure) -> None:
+        """That item alone is charged (it was cancelled in vain); the worker's others go back at no cost."""
+        self._leave(worker)
+        for hand in self._hands.open_of(worker):
+            if hand.item.key == key:
+                self._conclusions.fail(hand, failure)
+            else:
+                self._conclusions.give_back(hand)
+
+    # ---- what operators change; `request` is told when it is done
+
+    def add(self, request: int, items: tuple[NewItem, ...]) -> None:
+        """Offer items on an operator's behalf."""
+        self._changes.add(request, items)
+
+    def requeue(self, request: int, keys: tuple[str, ...], *, failed: bool, parked: bool) -> None:
+        """Make items pending again: by key, all failed, all parked."""
+        self._changes.requeue(request, keys, failed=failed, parked=parked)
+
+    def doom(self, keys: Iterable[str]) -> list[OpenClaim]:
+        """Have those of the items that workers hold end as failed, unless they end as done.
+
+        Returns:
+            The claims that their workers are to be told of.
+        """
+        wanted = set(keys)
+        for hand in self._hands:
+            hand.doomed = hand.doomed or hand.item.key in wanted
+        return [one for one in self.open_claims() if one.key in wanted]
+
+    def cancel(self, request: int, keys: tuple[str, ...]) -> None:
+        """Fail items for good that are not done; those in hands that are doomed end by themselves."""
+        doomed = {hand.item.key for hand in self._hands if hand.doomed}
+        held = tuple(key for key in dict.fromkeys(keys) if key in doomed)
+        self._changes.cancel(request, tuple(key for key in keys if key not in doomed), held)
+
+    # ---- handing out
+
+    def pump(self, now: float, ready: Callable[[str], bool], *, open_: bool = True) -> None:
+        """Answer as many open item.next calls as there are items for workers that may start one.
+
+        `open_`: whether anything may be handed out at all; calls whose wait is over are answered anyway.
+        """
+        self.lanes.advance(now)
+        if open_ and self.image is not None and not self.frozen:
+            self._out.hand_out(now, ready)
+            self._leasing.ask(now)
+        if self._out.timed:
+            self._out.expire(now, loading=open_ and self.loading)
+
+    def next_deadline(self) -> float | None:
+        """When `pump` may have something new to say by itself."""
+        return self._out.next_deadline()
+
+    def settle(self) -> None:
+        """The disk works again: write what it refused of the supervisor's own."""
+        self._conclusions.settle()
+
+    # ---- inside
+
+    def _leave(self, worker: str) -> None:
+        """The worker is gone, or said goodbye: what it called and is not written yet may come to nothing."""
+        self._out.unreserve(worker)
+        for hand in self._hands.of(worker):
+            hand.left = True

@@ -1,0 +1,78 @@
+"""What becomes of an item whose attempt failed: charged or free, tried again or final."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from scraper_worker.protocol import Failure
+from scraper_worker.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from scraper_supervisor.core.config.settings import RetrySettings
+    from scraper_supervisor.core.queue.frontier import Item
+    from scraper_worker.protocol import Kind
+
+FREE_INFRASTRUCTURE: Final = 3  # failures of browser or driver that cost an item no attempt
+FREE_BLOCKED: Final = 20  # refusals by the target with a time to come back that cost an item no attempt
+
+
+class Ruling(Struct, frozen=True):
+    """`attempts`, `infrastructure` and `blocked` are the item's counts from now on; `delay` is seconds."""
+
+    action: Literal["retry", "final"]
+    delay: float | None
+    reason: str
+    attempts: int
+    infrastructure: int
+    blocked: int
+    failure: Failure
+
+
+@lru_cache(maxsize=1024)
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(text)
+
+
+def reclassify(failure: Failure, settings: RetrySettings) -> Failure:
+    """The failure as the operator's patterns and statuses see it; they come before what the worker said."""
+    text = f"{failure.signature}\n{failure.message}"
+    kind: Kind = failure.kind
+    if failure.status is not None and failure.status in settings.permanent_status:
+        kind = "permanent"
+    elif failure.status is not None and failure.status in settings.retryable_status:
+        kind = "transient"
+    elif any(_pattern(pattern).search(text) for pattern in settings.permanent_patterns):
+        kind = "permanent"
+    elif any(_pattern(pattern).search(text) for pattern in settings.transient_patterns):
+        kind = "transient"
+    return failure if kind == failure.kind else msgspec.structs.replace(failure, kind=kind)
+
+
+def judge(item: Item, failure: Failure, settings: RetrySettings, unit: float) -> Ruling:
+    """What becomes of an item after this failure. `unit` in [0, 1) places the delay within its jitter."""
+    failure = reclassify(failure, settings)
+    infrastructure, blocked, attempts = item.infrastructure, item.blocked, item.attempts
+    if failure.kind == "infrastructure" and infrastructure < FREE_INFRASTRUCTURE:
+        infrastructure += 1
+        charged = False
+    elif failure.kind == "blocked" and failure.retry_after is not None and blocked < FREE_BLOCKED:
+        blocked += 1
+        charged = False
+    else:
+        attempts += 1
+        charged = True
+    policy = RetryPolicy(
+        max_attempts=settings.max_attempts,
+        base_delay=settings.base_delay,
+        multiplier=settings.multiplier,
+        max_delay=settings.max_delay,
+        jitter=settings.jitter,
+    )
+    verdict = policy.decide(failure, item.attempts + 1, unit, charged=charged)
+    delay = verdict.delay if verdict.action == "retry" else None
+    return Ruling(verdict.action, delay, verdict.reason, attempts, infrastructure, blocked, failure)

@@ -1,0 +1,1 @@
+"""Groups and their runs, from opening to the end of everything."""

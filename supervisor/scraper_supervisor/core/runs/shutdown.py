@@ -1,0 +1,97 @@
+"""What ends the fleet, or groups of it: decisions of the abort policy, an order to stop, that nothing is left to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scraper_supervisor.core.events import Leave
+from scraper_supervisor.core.states.group import ENDED, GroupState
+from scraper_supervisor.core.states.supervisor import SupervisorTrigger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from scraper_supervisor.core.events import Terminated
+    from scraper_supervisor.core.fleet_state import FleetState
+    from scraper_supervisor.core.policy.abort import Decision
+    from scraper_supervisor.core.runs.groups import Groups
+    from scraper_supervisor.core.workers.lifecycle import Lifecycle
+
+
+class Endings:
+    """Carries them out."""
+
+    def __init__(self, state: FleetState, groups: Groups, lifecycle: Lifecycle) -> None:
+        self._state = state
+        self._groups = groups
+        self._lifecycle = lifecycle
+
+    def decided(self, decisions: Iterable[Decision], now: float) -> None:
+        """The abort policy decided something: it is told, and an abort executed."""
+        state = self._state
+        for decision in decisions:
+            if decision.action != "aborted":
+                state.publish(
+                    "abort_evaluated",
+                    "warning" if decision.action == "suspected" else "info",
+                    "abort",
+                    group=decision.key if decision.scope == "group" else None,
+                    decision=decision,
+                )
+                continue
+            incident = state.outbox.incident_id()
+            names = list(state.groups) if decision.scope == "global" else [decision.key]
+            state.publish("abort_triggered", "critical", "abort", incident=incident, decision=decision)
+            for name in names:
+                group = state.groups.get(name)
+                if group is not None:
+                    self._groups.abort(group, f"aborted: {decision.reason}", now)
+            if decision.scope == "global":
+                state.go(SupervisorTrigger.ABORT)
+            state.publish("abort_executed", "critical", "abort", incident=incident, decision=decision, groups=names)
+
+    def terminate(self, event: Terminated, now: float) -> None:
+        """Drain everything, or end it at once."""
+        state = self._state
+        if state.phase != "draining":
+            state.go(SupervisorTrigger.TERMINATE)
+            for group in state.groups.values():
+                self._groups.stop(group, event.reason, now)
+        if event.at_once:
+            state.at_once = True
+            for worker in state.workers.values():
+                if worker.life.alive:
+                    self._lifecycle.kill(worker, event.reason, "stopped", now)
+
+    def leave_if_done(self) -> None:
+        """Leave when a drain is over, an abort is executed, or with `once` when nothing is left to do."""
+        state = self._state
+        if state.left or state.phase == "starting" or any(worker.life.up for worker in state.workers.values()):
+            return
+        if state.trees:
+            return
+        writing = state.saving() or any(group.completing or group.queue.writing for group in state.groups.values())
+        if writing and (state.clocks_run() or state.phase != "draining"):
+            return  # but a drain does not wait for a disk that refuses: what is not written was not acknowledged
+        if state.phase == "draining":
+            self._leave(0, "drained")
+            return
+        groups = list(state.groups.values())
+        ended = all(group.state in ENDED and group.repeat_at is None for group in groups)
+        aborted = [group for group in groups if group.state is GroupState.ABORTED]
+        if state.phase == "aborting" or (ended and aborted):
+            if state.settings.supervisor.on_abort == "exit" or state.once:
+                self._leave(69, "; ".join(group.failed_reason or "aborted" for group in aborted) or "aborted")
+            else:
+                state.go(SupervisorTrigger.HOLD)
+        elif state.once and ended:
+            failed = [group for group in groups if group.state is not GroupState.COMPLETED]
+            if failed:
+                reasons = "; ".join(f"{group.name}: {group.failed_reason or group.state.public}" for group in failed)
+                self._leave(1, f"items are left and no worker is able: {reasons}")
+            else:
+                self._leave(0, "every group completed")
+
+    def _leave(self, code: int, reason: str) -> None:
+        self._state.left = True
+        self._state.outbox.commands.append(Leave(code, reason))

@@ -1,0 +1,1 @@
+"""What workers say on their connections, from hello to goodbye."""

@@ -1,0 +1,192 @@
+"""What workers say, and what they are answered: the worker protocol's rules, apart from the queue's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from scraper_supervisor.core.fleet_state import Browser, Worker
+from scraper_supervisor.core.queue.item_calls import Caller
+from scraper_supervisor.core.states.group import ENDED
+from scraper_supervisor.core.states.worker_life import Phase
+from scraper_worker.protocol import (
+    BAD_PARAMS,
+    INVALID_REQUEST,
+    NOT_INTRODUCED,
+    BadParams,
+    BrowserStarted,
+    BrowserStopped,
+    CheckpointLoad,
+    CheckpointSave,
+    End,
+    FailureReport,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    ItemDone,
+    ItemFailed,
+    ItemNext,
+    ItemRelease,
+    ItemsOffer,
+    Nothing,
+)
+
+if TYPE_CHECKING:
+    from scraper_supervisor.core.checkpoints import Checkpoints
+    from scraper_supervisor.core.events import Said
+    from scraper_supervisor.core.fleet_state import FleetState, Group
+    from scraper_supervisor.core.sessions.handshake import Introductions
+    from scraper_supervisor.core.workers.lifecycle import Lifecycle
+    from scraper_supervisor.core.workers.recycling import Recycling
+
+
+class Desk:
+    """Answers every message of a worker's connection."""
+
+    def __init__(
+        self,
+        state: FleetState,
+        lifecycle: Lifecycle,
+        introductions: Introductions,
+        checkpoints: Checkpoints,
+        recycling: Recycling,
+    ) -> None:
+        self._state = state
+        self._lifecycle = lifecycle
+        self._introductions = introductions
+        self._checkpoints = checkpoints
+        self._recycling = recycling
+        self._farewells: dict[str, None] = {}  # workers whose goodbye is not answered yet; in order
+
+    def said(self, event: Said, now: float) -> None:
+        """Take a message."""
+        message = event.message
+        if isinstance(message, Hello):
+            self._introductions.hello(event, message)
+            return
+        worker = self._speaker(event.conn)
+        if worker is None or worker.current.goodbye is not None:
+            why = "say hello first" if worker is None else "you said goodbye"
+            self._state.outbox.refuse(event.conn, event.call, NOT_INTRODUCED, why)
+            return
+        worker.current.heard = now
+        try:
+            self._dispatch(event, worker, now)
+        except BadParams as error:
+            self._state.outbox.refuse(event.conn, event.call, BAD_PARAMS, str(error), error.data)
+
+    def _dispatch(self, event: Said, worker: Worker, now: float) -> None:  # noqa: C901 - one arm a method
+        group = self._state.groups[worker.group]
+        caller = Caller(worker.name, worker.life.incarnation, event.conn, event.call)
+        match event.message:
+            case ItemNext(wait=wait):
+                if event.call is not None:  # as a notification it could never be told what it was given
+                    self._next(worker, group, caller, wait, now)
+            case ItemDone() as done:
+                group.queue.conclude_done(caller, done)
+            case Heartbeat(pages=pages):
+                worker.current.beats = True
+                for browser, count in pages.items():
+                    if browser in worker.current.browsers:
+                        worker.current.browsers[browser].pages = count
+            case ItemsOffer() as offer:
+                group.queue.offer(caller, offer)
+                worker.current.more = offer.more
+            case ItemFailed() as failed:
+                group.queue.conclude_failed(caller, failed)
+            case ItemRelease() as release:
+                group.queue.release(caller, release)
+            case FailureReport() as report:
+                worker.last_failure = report.failure
+                self._state.publish(
+                    "failure_pattern_detected",
+                    "warning",
+                    "desk",
+                    worker=worker,
+                    failure=report.failure,
+                    target=report.target,
+                )
+                self._state.outbox.reply(event.conn, event.call, Nothing())
+            case CheckpointSave() as save:
+                self._checkpoints.save(event, worker, save)
+            case CheckpointLoad(generation=generation):
+                self._checkpoints.load(event, worker, generation)
+            case BrowserStarted() as started:
+                self._browser_started(event, worker, started, now)
+            case BrowserStopped() as stopped:
+                self._browser_stopped(event, worker, stopped, now)
+            case Goodbye(reason=reason):
+                self._goodbye(event, worker, group, reason, now)
+            case Hello():
+                self._state.outbox.refuse(event.conn, event.call, INVALID_REQUEST, "already introduced")
+            case _ as never:
+                assert_never(never)
+
+    # ---- items
+
+    def _next(self, worker: Worker, group: Group, caller: Caller, wait: float | None, now: float) -> None:
+        if worker.life.phase is not Phase.RUNNING:
+            self._state.outbox.reply(caller.conn, caller.call, End("draining"))
+        elif group.state in ENDED and not group.queue.unfinished:
+            self._state.outbox.reply(caller.conn, caller.call, End("complete"))
+        else:
+            group.queue.ask(caller, wait, now)
+
+    def _goodbye(self, event: Said, worker: Worker, group: Group, reason: str, now: float) -> None:
+        worker.current.goodbye = "complete" if reason == "complete" else "drained"
+        group.queue.let_go(worker.name)
+        group.queue.end_waiting(worker.name, "complete" if reason == "complete" else "draining")
+        if event.call is not None:
+            worker.current.farewell = (event.conn, event.call)
+            self._farewells[worker.name] = None
+        worker.life.said_goodbye(group.settings, now)
+        self._lifecycle.note(worker, now)
+
+    def answer_goodbyes(self) -> None:
+        """A goodbye is answered last: when nothing of what its connection called waits for the disk any more."""
+        for name in list(self._farewells):
+            worker = self._state.workers.get(name)
+            if worker is None or worker.current.farewell is None:
+                del self._farewells[name]
+                continue
+            conn, call = worker.current.farewell
+            if not self._state.outbox.owes(conn) and not self._state.groups[worker.group].queue.owes(conn):
+                worker.current.farewell = None
+                self._state.outbox.reply(conn, call, Nothing())
+
+    def disconnected(self, conn: int, now: float) -> None:
+        """A connection is closed; that ends no claim."""
+        self._introductions.disconnected(conn)
+        known = self._state.conns.pop(conn, None)
+        worker = self._state.workers.get(known[0]) if known is not None else None
+        if worker is not None and worker.current.conn == conn:
+            self._state.groups[worker.group].queue.disconnected(conn)
+            worker.current.conn, worker.current.away_since = None, now
+
+    # ---- browsers
+
+    def _browser_started(self, event: Said, worker: Worker, started: BrowserStarted, now: float) -> None:
+        known = worker.current.browsers.get(started.browser)
+        if known is None or known.pid != started.pid:  # it is told again after each hello
+            worker.current.browsers[started.browser] = Browser(
+                started.browser, started.pid, started.driver_pid, started.engine, started.version, now
+            )
+        self._lifecycle.watch(worker)
+        self._recycling.started(worker, started.browser, now)
+        self._state.outbox.reply(event.conn, event.call, Nothing())
+
+    def _browser_stopped(self, event: Said, worker: Worker, stopped: BrowserStopped, now: float) -> None:
+        known = worker.current.browsers.pop(stopped.browser, None)
+        self._lifecycle.watch(worker)
+        if known is not None:
+            self._recycling.stopped(worker, stopped.browser, stopped.reason, now)
+        self._state.outbox.reply(event.conn, event.call, Nothing())
+
+    # ---- inside
+
+    def _speaker(self, conn: int) -> Worker | None:
+        """The worker whose present incarnation is introduced on this connection."""
+        known = self._state.conns.get(conn)
+        if known is None:
+            return None
+        worker = self._state.workers.get(known[0])
+        return worker if worker is not None and worker.life.incarnation == known[1] else None

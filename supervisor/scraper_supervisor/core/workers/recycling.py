@@ -1,0 +1,273 @@
+"""Browsers replaced at item boundaries, and everything else that follows from what was measured.
+
+Soft limits: the worker is handed no further item; when its hands are empty it is told, and from then on it has
+`recycle_deadline` before its browser is killed. Hard limits: killed at once. The gauges and slots are `resources`'.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from msgspec.structs import replace
+
+from scraper_supervisor.core.events import KillBrowser
+from scraper_supervisor.core.fleet_state import Recycle, Worker
+from scraper_supervisor.core.policy import limits as resources
+from scraper_supervisor.core.policy.limits import (
+    Action,
+    Breach,
+    HostGauge,
+    KillWorker,
+    Recovered,
+    RecycleBrowser,
+    RecycleSlots,
+    ResourceWatch,
+    RestartWorker,
+    recycle_limit,
+)
+from scraper_supervisor.core.states.worker_life import Phase
+from scraper_worker.protocol import BrowserRecycle
+
+if TYPE_CHECKING:
+    from scraper_supervisor.core.events import Replied, Sampled
+    from scraper_supervisor.core.fleet_state import FleetState
+    from scraper_supervisor.core.measurements import Sample
+    from scraper_supervisor.core.workers.lifecycle import Lifecycle
+
+
+class Recycling:
+    """Every worker's browsers, from a limit that is crossed to the new browser."""
+
+    def __init__(self, state: FleetState, lifecycle: Lifecycle) -> None:
+        self._state = state
+        self._lifecycle = lifecycle
+        self._watch = ResourceWatch()
+        self._host = HostGauge()
+        self._slots = RecycleSlots(1)
+        self._pending: dict[str, None] = {}  # workers with a recycle or a limit, and some that had one; in order
+
+    # ---- measured
+
+    def sampled(self, event: Sampled, now: float) -> None:
+        """Take one pass of the sampler."""
+        state = self._state
+        state.memory_percent, state.disk_free = event.memory_percent, event.disk_free
+        for sample in event.samples:
+            worker = state.workers.get(sample.worker)
+            if worker is None or not worker.life.alive:
+                continue
+            worker.current.sample = self._with_pages(worker, sample)
+            limits = state.groups[worker.group].settings.resources
+            self._act(self._watch.observe(worker.current.sample, limits, now), now)
+        browsers = [
+            (worker.name, browser)
+            for worker in state.workers.values()
+            if worker.current.sample is not None and worker.life.alive
+            for browser in worker.current.sample.browsers
+        ]
+        self._act(self._host.observe(event.memory_percent, browsers, state.settings.resources, now), now)
+
+    def _with_pages(self, worker: Worker, sample: Sample) -> Sample:
+        """The sampler sees processes; how many pages they opened only the worker knows."""
+        browsers = tuple(
+            replace(browser, pages=worker.current.browsers[browser.id].pages)
+            if browser.id in worker.current.browsers
+            else browser
+            for browser in sample.browsers
+        )
+        return replace(sample, browsers=browsers)
+
+    def _act(self, actions: list[Action], now: float) -> None:
+        for action in actions:
+            worker = self._state.workers.get(action.worker) if action.worker is not None else None
+            match action:
+                case Breach() | Recovered():
+                    self._tell_limit(action, worker)
+                case RecycleBrowser():
+                    self._slots.want(action)
+                case resources.KillBrowser(browser=browser, reason=reason):
+                    if worker is not None:
+                        self._kill(worker, browser, reason, now)
+                case RestartWorker(reason=reason):
+                    if worker is not None and worker.current.limit is None:
+                        worker.current.limit = reason
+                        self._pending[worker.name] = None
+                case KillWorker(reason=reason):
+                    if worker is not None:
+                        self._lifecycle.kill(worker, reason, "worker-memory", now)
+                case _ as never:
+                    assert_never(never)
+
+    def _tell_limit(self, action: Breach | Recovered, worker: Worker | None) -> None:
+        self._state.publish(
+            "threshold_breached" if isinstance(action, Breach) else "threshold_recovered",
+            "warning" if isinstance(action, Breach) else "info",
+            "resources",
+            worker=worker,
+            what=action.what,
+            limit=action.limit,
+            value=action.value,
+            browser=action.browser,
+        )
+
+    # ---- wished and carried out
+
+    def wish(self, worker: Worker, reason: str) -> None:
+        """Have all browsers of the worker replaced at the next item boundary."""
+        for browser in worker.current.browsers:
+            self._slots.want(RecycleBrowser(worker.name, browser, reason))
+
+    def step(self, now: float) -> None:
+        """Begin the recycles whose turn it is, tell workers whose hands are empty, kill what is overdue."""
+        if self._slots.wanted:
+            self._grant()
+        for name in list(self._pending):
+            worker = self._state.workers.get(name)
+            if worker is None or (worker.current.recycle is None and worker.current.limit is None):
+                del self._pending[name]
+            else:
+                self._advance(worker, now)
+
+    def _grant(self) -> None:
+        state = self._state
+        self._slots.resize(recycle_limit(state.settings.resources, len(state.workers)))
+        for wanted in self._slots.grants():
+            worker = state.workers.get(wanted.worker)
+            if worker is None or worker.current.recycle is not None or wanted.browser not in worker.current.browsers:
+                self._slots.release(wanted.worker, wanted.browser)
+            else:
+                worker.current.recycle = Recycle(wanted.browser, wanted.reason, state.outbox.incident_id())
+                self._pending[worker.name] = None
+                state.publish(
+                    "cleanup_initiated",
+                    "info",
+                    "resources",
+                    worker=worker,
+                    incident=worker.current.recycle.incident,
+                    browser=wanted.browser,
+                    reason=wanted.reason,
+                )
+
+    def _advance(self, worker: Worker, now: float) -> None:
+        current = worker.current
+        empty = not self._state.groups[worker.group].queue.hands(worker.name)
+        if current.recycle is not None and empty:
+            self._ask(worker, current.recycle, now)
+        elif current.limit is not None and empty and worker.life.phase is Phase.RUNNING:
+            self._lifecycle.drain(worker, current.limit, "restart", now)
+        deadline = self._deadline(worker)
+        if current.recycle is not None and deadline is not None and now >= deadline:
+            self._overdue(worker, current.recycle, now)
+
+    def _deadline(self, worker: Worker) -> float | None:
+        """When the worker's recycle, if any, must be over."""
+        recycle = worker.current.recycle
+        if recycle is None or recycle.since is None:
+            return None
+        return recycle.since + self._state.groups[worker.group].settings.resources.recycle_deadline
+
+    def _ask(self, worker: Worker, recycle: Recycle, now: float) -> None:
+        if recycle.since is None:
+            recycle.since = now
+        if recycle.asked is None and worker.current.conn is not None and not recycle.killed:
+            recycle.asked, recycle.call = now, self._state.outbox.ticket()
+            left = max(0.0, (self._deadline(worker) or now) - now)
+            self._state.tell(worker, BrowserRecycle(recycle.browser, recycle.reason, left), recycle.call)
+
+    def _overdue(self, worker: Worker, recycle: Recycle, now: float) -> None:
+        if recycle.killed:  # it was killed, and nothing was heard of a new one
+            self._over(worker, now, outcome="killed")
+            return
+        limits = self._state.groups[worker.group].settings.resources
+        recycle.killed, recycle.since = True, now
+        reason = f"{recycle.reason}; it was not replaced within recycle_deadline of {limits.recycle_deadline:g} s"
+        self._kill(worker, recycle.browser, reason, now)
+
+    def _kill(self, worker: Worker, name: str, reason: str, now: float) -> None:
+        browser = worker.current.browsers.get(name)
+        if browser is None:
+            return
+        self._lifecycle.lost_browser(worker, now)
+        self._state.outbox.commands.append(KillBrowser(worker.name, worker.life.incarnation, browser.pid))
+        self._state.publish(
+            "cleanup_initiated", "warning", "resources", worker=worker, browser=name, reason=reason, killed=True
+        )
+
+    def replied(self, event: Replied, now: float) -> None:
+        """The worker answered browser.recycle."""
+        known = self._state.conns.get(event.conn)
+        worker = self._state.workers.get(known[0]) if known is not None else None
+        if worker is None or worker.current.recycle is None or worker.current.recycle.call != event.call:
+            return
+        if event.error is None:
+            self._over(worker, now, outcome="recycled")
+        else:
+            self._overdue(worker, worker.current.recycle, now)
+
+    def _over(self, worker: Worker, now: float, *, outcome: str) -> None:
+        recycle = worker.current.recycle
+        if recycle is None:
+            return
+        worker.current.recycle = None
+        worker.recycles += 1
+        self._slots.release(worker.name, recycle.browser)
+        self._state.publish(
+            "browser_restarted",
+            "info",
+            "resources",
+            worker=worker,
+            incident=recycle.incident,
+            browser=recycle.browser,
+            reason=recycle.reason,
+            outcome=outcome,
+            seconds=now - recycle.asked if recycle.asked is not None else None,
+        )
+
+    # ---- what workers report
+
+    def started(self, worker: Worker, browser: str, now: float) -> None:
+        """A browser is up; after a kill or a loss, that is the replacement."""
+        if (
+            worker.current.recycle is not None
+            and worker.current.recycle.killed
+            and worker.current.recycle.browser != browser
+        ):
+            self._over(worker, now, outcome="killed")
+        elif worker.current.recycle is None and worker.current.lost_browser is not None:
+            # By now the item may have been claimed again, which ends the incident; its correlation id is kept.
+            worker.recycles += 1
+            self._state.publish(
+                "browser_restarted",
+                "info",
+                "resources",
+                worker=worker,
+                incident=worker.current.lost_browser,
+                browser=browser,
+                reason="crash",
+            )
+        worker.current.lost_browser = None
+
+    def stopped(self, worker: Worker, browser: str, reason: str, now: float) -> None:
+        """A browser is gone."""
+        if reason == "crash":
+            self._lifecycle.lost_browser(worker, now)
+            worker.current.lost_browser = worker.incident
+        if worker.current.recycle is not None and worker.current.recycle.browser == browser and reason == "close":
+            self._slots.release(worker.name, browser)
+            worker.current.recycle = None
+
+    def reconnected(self, worker: Worker) -> None:
+        """The worker came back: what it was asked on the old connection is asked again."""
+        if worker.current.recycle is not None:
+            worker.current.recycle.asked = worker.current.recycle.call = None
+
+    def forget(self, worker: str) -> None:
+        """The worker's process ended, and its browsers with it."""
+        self._watch.forget(worker)
+        self._slots.forget(worker)
+
+    def next_deadline(self) -> float | None:
+        """When `step` has something to do by itself."""
+        workers = (self._state.workers.get(name) for name in self._pending)
+        deadlines = (self._deadline(worker) for worker in workers if worker is not None)
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)

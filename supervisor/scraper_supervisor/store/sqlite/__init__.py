@@ -1,0 +1,1 @@
+"""The ledger on SQLite: the writer, the reader, runs out and in."""

@@ -1,0 +1,1 @@
+"""The workers' states as sealed files."""

@@ -1,0 +1,505 @@
+"""The abort window: its bounds, its two steps to the millisecond, and what it does on good and bad days."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from scraper_supervisor.core.config.settings import AbortSettings
+from scraper_supervisor.core.policy.abort import MOST_VOTES, SPARE, AbortWindow, Decision, bound, windows
+
+MS = 0.001
+SETTINGS = AbortSettings()
+RATE = AbortSettings(rule="rate")
+
+
+def feed(window, outcomes, *, start=0.0, gap=0.25, group="matches", first=0):
+    """One vote for a new item each `gap` seconds, `x` failed and `.` done; decisions, and the time of the last vote."""
+    decided, now = [], start
+    for number, outcome in enumerate(outcomes):
+        now = start + number * gap
+        window.vote(now, group, f"item-{first + number}", failed=outcome == "x")
+        decided += window.evaluate(now)
+    return decided, now
+
+
+def actions(decided, scope="group"):
+    return [decision.action for decision in decided if decision.scope == scope]
+
+
+def states(window, now):
+    return {(view.scope, view.key): view.state for view in window.scopes(now)}
+
+
+# ---- the rule --------------------------------------------------------------------------------------------------------
+
+
+def test_the_bounds_are_those_of_the_simulations():
+    sizes = [20, 28, 40, 57, 80, 113, 160, 226, 320, 453, 640, 905]
+    assert [n for n, _ in windows(SETTINGS)] == sizes
+    assert [bound(n, 0.1) for n in sizes] == [14, 16, 20, 24, 29, 35, 44, 55, 69, 89, 115, 150]
+    assert [need for _, need in windows(SETTINGS)] == [14, 16, 20, 29, 40, 57, 80, 113, 160, 227, 320, 453]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.01, 0.1, 0.37])
+@pytest.mark.parametrize("n", [1, 9, 20, 160])
+def test_a_bound_is_the_smallest_count_that_is_improbable_enough(n, rate):
+    def tail(least):
+        return math.fsum(math.comb(n, k) * rate**k * (1 - rate) ** (n - k) for k in range(least, n + 1))
+
+    count = bound(n, rate)
+    assert count == n + 1 or tail(count) <= 1.000001e-9
+    assert tail(count - 1) > 0.999999e-9
+
+
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        (AbortSettings(min_items=5), (10, 10)),  # nothing smaller can be sure
+        (AbortSettings(min_items=40), (40, 20)),
+        (AbortSettings(min_items=2000), (2000, 1000)),
+        (AbortSettings(failure_limit=0.9), (20, 18)),
+        (AbortSettings(failure_limit=0.1), (20, 14)),
+        (AbortSettings(rule="rate", min_items=5, failure_limit=0.3), (5, 2)),
+    ],
+)
+def test_windows_begin_at_min_items(settings, first):
+    assert windows(settings)[0] == first
+
+
+def test_many_items_are_bounded_without_the_exact_sum():
+    assert 100_000 * 0.1 < bound(100_000, 0.1) < 100_000 * 0.12
+
+
+# ---- suspicion -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "at"),
+    [
+        pytest.param("x" * 14, 14, id="14 of 14: six more could not undo it"),
+        pytest.param("x" * 13, None, id="13 are not enough"),
+        pytest.param("." * 100 + "x" * 14, 114, id="after a good time"),
+        pytest.param("......" + "x" * 13, None, id="13 of 19"),
+        pytest.param("xx." * 60, 20, id="two of three"),
+        pytest.param("x." * 100, 39, id="every other: exactly the limit"),
+        pytest.param("x.." * 300, None, id="a third is under the limit"),
+    ],
+)
+def test_an_alarm_makes_a_scope_suspected(outcomes, at):
+    window = AbortWindow(SETTINGS)
+    for number, outcome in enumerate(outcomes, 1):
+        window.vote(number * 0.01, "matches", str(number), failed=outcome == "x")
+        suspected = [d for d in window.evaluate(number * 0.01) if d.action == "suspected"]
+        if suspected:
+            assert [(d.scope, d.key) for d in suspected] == [("global", ""), ("group", "matches")]
+            break
+    assert (number if suspected else None) == at
+
+
+def test_a_decision_says_why():
+    decided, _ = feed(AbortWindow(SETTINGS), "." * 6 + "x" * 14)
+    reason = (
+        "group matches: 14 of the last 20 items failed (70%), "
+        "the bound is 14 of 20 for failure_limit 50% and normal_rate 10%"
+    )
+    assert decided[1] == Decision(4.75, "suspected", "group", "matches", 20, 14, 0.7, 0.5, reason)
+    assert decided[0].reason.startswith("all groups: 14 of")
+
+
+def test_an_item_has_one_vote_its_latest():
+    window = AbortWindow(SETTINGS)
+    for now in range(200):
+        window.vote(now * 0.1, "matches", f"item-{now % 13}", failed=True)
+    assert window.evaluate(20.0) == []
+    assert [(view.items, view.failures) for view in window.scopes(20.0)] == [(13, 13), (13, 13)]
+    for now in range(13):
+        window.vote(21.0, "matches", f"item-{now}", failed=False)
+    assert [(view.items, view.failures, view.rate) for view in window.scopes(21.0)] == [(13, 0, 0.0), (13, 0, 0.0)]
+
+
+def test_the_same_key_in_two_groups_is_two_items():
+    window = AbortWindow(SETTINGS)
+    for group in ("a", "b"):
+        window.vote(0.0, group, "item", failed=True)
+    assert [view.items for view in window.scopes(0.0)] == [2, 1, 1]
+
+
+def test_votes_leave_the_window_to_the_millisecond():
+    window = AbortWindow(SETTINGS)
+    window.vote(0.0, "matches", "a", failed=True)
+    window.vote(1.0, "matches", "b", failed=False)
+    assert [view.items for view in window.scopes(300.0 - MS)] == [2, 2]
+    assert [view.items for view in window.scopes(300.0)] == [1, 1]
+    assert window.scopes(301.0) == []
+    assert window._latest == {}
+
+
+def test_with_the_rule_rate_the_window_must_be_full():
+    window = AbortWindow(RATE)
+    decided, _ = feed(window, "x" * 19)
+    assert decided == []
+    decided, _ = feed(window, "x", start=5.0, first=19)
+    assert actions(decided) == ["suspected"]
+    assert decided[0].reason.endswith("the bound is 10 of 20 for failure_limit 50%")
+    assert actions(feed(AbortWindow(RATE), ".x" * 10)[0]) == ["suspected"]
+    assert actions(feed(AbortWindow(RATE), ".x" * 9 + "..")[0]) == []
+
+
+# ---- from suspicion to abort, or back --------------------------------------------------------------------------------
+
+
+def test_a_suspicion_that_stands_is_aborted_to_the_millisecond():
+    window = AbortWindow(SETTINGS)
+    _, last = feed(window, "x" * 14)
+    assert window.next_deadline() == last + 60.0
+    assert window.evaluate(last + 60.0 - MS) == []
+    decided = window.evaluate(last + 60.0)
+    assert [(d.action, d.scope, d.time) for d in decided] == [
+        ("aborted", "global", last + 60.0),
+        ("aborted", "group", last + 60.0),
+    ]
+    expected = "group matches: suspected for 1m and no better: 14 of the last 14 items failed (100%), the bound"
+    assert decided[1].reason.startswith(expected)
+    assert window.next_deadline() is None
+    assert set(states(window, 1e6).values()) == {"aborted"}
+
+
+@pytest.mark.parametrize("late", [0.0, 5.0, 1e6])
+def test_a_late_call_decides_what_was_due_then(late):
+    window = AbortWindow(SETTINGS)
+    _, last = feed(window, "x" * 14)
+    window.vote(last + 60.0 + late, "matches", "late", failed=False)
+    assert [(d.action, d.time) for d in window.evaluate(last + 60.0 + late)] == [("aborted", last + 60.0)] * 2
+
+
+def test_an_abort_is_told_once_and_outlives_its_votes():
+    window = AbortWindow(SETTINGS)
+    _, last = feed(window, "x" * 14)
+    window.evaluate(last + 60.0)
+    decided, _ = feed(window, "x" * 100 + "." * 500, start=last + 61.0, first=14)
+    assert decided == []
+    (view,) = [view for view in window.scopes(1e6) if view.scope == "group"]
+    assert (view.state, view.items, view.failures) == ("aborted", 14, 14)
+
+
+@pytest.mark.parametrize(("late", "action"), [(-MS, None), (0.0, "cleared"), (MS, "cleared")])
+def test_with_too_few_votes_left_the_suspicion_ends(late, action):
+    window = AbortWindow(replace(SETTINGS, window=30.0))
+    feed(window, "x" * 20, gap=0.25)  # the alarm needs 14 of the 20: with the seventh gone it is over
+    deadline = window.next_deadline()
+    assert deadline == 6 * 0.25 + 30.0
+    decided = window.evaluate(deadline + late)
+    assert actions(decided) == ([action] if action else [])
+    if decided:
+        assert decided[-1].reason == "group matches: time has passed; 13 of the last 13 items failed"
+
+
+def test_a_healthy_slice_ends_the_suspicion_and_what_was_before_it_no_longer_counts():
+    window = AbortWindow(SETTINGS)
+    _, last = feed(window, "x" * 200)
+    decided, last = feed(window, "." * 16, start=last + 1.0, first=200)  # 4 of the last 20: 1 outage in 170 has that
+    assert decided == []
+    decided, last = feed(window, ".", start=last + 0.25, first=216)
+    assert actions(decided) == ["cleared"]
+    assert decided[-1].reason == "group matches: well again since the alarm; 3 of the last 20 items failed"
+    assert [view.items for view in window.scopes(last)] == [20, 20]
+    assert window.next_deadline() is None
+
+
+def test_near_the_bound_a_suspicion_does_not_come_and_go_with_each_vote():
+    window = AbortWindow(SETTINGS)
+    _, last = feed(window, "x" * 14)
+    # Two of three done: soon below the bound, never a healthy slice.
+    decided, _ = feed(window, "..x" * 40, start=last + 0.25, first=14)
+    assert actions(decided) == ["cleared"]
+    assert "below the bound for 20 votes" in decided[-1].reason
+
+
+def test_an_alarm_that_pauses_is_confirmed_anew():
+    window = AbortWindow(SETTINGS)
+    _, last = feed(window, "x" * 14)
+    begin = last + 30.0
+    _, last = feed(window, "." * 15, start=begin, gap=0.1, first=14)  # after the seventh 13 of 20, and 14 of 28
+    assert window.next_deadline() == pytest.approx(begin + 6 * 0.1 + 60.0)
+    decided, last = feed(window, "x" * 14, start=last + 1.0, gap=0.1, first=29)
+    assert decided == []
+    again = window.next_deadline() - 60.0
+    assert last - 1.3 <= again <= last
+    assert actions(window.evaluate(again + 60.0)) == ["aborted"]
+
+
+def test_one_group_may_be_suspected_and_the_whole_not():
+    window = AbortWindow(SETTINGS)
+    for number in range(60):
+        now = number * 0.1
+        window.vote(now, "bad", str(number), failed=True)
+        for good in ("good-1", "good-2"):
+            window.vote(now, good, str(number), failed=False)
+    assert [(d.action, d.scope, d.key) for d in window.evaluate(6.0)] == [("suspected", "group", "bad")]
+    assert states(window, 6.0)["global", ""] == "normal"
+
+
+# ---- ends that come at once ------------------------------------------------------------------------------------------
+
+
+def crashes(window, rows):
+    for now, charged in rows:
+        if charged == "done":
+            window.done("matches")
+        else:
+            window.crash(now, "matches", charged)
+    return window.evaluate(rows[-1][0])
+
+
+@pytest.mark.parametrize(
+    ("rows", "aborted"),
+    [
+        pytest.param([(n, None) for n in range(5)], True, id="five"),
+        pytest.param([(n, None) for n in range(4)], False, id="four"),
+        pytest.param([*((n, None) for n in range(4)), (4, "done"), (5, None)], False, id="an item done between"),
+        pytest.param([(n, "bad") for n in range(9)], False, id="all charged to one item"),
+        pytest.param([(n, "bad") for n in range(9)] + [(10 + n, None) for n in range(4)], True, id="and four others"),
+        pytest.param([(n, f"item-{n}") for n in range(5)], True, id="five items"),
+        pytest.param([(0, None), (300 - MS, None), *[(300 - MS, None)] * 3], True, id="just within crash_window"),
+        pytest.param([(0, None), (300, None), *[(300, None)] * 3], False, id="just out of it"),
+    ],
+)
+def test_deaths_with_no_item_done_between(rows, aborted):
+    decided = crashes(AbortWindow(SETTINGS), rows)
+    assert [(d.action, d.scope, d.key) for d in decided] == ([("aborted", "group", "matches")] if aborted else [])
+    if aborted:
+        expected = "group matches: 5 deaths within 5m with no item done between them, consecutive_crashes is 5"
+        assert decided[0].reason == expected
+        assert decided[0].rate is None
+
+
+def test_a_successful_vote_is_an_item_done():
+    window = AbortWindow(SETTINGS)
+    for n in range(20):
+        window.crash(n, "matches", None)
+        if n % 4 == 3:
+            window.vote(n, "matches", str(n), failed=False)
+    assert window.evaluate(20.0) == []
+
+
+def test_a_suspected_group_may_be_aborted_at_once():
+    window = AbortWindow(SETTINGS)
+    feed(window, "x" * 14)
+    crashes(window, [(10.0, None)] * 5)
+    assert states(window, 10.0) == {("group", "matches"): "aborted", ("global", ""): "suspected"}
+
+
+# ---- what an operator does -------------------------------------------------------------------------------------------
+
+
+def test_switched_off_it_counts_and_decides_nothing():
+    window = AbortWindow(replace(SETTINGS, enabled=False))
+    decided, last = feed(window, "x" * 50)
+    assert decided + crashes(window, [(last, None)] * 9) == []
+    assert window.next_deadline() is None
+    window.reconfigure(SETTINGS)
+    assert actions(window.evaluate(last)) == ["suspected"]
+    window.reconfigure(replace(SETTINGS, enabled=False))
+    assert actions(window.evaluate(last)) == ["cleared"]
+
+
+def test_new_settings_apply_to_what_was_counted():
+    window = AbortWindow(SETTINGS)
+    _, last = feed(window, "x" * 14)
+    window.reconfigure(replace(SETTINGS, confirm_after=10.0))
+    assert window.next_deadline() == last + 10.0
+    window.evaluate(last)
+    window.reconfigure(replace(SETTINGS, window=1.0))
+    decided = window.evaluate(last)
+    assert actions(decided) == ["cleared"]
+    assert decided[-1].reason == "group matches: the configuration changed; 4 of the last 4 items failed"
+
+
+def test_clear_begins_anew():
+    window = AbortWindow(SETTINGS)
+    _, last = feed(window, "x" * 14)
+    window.evaluate(last + 60.0)
+    window.clear()
+    assert [(d.action, d.reason) for d in window.evaluate(last + 61.0)] == [
+        ("cleared", "all groups: cleared by an operator; 14 of the last 14 items failed"),
+        ("cleared", "group matches: cleared by an operator; 14 of the last 14 items failed"),
+    ]
+    assert window.scopes(last + 61.0) == []
+    decided, _ = feed(window, "x" * 14, start=last + 62.0)
+    assert actions(decided) == ["suspected"]
+
+
+def test_a_new_run_forgets_its_group_alone():
+    window = AbortWindow(SETTINGS)
+    feed(window, "x" * 13, group="matches")
+    feed(window, "x" * 14, group="players", start=4.0)
+    window.crash(8.0, "matches", None)
+    window.evaluate(8.0)
+    window.forget("matches")
+    assert states(window, 8.0) == {("global", ""): "suspected", ("group", "players"): "suspected"}
+    window.forget("players")
+    assert actions(window.evaluate(8.0)) == ["cleared"]
+    assert window.scopes(8.0) == []
+    assert window._latest == {}
+    assert window._crashes == {}
+
+
+def test_views_show_what_is_not_normal_and_the_largest():
+    window = AbortWindow(SETTINGS)
+    for number in range(80):
+        for vote in range(number % 7 + 1):
+            window.vote(1.0, f"group-{number}", str(vote), failed=False)
+    feed(window, "x" * 14, start=1.0, group="bad")
+    views = window.scopes(5.0)
+    assert [(v.scope, v.key) for v in views if v.state == "suspected"] == [("global", ""), ("group", "bad")]
+    assert len(views) == 52
+    assert [v.items for v in views[2:]] == sorted((v.items for v in views[2:]), reverse=True)
+    assert {v.reason for v in views[2:]} == {None}
+    assert len(window.scopes(5.0, largest=3)) == 5
+
+
+# ---- good days and bad ones ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drift", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_healthy_day_raises_no_alarm(seed, drift):
+    """8 workers, 4 items a second for 12 hours, 10% failing: independently, or drifting between 2 and 18% each hour."""
+    dice, window, rate = random.Random(seed), AbortWindow(SETTINGS), 0.1
+    for number in range(12 * 3600 * 4):
+        if drift and number % 14_400 == 0:
+            rate = dice.uniform(0.02, 0.18)
+        window.vote(number * 0.25, f"group-{number % 5}", str(number), failed=dice.random() < rate)
+    assert window.evaluate(12 * 3600.0) == []
+
+
+def test_poisoned_items_tried_five_times_each_raise_no_alarm():
+    """10% of the items fail every attempt: 36% of the attempts, but 10% of the items."""
+    dice, window, now = random.Random(7), AbortWindow(SETTINGS), 0.0
+    for number in range(8000):
+        attempts = 5 if dice.random() < 0.1 else 1
+        for _ in range(attempts):
+            now += 0.25
+            window.vote(now, "matches", str(number), failed=attempts == 5)
+    assert window.evaluate(now) == []
+
+
+@pytest.mark.parametrize("rate", [0.9, 1.0])
+@pytest.mark.parametrize("seed", range(10))
+def test_an_outage_is_seen_within_20_votes_and_aborted_when_it_stays(seed, rate):
+    dice, window = random.Random(seed), AbortWindow(SETTINGS)
+    healthy = "".join("x" if dice.random() < 0.1 else "." for _ in range(1500))
+    decided, last = feed(window, healthy)
+    assert decided == []
+    outage = "".join("x" if dice.random() < rate else "." for _ in range(300))
+    decided, _ = feed(window, outage, start=last + 0.25, first=1500)
+    assert actions(decided) == ["suspected", "aborted"]
+    suspected, aborted = (d.time for d in decided if d.scope == "group")
+    assert (suspected - last) / 0.25 <= 20
+    assert aborted == suspected + 60.0
+
+
+@pytest.mark.parametrize("length", [10, 20, 30])
+@pytest.mark.parametrize("seed", range(10))
+def test_a_blip_is_suspected_and_not_aborted(seed, length):
+    dice, window = random.Random(seed), AbortWindow(SETTINGS)
+    votes = "".join("x" if dice.random() < 0.1 else "." for _ in range(1500)) + "x" * (length * 4)
+    votes += "".join("x" if dice.random() < 0.1 else "." for _ in range(1500))
+    decided, _ = feed(window, votes)
+    assert actions(decided) == ["suspected", "cleared"]
+    first, last = (d.time for d in decided if d.scope == "group")
+    assert last - first < length + 20
+
+
+# ---- against a plain recount -----------------------------------------------------------------------------------------
+
+
+class Naive:
+    """One group's window as plainly as it can be written: every vote kept, every window counted, no suspicion."""
+
+    def __init__(self, settings):
+        self.settings, self.votes = settings, []
+
+    def vote(self, now, item, failed):
+        self.votes = [vote for vote in self.votes if vote[1] != item] + [(now, item, failed)]
+
+    def count(self, now):
+        return sum(now < time + self.settings.window for time, _, _ in self.votes)
+
+    def alarm(self, now):
+        flags = [failed for time, _, failed in self.votes if now < time + self.settings.window][-MOST_VOTES:]
+        full = self.settings.rule == "rate"
+        return any(sum(flags[-n:]) >= need for n, need in windows(self.settings) if len(flags) >= n or not full)
+
+
+rules = st.builds(
+    AbortSettings,
+    rule=st.sampled_from(["evidence", "rate"]),
+    window=st.sampled_from([5.0, 20.0, 300.0]),
+    min_items=st.sampled_from([2, 5, 10]),
+    failure_limit=st.sampled_from([0.3, 0.5, 0.9]),
+    normal_rate=st.sampled_from([0.0, 0.01]),
+    confirm_after=st.sampled_from([0.0, 3.0, 60.0]),
+)
+gaps = st.sampled_from([0.0, 0.1, 1.0, "-", "=", "+"])
+steps = st.lists(st.tuples(gaps, st.integers(0, 40), st.sampled_from([True, True, False])), max_size=120)
+
+
+@given(settings=rules, steps=steps)
+def test_the_window_agrees_with_a_plain_recount(settings, steps):
+    """Time goes on by little, or to the next deadline and a millisecond around it."""
+    window, naive, now, state, since = AbortWindow(settings), Naive(settings), 0.0, "normal", None
+    for gap, item, failed in steps:
+        deadline = window.next_deadline()
+        if isinstance(gap, str):
+            now = max(now, (now if deadline is None else deadline) + {"-": -MS, "=": 0.0, "+": MS}[gap])
+        else:
+            now += gap
+        early = window.evaluate(now)
+        assert deadline is not None or not early
+        assert deadline is None or now < deadline or early
+        window.vote(now, "matches", str(item), failed=failed)
+        naive.vote(now, str(item), failed)
+        for decision in early + window.evaluate(now):
+            if decision.scope != "group":
+                continue
+            legal = {"normal": ("suspected",), "suspected": ("cleared", "aborted"), "aborted": ()}
+            assert decision.action in legal[state]
+            state = "normal" if decision.action == "cleared" else decision.action
+            if decision.action == "aborted":
+                assert decision.time >= since + settings.confirm_after
+            since = decision.time
+        if state == "normal":
+            # What a healthy slice took out of the window is the one thing that the recount doesn't know of.
+            kept = sum(view.items for view in window.scopes(now) if view.scope == "group")
+            assert kept < naive.count(now) or not naive.alarm(now)
+        if state == "suspected" and settings.confirm_after == 0.0:
+            assert window.next_deadline() <= now
+
+
+@given(settings=rules, steps=steps)
+def test_a_first_suspicion_comes_with_the_first_alarm_of_a_plain_recount(settings, steps):
+    window, naive, now = AbortWindow(settings), Naive(settings), 0.0
+    for gap, item, failed in steps:
+        now += gap if isinstance(gap, float) else 2.0
+        window.vote(now, "matches", str(item), failed=failed)
+        naive.vote(now, str(item), failed)
+        suspected = bool(window.evaluate(now))
+        assert suspected == naive.alarm(now)
+        if suspected:
+            return
+
+
+def test_memory_is_bounded():
+    window = AbortWindow(SETTINGS)
+    for number in range(20_000):
+        window.vote(number * 0.001, f"group-{number % 2}", str(number), failed=number % 3 == 0)
+    assert all(MOST_VOTES <= len(scope.votes) <= MOST_VOTES + SPARE for scope in window._scopes.values())
+    assert len(window._latest) <= 2 * (MOST_VOTES + SPARE)
+    for scope in window._scopes.values():
+        assert scope.failed == sum(scope.flags) == sum(vote.failed for vote in scope.votes)

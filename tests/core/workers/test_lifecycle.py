@@ -1,0 +1,605 @@
+"""Workers' lives: deaths and what they cost, drains, ends, hangs to the millisecond, restarts."""
+
+import pytest
+from msgspec.structs import replace
+from tests.core.playbook import ANY, BLIP, PLAIN_RETRY, Play, Some, writes
+
+from scraper_supervisor.core.config.settings import AbortSettings, RestartSettings
+from scraper_supervisor.core.events import (
+    Asked,
+    Due,
+    Exited,
+    HangUp,
+    KillTree,
+    Leave,
+    Persist,
+    Signal,
+    Spawn,
+    SpawnFailed,
+    Tell,
+    Terminated,
+    TreeEnded,
+)
+from scraper_supervisor.core.ops.item_ops import AddItems, Conclude
+from scraper_worker.protocol import (
+    Claim,
+    DoneAnswer,
+    Drain,
+    End,
+    FailedAnswer,
+    Failure,
+    Goodbye,
+    Granted,
+    Heartbeat,
+    ItemCancel,
+    ItemDone,
+    ItemFailed,
+    ItemNext,
+    ItemRelease,
+    ItemsOffer,
+    Nothing,
+)
+
+SIGTERM = 15
+PATIENT = replace(PLAIN_RETRY, max_attempts=50)
+
+
+# ---- deaths ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_death_with_one_item_in_hand_charges_it():
+    play = Play("x")
+    a = play.up()
+    play.gives(a)
+    play.dies(a, None, 11).ignoring(HangUp) << Spawn("g-0", 2, ANY)
+    assert (play.row("x").state, play.row("x").attempts) == ("open", 1)
+    exited = next(one for one in play.log if one.event == "worker_exited")
+    assert (exited.data["signal"], exited.data["charged"], exited.data["ordered"]) == (11, "x", False)
+
+
+def test_a_death_with_several_charges_none_and_each_is_then_handed_out_alone():
+    play = Play("x", "y")
+    a = play.up()
+    play.gives(a), play.gives(a)
+    play.dies(a).ignoring(HangUp)
+    assert [(play.row(key).attempts, play.row(key).alone) for key in "xy"] == [(0, True), (0, True)]
+    b = play.up()
+    x = play.gives(b, "x")
+    play >> b(ItemNext())
+    waiting = b.call
+    play.silence()
+    (
+        play
+        >> b(ItemDone("x", x.claim))
+        << b.gets(DoneAnswer(1, False))
+        << b.gets(Granted("y", ANY, None, ANY, 1), waiting)
+    )
+
+
+def test_alone_also_means_to_a_worker_that_holds_nothing_else():
+    play = Play("x", "y")
+    a = play.up()
+    play.gives(a), play.gives(a)
+    play.dies(a).ignoring(HangUp)
+    b = play.up()
+    play >> b(ItemsOffer(["z"])) << b.gets(ANY)
+    for key in ("x", "y"):
+        item = play.gives(b, key)
+        play >> b(ItemFailed(key, BLIP, item.claim)) << b.gets(ANY)
+    z = play.gives(b, "z")
+    play.at(5.0) >> b(ItemNext())
+    play.silence()
+    play >> b(ItemRelease("z", z.claim)) << b.gets(Nothing()) << b.gets(Granted("x", ANY, None, ANY, 2), b.call - 1)
+
+
+def test_a_poisoned_item_ends_as_failed_and_its_neighbours_pay_nothing():
+    play = Play("good", "poison", "fine", restart_policy=RestartSettings(max_restarts=0))
+    a = play.up()
+    for key in ("good", "poison", "fine"):
+        play.gives(a, key)
+    play.dies(a).ignoring(HangUp)
+    while play.row("poison").state != "failed":
+        play.until(play.now + 100.0)
+        a = play.up()
+        for _ in range(3):
+            play.until(play.now + 5.0) >> a(ItemNext())
+            granted = play.seen.pop(0).result if play.seen else None
+            if isinstance(granted, Granted) and granted.key != "poison":
+                play >> a(ItemDone(granted.key, granted.claim)) << a.gets(ANY)
+        play.dies(a).ignoring(HangUp)
+    assert (play.row("good").state, play.row("fine").attempts) == ("done", 0)
+    play.until(play.now + 100.0)
+    assert play.gives(play.up(), "fine").attempt == 1
+
+
+def test_a_death_beside_items_on_their_way_to_the_disk_charges_only_what_was_not_told():
+    play = Play("x", "y")
+    a = play.up()
+    x, _ = play.gives(a), play.gives(a)
+    play.hold()
+    play >> a(ItemDone("x", x.claim)) << writes(Conclude)
+    play.dies(a).ignoring(HangUp, Persist, Spawn).flow().ignoring(type(None))
+    assert (play.row("x").state, play.row("y").attempts) == ("done", 1)
+
+
+def test_a_death_while_the_disk_refuses_is_charged_when_it_heals():
+    play = Play("x")
+    a = play.up()
+    play.gives(a)
+    play.hold()
+    play >> a(ItemsOffer(["y"])) << writes(AddItems)
+    play >> play.lost() << ANY
+    play.dies(a).ignoring(HangUp, Spawn) << writes(Conclude)
+    play >> play.lost()
+    play.at(1.0) >> Due() << ANY
+    play >> play.durable() << writes(Conclude)
+    play >> play.durable()
+    assert play.row("x").attempts == 1
+
+
+def test_deaths_that_were_ordered_are_free():
+    play = Play("x")
+    a = play.up()
+    play.gives(a)
+    play >> Asked(1, "restart", ("g-0",)) << Tell(a.conn, Drain(ANY, 30.0))
+    play.dies(a, None, 9).ignoring(HangUp) << Spawn("g-0", 2, ANY)
+    assert play.row("x").attempts == 0
+    assert play.fleet.state.workers["g-0"].restarts == 0
+
+
+# ---- drain -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_drain_answers_open_calls_lets_hands_finish_and_sends_no_signal():
+    play = Play("x")
+    a = play.up()
+    x = play.gives(a)
+    play >> a(ItemNext())
+    waiting = a.call
+    play >> Terminated("SIGTERM")
+    play << Tell(a.conn, Drain("SIGTERM", 30.0)) << a.gets(End("draining"), waiting)
+    play >> a(ItemNext()) << a.gets(End("draining"))
+    play >> a(ItemDone("x", x.claim)) << a.gets(DoneAnswer(1, False))
+    play >> a(Goodbye("drained")) << a.gets(Nothing())
+    play >> a.exits(0) << a.buried() << HangUp(a.conn)
+    play >> TreeEnded("g-0", 1, 0) << Leave(0, "drained")
+
+
+def test_a_drain_in_vain_is_sigterm_at_stop_timeout_and_sigkill_five_seconds_later():
+    play = Play("x")
+    a = play.up()
+    play.gives(a)
+    play >> Terminated("SIGTERM") << Tell(a.conn, ANY)
+    play.at(29.999) >> Due()
+    play.silence().deadline() >> Due() << Signal("g-0", 1, SIGTERM)
+    assert play.now == 30.0
+    play.at(34.999) >> Due()
+    play.silence().deadline() >> Due() << KillTree("g-0", 1, ())
+    play >> a.exits(None, 9) << a.buried() << HangUp(a.conn)
+    assert play.row("x").attempts == 0, "we ordered it"
+    play >> TreeEnded("g-0", 1, 0) << Leave(0, "drained")
+
+
+def test_a_worker_never_introduced_gets_sigterm_at_once_and_sigkill_at_stop_timeout():
+    play = Play()
+    a = play.spawned()
+    play >> Terminated("SIGTERM") << Signal("g-0", 1, SIGTERM)
+    play.at(29.999) >> Due()
+    play.silence().deadline() >> Due() << a.buried()
+
+
+def test_a_second_signal_kills_what_is_left_and_loses_nothing_acknowledged():
+    play = Play("x", "y", count=2)
+    a = play.up("g-0")
+    b = play.puppet(play.seen.pop(0))
+    x = play.gives(a)
+    play.hold()
+    play >> a(ItemDone("x", x.claim)) << writes(Conclude)
+    play >> Terminated("SIGTERM") << Tell(a.conn, ANY)
+    play >> Terminated("SIGTERM", at_once=True) << a.buried()
+    play >> b.runs() << Signal("g-1", 1, SIGTERM) << b.buried()
+    play >> a.exits(None, 9) << a.buried() << HangUp(a.conn)
+    play >> b.exits(None, 9) << b.buried()
+    play >> TreeEnded("g-0", 1, 2)
+    play >> TreeEnded("g-1", 1, 0)
+    play.silence() >> play.durable() << ANY << Leave(0, "drained")
+
+
+def test_a_drain_does_not_wait_for_a_disk_that_refuses():
+    play = Play("x")
+    a = play.up()
+    x = play.gives(a)
+    play.hold()
+    play >> a(ItemDone("x", x.claim)) << writes(Conclude)
+    play >> Terminated("SIGTERM") << Tell(a.conn, ANY)
+    play >> play.lost() << ANY
+    play >> a.exits(0) << a.buried() << HangUp(a.conn)
+    play >> TreeEnded("g-0", 1, 0) << Leave(0, "drained")
+
+
+def test_nothing_leaves_before_every_tree_is_cleared_away():
+    play = Play(once=True)
+    a = play.up()
+    play >> a(ItemNext()) << a.gets(End("complete"))
+    play >> a(Goodbye("complete")) << a.gets(ANY)
+    play >> a.exits(0) << a.buried() << HangUp(a.conn)
+    play.silence() >> TreeEnded("g-0", 1, 0) << Leave(0, "every group completed")
+
+
+# ---- ends ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("goodbye", "code", "state"),
+    [
+        ("complete", 0, "completed"),
+        ("complete", 1, "starting"),
+        ("drained", 0, "starting"),
+        (None, 0, "starting"),
+        (None, 1, "starting"),
+    ],
+)
+def test_an_introduced_worker_ends_well_with_goodbye_complete_and_exit_0_alone(goodbye, code, state):
+    play = Play("x", count=2)
+    a = play.up("g-0")
+    play.ignoring(object)
+    if goodbye:
+        play >> a(Goodbye(goodbye)) << a.gets(ANY)
+    play.dies(a, code).ignoring(HangUp)
+    assert play.state("g-0") == state
+
+
+def test_exit_0_without_hello_is_an_end_as_well():
+    play = Play(entrypoint=None, command=("x",), once=True)
+    a = play.spawned()
+    assert play.state() == "running", "from its spawn"
+    play.dies(a, 0) << Leave(0, "every group completed")
+
+
+def test_an_exit_with_nothing_left_to_do_is_no_failure():
+    play = Play("x")
+    a = play.up()
+    x = play.gives(a)
+    play >> a(ItemDone("x", x.claim)) << a.gets(ANY)
+    play.dies(a, 3).ignoring(HangUp).silence()
+    assert play.state() == "completed"
+
+
+@pytest.mark.parametrize(
+    ("restart", "state"), [("never", "failed"), ("on-failure", "starting"), ("always", "starting")]
+)
+def test_restart_decides_about_a_failure(restart, state):
+    play = Play("x", restart=restart)
+    play.dies(play.up()).ignoring(HangUp)
+    assert play.state() == state
+
+
+# ---- completion ------------------------------------------------------------------------------------------------------
+
+
+def test_a_group_is_complete_when_all_wait_with_empty_hands():
+    play = Play("x", count=2)
+    a, b = play.up("g-0"), play.up("g-1")
+    x = play.gives(a)
+    play >> b(ItemNext())
+    waiting = b.call
+    play.silence()
+    play >> a(ItemDone("x", x.claim)) << a.gets(DoneAnswer(1, False))
+    play >> a(ItemNext()) << a.gets(End("complete")) << b.gets(End("complete"), waiting)
+    assert play.store.newest("g").state == "completed"
+    play >> a(ItemNext()) << a.gets(End("complete"))
+
+
+def test_a_worker_that_said_more_can_still_offer():
+    play = Play()
+    a = play.up()
+    play >> a(ItemsOffer(["x"], more=True)) << a.gets(ANY)
+    x = play.gives(a)
+    play >> a(ItemDone("x", x.claim)) << a.gets(ANY)
+    play >> a(ItemNext())
+    waiting = a.call
+    play.silence() >> a(ItemsOffer([])) << a.gets(ANY) << a.gets(End("complete"), waiting)
+
+
+def test_a_worker_that_is_starting_can_still_offer():
+    play = Play("x", count=2)
+    a = play.up("g-0")
+    b = play.puppet(play.seen.pop(0))
+    x = play.gives(a)
+    play >> a(ItemDone("x", x.claim)) << a.gets(ANY)
+    play >> a(ItemNext())
+    waiting = a.call
+    play.silence() >> b.runs()
+    play.silence() >> b.exits(1) << b.buried() << a.gets(End("complete"), waiting)
+
+
+def test_a_waiting_retry_keeps_the_group_going():
+    play = Play("x")
+    a = play.up()
+    x = play.gives(a)
+    play >> a(ItemFailed("x", BLIP, x.claim)) << a.gets(ANY)
+    play >> a(ItemNext())
+    play.silence().until(10.0) << a.gets(Granted("x", ANY, None, ANY, 2))
+
+
+def test_a_group_whose_last_item_is_not_yet_durable_is_not_complete():
+    play = Play("x", count=2)
+    a, b = play.up("g-0"), play.up("g-1")
+    x = play.gives(a)
+    play >> b(ItemNext())
+    play.hold()
+    play >> a(ItemDone("x", x.claim)) << writes(Conclude)
+    play >> a(ItemNext())
+    play.silence()
+    play >> play.lost() << ANY
+    play.silence().at(1.0) >> Due() << ANY
+    play >> play.durable()
+    play.silence()
+
+
+# ---- hangs -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_hello_within_start_timeout_is_a_hang():
+    play = Play()
+    a = play.spawned()
+    play.at(29.999) >> Due()
+    play.silence().deadline() >> Due() << a.buried()
+    play.at(30.5).dies(a, None, 9) << Spawn("g-0", 2, ANY)
+    assert "worker_hung" in play.published()
+
+
+def test_silence_counts_from_the_first_heartbeat_on_and_any_line_ends_it():
+    play = Play("x")
+    a = play.up()
+    play.at(1000.0) >> Due()
+    play.silence() >> a.notes(Heartbeat())
+    play.at(1010.0) >> a(ItemNext()) << ANY
+    play.at(1024.999) >> Due()
+    play.silence().deadline() >> Due() << a.buried()
+    assert play.now == 1025.0
+    play.at(1026.0).dies(a, None, 9).ignoring(HangUp, Spawn)
+    assert play.row("x").attempts == 1, "killed as hung is a death"
+    assert play.fleet.state.workers["g-0"].last_failure.signature == "heartbeat-timeout"
+
+
+def test_a_closed_connection_must_be_back_within_heartbeat_timeout():
+    play = Play("x")
+    a = play.up()
+    play.leaves(a)
+    play.at(14.999) >> Due()
+    play.silence()
+    b = play.back(a)
+    play << b.gets(ANY)
+    play.at(20.0).leaves(b)
+    play.deadline() >> Due() << a.buried()
+    assert play.now == 35.0
+
+
+def test_after_goodbye_silence_is_no_hang_but_the_process_owes_an_end():
+    play = Play("x", stop_timeout=60.0)
+    a = play.up()
+    play >> a.notes(Heartbeat())
+    play >> a(Goodbye("complete")) << a.gets(ANY)
+    play.at(59.999) >> Due()
+    play.silence().deadline() >> Due() << Signal("g-0", 1, SIGTERM)
+
+
+def test_a_killed_worker_that_still_says_goodbye_is_not_waited_for_in_a_loop():
+    play = Play("x")
+    a = play.up()
+    play >> a.notes(Heartbeat())
+    play.deadline() >> Due() << a.buried()
+    play >> a(Goodbye("complete")) << a.gets(ANY)
+    play.at(play.now + 100.0) >> Due()
+    deadline = play.fleet.next_deadline()
+    assert deadline is None or deadline > play.now
+
+
+def test_progress_is_an_item_that_ends_while_some_are_in_hand():
+    play = Play("x", "y", progress_timeout=60.0)
+    a = play.up()
+    play.at(500.0)
+    x = play.gives(a)
+    play.gives(a)
+    play.at(550.0) >> a(ItemDone("x", x.claim)) << a.gets(ANY)
+    play.at(609.999) >> Due()
+    play.silence().deadline() >> Due() << a.buried()
+
+
+def test_without_items_there_is_no_progress_to_be_made():
+    play = Play(count=2)
+    a, _ = play.up("g-0"), play.up("g-1")
+    play >> a(ItemNext())
+    play.at(10_000.0) >> Due()
+    play.silence()
+
+
+def test_an_item_over_its_timeout_is_cancelled_and_in_vain_charged_alone():
+    play = Play("x", "y", item_timeout=20.0)
+    a = play.up()
+    x = play.gives(a)
+    play.at(5.0)
+    play.gives(a)
+    play.at(19.999) >> Due()
+    play.silence().deadline() >> Due() << Tell(a.conn, ItemCancel("x", x.claim, "item_timeout of 20 s", 10.0))
+    play.at(25.0) >> Due() << Tell(a.conn, ItemCancel("y", ANY, ANY, 10.0))
+    play.at(29.999) >> Due()
+    play.silence().deadline() >> Due() << a.buried()
+    play.dies(a, None, 9).ignoring(HangUp, Spawn)
+    assert [(play.row(key).attempts, play.row(key).alone) for key in "xy"] == [(1, False), (0, False)]
+
+
+@pytest.mark.parametrize("end", ["failed", "released"])
+def test_a_cancelled_item_that_is_ended_in_time_costs_the_worker_nothing(end):
+    play = Play("x", item_timeout=20.0)
+    a = play.up()
+    x = play.gives(a)
+    play.deadline() >> Due() << Tell(a.conn, ANY)
+    play >> a(ItemFailed("x", BLIP, x.claim) if end == "failed" else ItemRelease("x", x.claim)) << a.gets(ANY)
+    play.until(100.0).silence()
+    assert play.state() == "running"
+
+
+def test_a_worker_that_comes_back_is_reminded_of_what_it_was_to_cancel():
+    play = Play("x", item_timeout=20.0)
+    a = play.up()
+    x = play.gives(a)
+    play.leaves(a)
+    play.at(14.0)
+    b = play.back(a, Claim("x", x.claim))
+    play << b.gets(ANY)
+    play.at(20.0).leaves(b)
+    play >> Due()
+    play.at(24.0)
+    c = play.back(a, Claim("x", x.claim))
+    play << c.gets(ANY) << Tell(c.conn, ItemCancel("x", x.claim, ANY, 6.0))
+
+
+def test_clocks_stand_still_while_the_disk_refuses():
+    play = Play("x", item_timeout=20.0, progress_timeout=25.0)
+    a = play.up()
+    x = play.gives(a)
+    play.hold().at(15.0)
+    play >> a(ItemDone("x", x.claim)) << writes(Conclude)
+    play >> play.lost() << ANY
+    for now in range(16, 100):
+        play.at(float(now)) >> Due() << ANY
+        play >> (play.lost() if now < 99 else play.durable())
+        play.silence()
+    assert play.fleet.next_deadline() == 99.0 + 5.0, "five seconds of item_timeout were left"
+    play >> a(ItemDone("x", x.claim)) << writes(Conclude)
+    play >> play.durable() << a.gets(DoneAnswer(1, False))
+
+
+def test_the_disk_is_probed_once_at_a_time_however_slow_it_is():
+    play = Play()
+    a = play.up()
+    play.hold()
+    play >> a(ItemsOffer(["x"])) << writes(AddItems)
+    play >> play.lost() << ANY
+    play.at(1.0) >> Due() << ANY
+    play.at(50.0) >> Due()
+    play.silence() >> play.lost()
+    play.at(50.999) >> Due()
+    play.silence().at(51.0) >> Due() << ANY
+
+
+# ---- restarts --------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_restart_is_immediate_the_next_wait_and_too_many_fail():
+    play = Play("x", restart_policy=RestartSettings(max_restarts=3))
+    play.dies(play.up()).ignoring(HangUp)
+    for _ in range(2):
+        play.dies(play.up()).ignoring(HangUp)
+        assert play.state() == "backoff"
+        play.deadline(-0.001) >> Due()
+        play.silence().deadline() >> Due()
+    play.dies(play.up()).ignoring(HangUp).silence()
+    assert play.state() == "failed"
+    assert play.fleet.state.groups["g"].state.public == "failed"
+    assert play.published("worker_failed") == ["worker_failed"]
+
+
+def test_deaths_charged_to_one_item_count_once():
+    play = Play("x", restart_policy=RestartSettings(max_restarts=1), settings={"retry": {"default": PATIENT}})
+    for _ in range(5):
+        a = play.up()
+        play.until(play.now + 100.0)
+        play.gives(a, "x")
+        play.dies(a).ignoring(HangUp)
+        play.until(play.now + 100.0)
+    assert play.state() == "starting"
+
+
+def test_what_cannot_be_started_counts_like_a_death():
+    play = Play(restart_policy=RestartSettings(max_restarts=1))
+    play.ignoring(Spawn) >> SpawnFailed("g-0", 1, "no such file") << Spawn("g-0", 2, ANY)
+    play >> SpawnFailed("g-0", 2, "no such file")
+    play.silence()
+    assert play.state() == "failed"
+    assert "no such file" in play.fleet.state.workers["g-0"].last_failure.message
+
+
+@pytest.mark.parametrize("word", ["spawned", "exited", "spawn failed", "hello"])
+def test_stale_words_change_nothing(word):
+    play = Play("x")
+    a = play.up()
+    play.dies(a).ignoring(HangUp)
+    b = play.up()
+    before = play.fleet.lifecycle.public(play.fleet.state.workers["g-0"])
+    (
+        play
+        >> {
+            "spawned": a.runs(),
+            "exited": a.exits(1),
+            "spawn failed": SpawnFailed("g-0", 1, "late"),
+            "hello": Exited("g-9", 1, 1, None),
+        }[word]
+    )
+    play.silence()
+    assert play.fleet.lifecycle.public(play.fleet.state.workers["g-0"]) == before
+    assert play.gives(b, "x")
+
+
+def test_an_exit_that_is_told_twice_counts_once():
+    play = Play("x")
+    a = play.up()
+    play.dies(a).ignoring(HangUp) << Spawn("g-0", 2, ANY)
+    b = play.puppet(Spawn("g-0", 2, ANY))
+    play >> b.runs()
+    play.dies(b)
+    assert play.state() == "backoff"
+    play >> b.exits(1)
+    play.silence()
+    assert play.fleet.state.workers["g-0"].restarts == 2
+
+
+# ---- the abort policy ------------------------------------------------------------------------------------------------
+
+
+def test_deaths_with_no_item_done_between_them_abort_the_group():
+    abort = AbortSettings(consecutive_crashes=3)
+    play = Play("x", settings={"abort": abort}, restart_policy=RestartSettings(max_restarts=0))
+    for _ in range(3):
+        play.until(play.now + 100.0)
+        play.dies(play.up()).ignoring(HangUp)
+    assert play.seen.pop(0).code == 69
+    assert play.published("abort_triggered", "abort_executed") == ["abort_triggered", "abort_executed"]
+    assert play.store.newest("g").state == "aborted"
+
+
+def test_too_many_failures_abort_everything_and_the_items_wait_for_an_operator():
+    keys = [f"k{index}" for index in range(60)]
+    play = Play(*keys, settings={"abort": AbortSettings(confirm_after=10.0)})
+    a = play.up()
+    gone = Failure("permanent", "application", "gone", "gone")
+    for _ in range(30):
+        granted = Some()
+        play >> a(ItemNext()) << a.gets(granted)
+        (
+            play
+            >> a(ItemFailed(granted.value.key, gone, granted.value.claim))
+            << a.gets(FailedAnswer("final", 1, None, ANY))
+        )
+    play.until(10.0) << Tell(a.conn, Drain(ANY, 30.0))
+    play >> a(Goodbye("drained")) << ANY
+    play.dies(a, 0).ignoring(HangUp)
+    assert play.seen.pop(0).code == 69
+    counts = play.fleet.state.groups["g"].queue.counts(play.now)
+    assert (counts.pending, counts.in_flight, counts.waiting, counts.failed) == (30, 0, 0, 30)
+
+
+def test_items_handed_out_together_after_a_long_rest_begin_their_progress_together():
+    play = Play(count=2, progress_timeout=60.0)
+    a, b = play.up("g-0"), play.up("g-1")
+    play >> b(ItemsOffer(["x"])) << ANY
+    x = play.gives(a)
+    play >> a(ItemDone("x", x.claim)) << ANY
+    play >> a(ItemNext())
+    play >> a(ItemNext())
+    play.at(1000.0) >> b(ItemsOffer(["y", "z"])) << ANY << ANY << ANY
+    play >> Due()
+    play.silence()
+    assert play.fleet.next_deadline() == 1060.0
