@@ -277,7 +277,7 @@ class World:
     # ---- events in, commands out
 
     def feed(self, event: Event) -> None:
-        """Hand an event to the fleet, and see what it commands. Never from within another event's commands."""
+        """InFlightItem an event to the fleet, and see what it commands. Never from within another event's commands."""
         if self.left is not None:
             return
         if isinstance(event, Disconnected):
@@ -287,7 +287,7 @@ class World:
             self._take_in()
 
     def _take_in(self) -> None:
-        """Hand the fleet all that has gathered, at once; what comes of it by itself comes after that."""
+        """InFlightItem the fleet all that has gathered, at once; what comes of it by itself comes after that."""
         if self._feeding:
             return
         self._feeding = True
@@ -519,7 +519,7 @@ class World:
                 self._must(intent or worker.leaving, f"{name} is stopped, wanted and forgotten")
             bound = worker.current.conn is None or worker.current.conn in self.conns or bool(self._inbox)
             self._must(bound, f"{name} is bound to connection {worker.current.conn}, which is closed")
-        every = [lane for group in state.groups.values() for lane in group.queue.lanes._lanes.values()]
+        every = [lane for group in state.groups.values() for lane in group.queue.frontier._lanes.values()]
         for target in state.targets._known.values() if self.steps % 5 == 0 else ():
             of_it = [lane for lane in every if lane.target is target]
             self._must(target.groups == len(of_it), f"{target.name} is known to have {target.groups} groups")
@@ -531,16 +531,16 @@ class World:
                 self._must(up, f"{one.key} is in the hands of {one.worker}, which is down")
             self._bounds(group.queue)
             if self.left is None and group.state is GroupState.RUNNING and not self.plain:
-                up = any(one.life.up or one.life.phase is Phase.BACKOFF for one in state.team(group))
+                up = any(one.life.up or one.life.phase is Phase.BACKOFF for one in state.members(group))
                 waits = group.completing or state.storage.ledger is not None
-                self._must(up or waits or not state.team(group), f"nobody works for {group.name}")
+                self._must(up or waits or not state.members(group), f"nobody works for {group.name}")
         for place, trouble in ((None, state.storage.ledger), *state.storage.folders.items()):
             if trouble is not None:
                 waits = trouble.probe_at is not None or trouble.probe in self.fleet.outbox.pending
                 self._must(waits, f"{place or 'the ledger'} refused and is never tried again")
 
     def _bounds(self, queue: Any) -> None:
-        inner = queue.lanes
+        inner = queue.frontier
         for lane in inner._lanes.values():
             fresh = sum(item.due is None for item in lane.ready)
             self._must(fresh <= 3 * lanes.LANE_MOST + 40, f"{fresh} items of {lane.target.name} are held")

@@ -61,7 +61,7 @@ def init(app: App, file: str | None, force: bool) -> None:
     _tell(app, config_commands.init(file, force=force), as_json=False)
 
 
-def _tell(app: App, outcome: config_commands.Outcome, *, as_json: bool) -> None:
+def _tell(app: App, outcome: config_commands.CommandOutcome, *, as_json: bool) -> None:
     if as_json:
         app.emit(outcome.document)
     elif outcome.code:

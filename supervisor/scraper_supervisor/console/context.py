@@ -168,7 +168,7 @@ def _set_config(ctx: click.Context, _param: click.Parameter, value: str | None) 
     return value
 
 
-class Command(click.Command):
+class HelpfulCommand(click.Command):
     """A command that takes --config."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -188,7 +188,7 @@ class Command(click.Command):
 class Commands(click.Group):
     """A group whose commands take --config and end with a message, never with a traceback."""
 
-    command_class = Command
+    command_class = HelpfulCommand
     group_class = type
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.workers.lifecycle import Lifecycle
 
 
-class Outcomes:
+class Bookkeeping:
     """Counts and tells what became of items and workers."""
 
     def __init__(self, state: FleetState, lifecycle: Lifecycle, abort: AbortWindow, slo: Slo) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, assert_never
 
-from scraper_supervisor.core.bookkeeping import Outcomes
+from scraper_supervisor.core.bookkeeping import Bookkeeping
 from scraper_supervisor.core.checkpoints import Checkpoints
 from scraper_supervisor.core.events import (
     Asked,
@@ -47,19 +47,19 @@ from scraper_supervisor.core.facts import (
     StatesOwed,
 )
 from scraper_supervisor.core.fleet_state import FleetState, Mode
-from scraper_supervisor.core.operators.orders import Operators
-from scraper_supervisor.core.operators.run_import import Imports
-from scraper_supervisor.core.operators.state_restore import Restores
+from scraper_supervisor.core.operators.orders import Orders
+from scraper_supervisor.core.operators.run_import import RunImports
+from scraper_supervisor.core.operators.state_restore import StateRestores
 from scraper_supervisor.core.outbox import Outbox
 from scraper_supervisor.core.policy.abort import AbortWindow
 from scraper_supervisor.core.policy.slo import Slo
 from scraper_supervisor.core.queue.targets import Targets
 from scraper_supervisor.core.runs.groups import Groups
-from scraper_supervisor.core.runs.shutdown import Endings
-from scraper_supervisor.core.sessions.handshake import Introductions
-from scraper_supervisor.core.sessions.sessions import Desk
+from scraper_supervisor.core.runs.shutdown import Shutdown
+from scraper_supervisor.core.sessions.handshake import Handshakes
+from scraper_supervisor.core.sessions.sessions import Sessions
 from scraper_supervisor.core.states.group import ENDED
-from scraper_supervisor.core.storage_health import Disk
+from scraper_supervisor.core.storage_health import StorageHealth
 from scraper_supervisor.core.workers.lifecycle import Lifecycle
 from scraper_supervisor.core.workers.readiness import why_closed, why_not_ready
 from scraper_supervisor.core.workers.recycling import Recycling
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 
     from scraper_supervisor.core.config.settings import Settings
 
-_lanes: Final = attrgetter("queue.lanes")
+_lanes: Final = attrgetter("queue.frontier")
 
 
 class Fleet:
@@ -89,28 +89,28 @@ class Fleet:
         self.mode: Mode = mode
         self.abort = AbortWindow(settings.abort)
         self.slo = Slo()
-        self.disk = Disk(self.state)
+        self.storage_health = StorageHealth(self.state)
         self.checkpoints = Checkpoints(self.state, self.slo)
         self.lifecycle = Lifecycle(self.state, self.slo, self.checkpoints)
         self.watchdog = Watchdog(self.state, self.lifecycle)
-        self.outcomes = Outcomes(self.state, self.lifecycle, self.abort, self.slo)
+        self.bookkeeping = Bookkeeping(self.state, self.lifecycle, self.abort, self.slo)
         self.groups = Groups(self.state, self.lifecycle, self.slo, self.abort)
         self.recycling = Recycling(self.state, self.lifecycle)
-        self.introductions = Introductions(self.state, self.lifecycle, self.watchdog, self.recycling, self.checkpoints)
-        self.desk = Desk(self.state, self.lifecycle, self.introductions, self.checkpoints, self.recycling)
-        self.restores = Restores(self.state, self.groups, self.lifecycle, self.checkpoints)
-        self.imports = Imports(self.state, self.groups, self.checkpoints)
-        self.operators = Operators(
+        self.handshakes = Handshakes(self.state, self.lifecycle, self.watchdog, self.recycling, self.checkpoints)
+        self.sessions = Sessions(self.state, self.lifecycle, self.handshakes, self.checkpoints, self.recycling)
+        self.state_restores = StateRestores(self.state, self.groups, self.lifecycle, self.checkpoints)
+        self.run_imports = RunImports(self.state, self.groups, self.checkpoints)
+        self.orders = Orders(
             self.state,
             self.groups,
             self.lifecycle,
             self.watchdog,
             self.recycling,
             self.abort,
-            self.restores,
-            self.imports,
+            self.state_restores,
+            self.run_imports,
         )
-        self.endings = Endings(self.state, self.groups, self.lifecycle)
+        self.shutdown = Shutdown(self.state, self.groups, self.lifecycle)
 
     def start(self, now: float) -> list[Command]:
         """Begin: ask the ledger what operators want and where each run stands."""
@@ -131,7 +131,7 @@ class Fleet:
 
     def next_deadline(self) -> float | None:
         """When `Due` is wanted, in monotonic seconds."""
-        rooms = (self.abort, self.disk, self.checkpoints, self.recycling, self.watchdog, self.groups)
+        rooms = (self.abort, self.storage_health, self.checkpoints, self.recycling, self.watchdog, self.groups)
         times = (room.next_deadline() for room in rooms)
         return min((time for time in times if time is not None), default=None)
 
@@ -140,14 +140,14 @@ class Fleet:
     def _route(self, event: Event, now: float) -> None:  # noqa: C901 - one arm an event
         match event:
             case Said():
-                self.desk.said(event, now)
+                self.sessions.said(event, now)
             case Persisted(op=op, answer=answer):
                 question = self.outbox.pending.pop(op.ticket, None)
                 if question is not None:
                     question.answered(answer, now)
             case PersistFailed(op=op):
                 question = self.outbox.pending.pop(op.ticket, None)
-                self.disk.failed(event, question, now)
+                self.storage_health.failed(event, question, now)
                 if question is not None:
                     question.refused(event, now)
             case StoreTold(news=news):
@@ -157,7 +157,7 @@ class Fleet:
             case Replied():
                 self.recycling.replied(event, now)
             case Disconnected(conn=conn):
-                self.desk.disconnected(conn, now)
+                self.sessions.disconnected(conn, now)
             case Spawned():
                 self.lifecycle.spawned(event, now)
             case SpawnFailed():
@@ -167,16 +167,16 @@ class Fleet:
             case TreeEnded():
                 self.lifecycle.tree_ended(event)
             case Sampled():
-                self.disk.measured(event.disk_free, now)
+                self.storage_health.measured(event.disk_free, now)
                 self.recycling.sampled(event, now)
             case Asked():
-                self.operators.asked(event, now)
+                self.orders.asked(event, now)
             case Withdrawn(request=request):
-                self.operators.withdrawn(request)
+                self.orders.withdrawn(request)
             case Reconfigured(settings=settings):
                 self.groups.reconfigured(settings, now)
             case Terminated():
-                self.endings.terminate(event, now)
+                self.shutdown.terminate(event, now)
             case _ as never:
                 assert_never(never)
 
@@ -192,38 +192,38 @@ class Fleet:
     def _learn(self, fact: Fact | News, now: float) -> None:
         match fact:
             case ItemEnded():
-                self.outcomes.ended(fact, now)
+                self.bookkeeping.ended(fact, now)
             case Claimed():
-                self.outcomes.claimed(fact, now)
+                self.bookkeeping.claimed(fact, now)
             case ProcessKnown(worker=worker):
-                self.introductions.process_known(worker)
+                self.handshakes.process_known(worker)
             case ProcessEnded(worker=worker):
                 self.recycling.forget(worker)
-                self.outcomes.process_ended(fact, now)
+                self.bookkeeping.process_ended(fact, now)
             case PlaceHealed():
                 if fact.worker is None:
-                    self.groups.write_debts()
-                self.imports.healed()
+                    self.groups.flush()
+                self.run_imports.healed()
                 self.watchdog.place_healed(fact, now)
             case StoreFaulted():
-                self.disk.told(fact, now)
+                self.storage_health.told(fact, now)
             case LeasesLost(group=name, claims=claims):
                 self.watchdog.leases_lost(name, claims)
             case ItemsChanged(group=name):
                 self.groups.read_again(name)
             case RunRead():
-                self.outcomes.run_read(fact)
+                self.bookkeeping.run_read(fact)
             case RunOpened(group=group):
-                self.imports.run_opened(group)
+                self.run_imports.run_opened(group)
             case StatesOwed():
-                self.imports.states_owed(fact)
+                self.run_imports.states_owed(fact)
             case _ as never:
                 assert_never(never)
 
     def _finish(self, now: float) -> list[Command]:
         """What any event may have made possible: hand out items, complete runs, leave."""
         self.recycling.step(now)  # before items are handed out: it says who may have one
-        self.endings.decided(self.abort.evaluate(now), now)
+        self.shutdown.decided(self.abort.evaluate(now), now)
         closed = why_closed(self.state)
         groups = list(self.state.groups.values())
         turn = self.state.targets.in_turn(groups, _lanes, now)
@@ -234,10 +234,10 @@ class Fleet:
                 self.groups.roll(group, now)
             turn = self.state.targets.called(groups, _lanes)  # what one gave back may be another's next
         self._pass_on(now)
-        self.desk.answer_goodbyes()
+        self.sessions.answer_goodbyes()
         self.groups.forget_removed(self.state.groups, now)
-        self.operators.settle(now)
-        self.endings.leave_if_done()
+        self.orders.settle(now)
+        self.shutdown.leave_if_done()
         commands, self.outbox.commands = self.outbox.commands, []
         return commands
 
@@ -248,7 +248,7 @@ class Fleet:
     # ---- time
 
     def _due(self, now: float) -> None:
-        self.disk.due(now)
+        self.storage_health.due(now)
         self.watchdog.due(now)
         self.groups.due(now)
         self.checkpoints.due(now)

@@ -82,7 +82,7 @@ class Incarnation(Struct):
     beats: bool = False  # a heartbeat came: from now on, silence is a hang
     silence: float | None = None  # seconds that it may be silent, if a reload changed its heartbeats since its hello
     goodbye: Literal["complete", "drained"] | None = None
-    farewell: tuple[int, int] | None = None  # (conn, call) of a goodbye that is not answered yet
+    goodbye_call: tuple[int, int] | None = None  # (conn, call) of a goodbye that is not answered yet
     more: bool = False  # its last offer said that others follow
     progress: float | None = None  # when an item last ended, or hands that were empty were filled
     browsers: dict[str, Browser] = {}
@@ -258,7 +258,7 @@ class FleetState(Struct):
         name, group = (worker.name, worker.group) if worker is not None else (None, group)
         self.outbox.publish(event, severity, component, incident=incident, worker=name, group=group, data=data)
 
-    def team(self, group: Group) -> list[Worker]:
+    def members(self, group: Group) -> list[Worker]:
         """The group's workers, by index."""
         return [self.workers[name] for name in group.workers]
 

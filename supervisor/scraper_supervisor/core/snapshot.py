@@ -50,7 +50,7 @@ def snapshot(fleet: Fleet, daemon: Daemon) -> dict[str, Any]:
         },
         "groups": [_group(group, daemon.now) for group in state.groups.values()],
         "workers": [
-            _worker(fleet, worker, group, daemon) for group in state.groups.values() for worker in state.team(group)
+            _worker(fleet, worker, group, daemon) for group in state.groups.values() for worker in state.members(group)
         ],
         "abort": abort_view(fleet, daemon.now),
         "slo": slo_view(fleet, daemon.now),
@@ -158,7 +158,7 @@ def _worker(fleet: Fleet, worker: Worker, group: Group, daemon: Daemon) -> dict[
         ],
         "idle_reason": idle_reason(fleet.state, worker, daemon.now, daemon.wall),
         "recycles": worker.recycles,
-        "items": {"done": worker.done, "failed": worker.failed, "in_flight": group.queue.hands(worker.name)},
+        "items": {"done": worker.done, "failed": worker.failed, "in_flight": group.queue.held_by(worker.name)},
         "checkpoint": None
         if worker.saved is None
         else dict(zip(("generation", "saved_at"), worker.saved, strict=True)),

@@ -35,7 +35,7 @@ DISK_RECOVERED: Final = 1.1  # times disk_free that must be free again before it
 GIB: Final = 2**30
 
 
-class Disk:
+class StorageHealth:
     """The one place that decides whether the disk works."""
 
     def __init__(self, state: FleetState) -> None:

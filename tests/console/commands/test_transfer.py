@@ -11,7 +11,7 @@ import pytest
 from msgspec import Raw
 
 from scraper_supervisor.console.commands import transfer as transfer_commands
-from scraper_supervisor.core.formats.run_export import Header, PortableItem, Writer
+from scraper_supervisor.core.formats.run_export import PortableItem, RunHeader, Writer
 from scraper_supervisor.core.ops.item_ops import Conclude, Front, LeaseFresh
 from scraper_supervisor.core.ops.run_ops import OpenRun
 from scraper_supervisor.core.ops.state_ops import SaveState
@@ -127,7 +127,7 @@ def test_a_key_that_comes_twice_is_refused_and_leaves_the_group_as_it_was(projec
     call("items", "add", "matches", "old")
     writer, time = Writer(), "2026-05-01T12:00:00.000Z"
     item = PortableItem("twin", None, Raw(b"null"), 0, 1.0, "pending", 0)
-    lines = [writer.line(Header(1, "scraper-supervisor-run", "g", 1, "running", time, None, time))]
+    lines = [writer.line(RunHeader(1, "scraper-supervisor-run", "g", 1, "running", time, None, time))]
     lines += [writer.line(item), writer.line(item), writer.end()]
     (project / "run.jsonl").write_bytes(b"".join(lines))
     result = call("items", "import", "matches", "run.jsonl")

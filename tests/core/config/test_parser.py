@@ -13,7 +13,7 @@ from scraper_supervisor.core.config.keys import (
     Address,
     Choice,
     Codes,
-    Command,
+    CommandLine,
     Database,
     Duration,
     FilePath,
@@ -22,10 +22,10 @@ from scraper_supervisor.core.config.keys import (
     Patterns,
     Real,
     Size,
-    Text,
     Urls,
     Variables,
     Whole,
+    Words,
     WorkerCount,
 )
 from scraper_supervisor.core.config.parser import InvalidSettings, Problem, parse
@@ -376,7 +376,7 @@ def value_of(name: str, key: Key) -> st.SearchStrategy[Any]:
             value = paths
         case Address():
             value = st.just("[::1]:9177")
-        case Command():
+        case CommandLine():
             value = st.tuples(paths, words).map(list)
         case Patterns():
             value = st.lists(st.sampled_from(["timeout", r"\b5\d\d\b"]))
@@ -386,7 +386,7 @@ def value_of(name: str, key: Key) -> st.SearchStrategy[Any]:
             value = st.integers(1, key.most) | st.sampled_from(["2-8", "3-3", "1 - 2"])
         case Variables():
             value = st.dictionaries(st.from_regex(r"[A-Z_]{1,8}", fullmatch=True), words, max_size=2)
-        case Text() | Urls():
+        case Words() | Urls():
             value = SAMPLES[name]
         case _:
             raise AssertionError(f"no sample for {type(key).__name__}")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from scraper_supervisor.core.formats import checkpoint_file as sealed
-from scraper_supervisor.core.formats.checkpoint_file import Counts, Damaged, FileName, Header, TooNew
+from scraper_supervisor.core.formats.checkpoint_file import CheckpointHeader, Counts, Damaged, FileName, TooNew
 
-HEADER = Header("matches-0", 2, 7, "scores/1", "2026-05-01T12:00:00.000Z", Counts(3, 4, 5))
+HEADER = CheckpointHeader("matches-0", 2, 7, "scores/1", "2026-05-01T12:00:00.000Z", Counts(3, 4, 5))
 LINE = sealed.seal(HEADER, Raw(b'{"page":1,"name":"\xc3\xa9,\\"sha256\\":\\""}'))
 
 

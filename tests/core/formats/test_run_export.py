@@ -11,11 +11,11 @@ from msgspec import UNSET, Raw
 
 from scraper_supervisor.core.formats.run_export import (
     Checker,
-    Header,
     Joiner,
     NotPortable,
     PortableItem,
     Result,
+    RunHeader,
     WorkerState,
     Writer,
     parse,
@@ -33,7 +33,7 @@ def done(key, seq, result=b'{"n":1}'):
 
 
 RECORDS = [
-    Header(1, "scraper-supervisor-run", "g", 3, "running", TIME, None, TIME),
+    RunHeader(1, "scraper-supervisor-run", "g", 3, "running", TIME, None, TIME),
     WorkerState("g-0", 3, 12, "cursor/2", TIME, Raw(b'{"page": 7}')),
     WorkerTotals("g-0", 2, 1),
     done("x", 1),

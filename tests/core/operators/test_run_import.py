@@ -1,4 +1,4 @@
-"""Imports with the daemon running: who may, what the disk is asked, and that no worker starts before its state."""
+"""RunImports with the daemon running: who may, what the disk is asked, and that no worker starts before its state."""
 
 from unittest.mock import ANY
 

@@ -286,4 +286,4 @@ def test_who_does_not_wait_for_the_answer_gets_none():
     play.up()
     play.silence()
     assert kept(play) == [b'{"page":1}', b'{"page":1}']
-    assert not play.fleet.restores._under_way
+    assert not play.fleet.state_restores._under_way

@@ -10,10 +10,10 @@ from scraper_supervisor.core.measurements import BrowserSample, Sample
 from scraper_supervisor.core.policy.limits import (
     HOST_PAUSE,
     Breach,
+    EndBrowser,
+    EndWorker,
     Gauge,
     HostGauge,
-    KillBrowser,
-    KillWorker,
     Recovered,
     RecycleBrowser,
     RecycleSlots,
@@ -110,7 +110,7 @@ def test_sampling_more_often_changes_nothing(signal, parts):
             {"browser_memory": None},
             [
                 Breach("browser_memory_max", 2 * GIB, 3 * GIB, "m-0", "b1"),
-                KillBrowser("m-0", "b1", "browser b1 uses 3 GiB, over browser_memory_max 2 GiB"),
+                EndBrowser("m-0", "b1", "browser b1 uses 3 GiB, over browser_memory_max 2 GiB"),
             ],
             id="browser_memory_max",
         ),
@@ -120,7 +120,7 @@ def test_sampling_more_often_changes_nothing(signal, parts):
             [
                 Breach("browser_memory", GIB, 3 * GIB, "m-0", "b1"),
                 Breach("browser_memory_max", 2 * GIB, 3 * GIB, "m-0", "b1"),
-                KillBrowser("m-0", "b1", "browser b1 uses 3 GiB, over browser_memory_max 2 GiB"),
+                EndBrowser("m-0", "b1", "browser b1 uses 3 GiB, over browser_memory_max 2 GiB"),
             ],
             id="both at once: only the kill",
         ),
@@ -156,7 +156,7 @@ def test_sampling_more_often_changes_nothing(signal, parts):
             {},
             [
                 Breach("worker_memory_max", 2 * GIB, 3 * GIB, "m-0"),
-                KillWorker("m-0", "worker m-0 without its browsers uses 3 GiB, over worker_memory_max 2 GiB"),
+                EndWorker("m-0", "worker m-0 without its browsers uses 3 GiB, over worker_memory_max 2 GiB"),
                 Breach("worker_memory", GIB, 3 * GIB, "m-0"),
             ],
             id="worker_memory_max: only the kill",
@@ -181,7 +181,7 @@ def test_nothing_is_asked_for_twice_and_a_kill_may_follow_a_recycle():
         [],
         ["Recovered"],
         ["Breach"],
-        ["Breach", "KillBrowser"],
+        ["Breach", "EndBrowser"],
         [],
         ["Recovered", "Recovered"],
         ["Breach", "Breach"],
@@ -254,10 +254,10 @@ def test_each_browser_is_recycled_and_killed_at_most_once(steps):
     for now, (name, memory) in enumerate(steps):
         state[name] = memory
         one = sample(*(browser(id_, memory=size) for id_, size in state.items()))
-        asked += [a for a in watch.observe(one, settings, float(now)) if isinstance(a, RecycleBrowser | KillBrowser)]
+        asked += [a for a in watch.observe(one, settings, float(now)) if isinstance(a, RecycleBrowser | EndBrowser)]
     assert len({(type(a), a.browser) for a in asked}) == len(asked)
     killed = {name for name, memory in steps if memory > settings.browser_memory_max}
-    assert {a.browser for a in asked if isinstance(a, KillBrowser)} == killed
+    assert {a.browser for a in asked if isinstance(a, EndBrowser)} == killed
 
 
 # ---- the host ------------------------------------------------------------------------------------------------------

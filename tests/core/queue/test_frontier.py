@@ -19,7 +19,7 @@ from scraper_supervisor.core.config.settings import TargetSettings
 from scraper_supervisor.core.ops.item_ops import Entry, Front, NewItem
 from scraper_supervisor.core.ops.run_ops import Lane, Prefetch
 from scraper_supervisor.core.queue import frontier as lanes_module
-from scraper_supervisor.core.queue.frontier import Item, Lanes, Wanted
+from scraper_supervisor.core.queue.frontier import Frontier, Item, Wanted
 from scraper_supervisor.core.queue.targets import Targets
 
 NULL = Raw(b"null")
@@ -32,7 +32,7 @@ def item(number, *, target=None, priority=0, order=None):
 
 
 def with_items(*items, targets=None):
-    lanes = Lanes(Targets(targets or {}))
+    lanes = Frontier(Targets(targets or {}))
     lanes.open((), 0)
     for one in items:
         lanes.added(one.id, one, one.order)
@@ -167,7 +167,7 @@ class AgainstAList(RuleBasedStateMachine):
         self.hands: list[Item] = []
         for _ in range(stored):
             self._row(TARGETS[self.ids % spread], self.ids % 7 == 0)
-        self.lanes = Lanes(Targets({}))
+        self.frontier = Frontier(Targets({}))
         self._open()
 
     def _row(self, target, priority):
@@ -182,7 +182,7 @@ class AgainstAList(RuleBasedStateMachine):
             if row.due is None:
                 counts[row.target] = counts.get(row.target, 0) + 1
         timed = sum(row.due is not None for row in self.rows.values())
-        self.lanes.open([Lane(target, count) for target, count in counts.items()], timed, self.hands, PREFETCH)
+        self.frontier.open([Lane(target, count) for target, count in counts.items()], timed, self.hands, PREFETCH)
 
     def _entry(self, row):
         due_in = None if row.due is None else row.due - self.now
@@ -191,7 +191,7 @@ class AgainstAList(RuleBasedStateMachine):
     def _load(self):
         """Whatever is wanted is fetched; it must come to an end."""
         for _ in range(200):
-            wanted = self.lanes.wants(self.now)
+            wanted = self.frontier.wants(self.now)
             if not wanted.fronts and not wanted.waiting:
                 return
             for target, after in ((front.target, front.after) for front in wanted.fronts):
@@ -199,23 +199,23 @@ class AgainstAList(RuleBasedStateMachine):
                     (r for r in self.rows.values() if r.target == target and r.due is None), key=lambda r: r.rank
                 )
                 found = [row for row in lane if after is None or (-row.priority, row.order) > after][: wanted.limit]
-                self.lanes.fetched(target, [self._entry(row) for row in found], self.now)
+                self.frontier.fetched(target, [self._entry(row) for row in found], self.now)
             if wanted.waiting:
                 timed = sorted((r for r in self.rows.values() if r.due is not None), key=lambda r: r.due)
-                self.lanes.retries_fetched([self._entry(row) for row in timed[: wanted.waiting]], self.now)
-            self.lanes.advance(self.now)
+                self.frontier.retries_fetched([self._entry(row) for row in timed[: wanted.waiting]], self.now)
+            self.frontier.advance(self.now)
         raise AssertionError("it fetches for ever")
 
     @rule(host=st.sampled_from(TARGETS), priority=st.booleans())
     def add(self, host, priority):
         row = self._row(host, priority)
-        self.lanes.added(row.id, NewItem(f"k{row.id}", host, NULL, row.priority), row.order)
+        self.frontier.added(row.id, NewItem(f"k{row.id}", host, NULL, row.priority), row.order)
 
     @rule()
     def take(self):
         self._load()
-        self.lanes.advance(self.now)
-        found = self.lanes.peek(self.now)
+        self.frontier.advance(self.now)
+        found = self.frontier.peek(self.now)
         free = [row for row in self.rows.values() if row.where == "open" and (row.due is None or row.due <= self.now)]
         if found is None:
             assert not free
@@ -226,7 +226,7 @@ class AgainstAList(RuleBasedStateMachine):
             and len([row for row in self.rows.values() if row.due is not None]) <= PREFETCH.waiting // 2
         ):
             assert found.rank == min(row.rank for row in free), "the best of all, also of those in the ledger alone"
-        self.lanes.take(found, self.now)
+        self.frontier.take(found, self.now)
         self.rows[found.id].where = "hands"
         self.hands.append(found)
 
@@ -238,14 +238,14 @@ class AgainstAList(RuleBasedStateMachine):
     def put_back(self, index):
         one = self._pick(index)
         self.rows[one.id].where = "open"
-        self.lanes.put_back(one)
+        self.frontier.put_back(one)
 
     @precondition(lambda self: self.hands)
     @rule(index=st.integers(0, 99))
     def gone(self, index):
         one = self._pick(index)
         del self.rows[one.id]
-        self.lanes.gone(one)
+        self.frontier.gone(one)
 
     @precondition(lambda self: self.hands)
     @rule(index=st.integers(0, 99), delay=st.sampled_from([0.0, 1.0, 5.0]), host=st.sampled_from(TARGETS))
@@ -254,7 +254,7 @@ class AgainstAList(RuleBasedStateMachine):
         row = self.rows[one.id]
         row.where, row.due, row.order = "open", self.now + delay, -1000.0 + self.now + delay
         row.target = one.target if one.target is not None else host
-        self.lanes.retry(one, row.due, row.order, row.target)
+        self.frontier.retry(one, row.due, row.order, row.target)
 
     @precondition(lambda self: self.hands)
     @rule(index=st.integers(0, 99))
@@ -262,13 +262,13 @@ class AgainstAList(RuleBasedStateMachine):
         one = self._pick(index)
         row = self.rows[one.id]
         row.where, row.due = "open", None
-        self.lanes.reopened(one)
+        self.frontier.reopened(one)
 
     @rule(by=st.sampled_from([0.001, 1.0, 7.0]))
     def time_passes(self, by):
         self.now += by
-        self.lanes.advance(self.now)
-        deadline = self.lanes.next_deadline()
+        self.frontier.advance(self.now)
+        deadline = self.frontier.next_deadline()
         assert deadline is None or deadline > self.now
 
     @rule()
@@ -277,14 +277,14 @@ class AgainstAList(RuleBasedStateMachine):
 
     @invariant()
     def the_counts_are_those_of_the_list(self):
-        assert self.lanes.open_items == len(self.rows)
+        assert self.frontier.open_items == len(self.rows)
         waiting = sum(row.where == "open" and row.due is not None and row.due > self.now for row in self.rows.values())
-        assert self.lanes.waiting(self.now) >= waiting
-        for lane in self.lanes._lanes.values():
+        assert self.frontier.waiting(self.now) >= waiting
+        for lane in self.frontier._lanes.values():
             assert 0 <= lane.loaded <= lane.open
             assert lane.in_flight == sum(one.target == lane.target.name for one in self.hands)
             assert lane.in_flight == lane.target.in_flight
-        held = sum(len(lane.ready) for lane in self.lanes._lanes.values())
+        held = sum(len(lane.ready) for lane in self.frontier._lanes.values())
         assert held <= 60
 
 
@@ -308,7 +308,7 @@ def test_everything_offered_is_handed_out_once_in_order(offers):
 
 
 def test_a_million_keys_cost_what_a_window_costs():
-    lanes = Lanes(Targets({}))
+    lanes = Frontier(Targets({}))
     lanes.open([Lane(None, 1_000_000)], 0)
     limit = lanes_module.LANE_MOST
     assert lanes.wants(0.0) == Wanted((Front(None, None),), limit)

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from scraper_supervisor.core.config.settings import RetrySettings
 from scraper_supervisor.core.queue.frontier import Item
-from scraper_supervisor.core.queue.retry_decision import FREE_BLOCKED, FREE_INFRASTRUCTURE, judge, reclassify
+from scraper_supervisor.core.queue.retry_decision import FREE_BLOCKED, FREE_INFRASTRUCTURE, decide_retry, reclassify
 from scraper_worker.protocol import Failure
 
 SETTINGS = RetrySettings(jitter="none", max_attempts=3)
@@ -38,7 +38,7 @@ def failure(kind="transient", **changes):
 )
 def test_rulings(before, what, after):
     item = replace(ITEM, attempts=before[0], infrastructure=before[1], blocked=before[2])
-    ruling = judge(item, what, SETTINGS, 0.5)
+    ruling = decide_retry(item, what, SETTINGS, 0.5)
     assert (ruling.action, ruling.delay, ruling.attempts, ruling.infrastructure, ruling.blocked) == after
     assert ruling.reason
 

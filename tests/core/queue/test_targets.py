@@ -359,7 +359,7 @@ class AnyOrder(RuleBasedStateMachine):
         state = self.stage.play.fleet.state
         for target in state.targets._known.values():
             assert target.in_flight == self._in_flight(target.name)
-            lanes = [lane for group in state.groups.values() for lane in group.queue.lanes._lanes.values()]
+            lanes = [lane for group in state.groups.values() for lane in group.queue.frontier._lanes.values()]
             assert target.groups == sum(lane.target is target for lane in lanes)
 
 

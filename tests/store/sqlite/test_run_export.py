@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from msgspec import Raw
 
-from scraper_supervisor.core.formats.run_export import Checker, Header, PortableItem, Result, WorkerState, Writer
+from scraper_supervisor.core.formats.run_export import Checker, PortableItem, Result, RunHeader, WorkerState, Writer
 from scraper_supervisor.core.ops.import_ops import (
     DropState,
     ImportBegin,
@@ -453,7 +453,7 @@ def test_of_damaged_states_the_newest_sound_one_is_exported_and_without_any_it_i
 
 def test_the_counts_that_a_file_tells_of_done_items_are_not_believed(tmp_path: Path, other: Ledger) -> None:
     writer = Writer()
-    header = Header(1, "scraper-supervisor-run", "g", 1, "completed", TIME, TIME, TIME)
+    header = RunHeader(1, "scraper-supervisor-run", "g", 1, "completed", TIME, TIME, TIME)
     answer = put(other, [writer.line(one) for one in (header, WorkerTotals("g-0", 99, 3), done("a", 1))])
     assert answer.problem is None
     image = open_run(other)
@@ -468,4 +468,4 @@ def test_a_header_may_be_all_there_is(folder: Path, ledger: Ledger, other: Ledge
     assert len(whole) == 2
     assert put(other, whole).run == 1
     assert isinstance(json.loads(whole[0]), dict)
-    assert Header.__struct_fields__[0] == "format"
+    assert RunHeader.__struct_fields__[0] == "format"

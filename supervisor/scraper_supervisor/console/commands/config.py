@@ -23,7 +23,7 @@ FAILED: Final = 1
 INVALID: Final = 78
 
 
-class Outcome(NamedTuple):
+class CommandOutcome(NamedTuple):
     """A command's exit code, its document for --json and its text for people, which goes to stderr unless code is 0."""
 
     code: int
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
     text: str
 
 
-def check(option: str | None, environ: Mapping[str, str] | None = None, cwd: str | None = None) -> Outcome:
+def check(option: str | None, environ: Mapping[str, str] | None = None, cwd: str | None = None) -> CommandOutcome:
     """Validates the configuration that `option` (--config), the environment and the working folder lead to."""
     try:
         loaded = _load(option, environ, cwd)
@@ -41,10 +41,10 @@ def check(option: str | None, environ: Mapping[str, str] | None = None, cwd: str
     groups = loaded.settings.groups.values()
     found = f"{_counted(len(groups), 'group')}, {_counted(sum(group.count for group in groups), 'worker')}"
     text = "\n".join([f"{_name(loaded)}: valid, {found}", *_lines(doubts, "warning: ")])
-    return Outcome(OK, _checked(loaded.path, (), doubts), text)
+    return CommandOutcome(OK, _checked(loaded.path, (), doubts), text)
 
 
-def config(option: str | None, environ: Mapping[str, str] | None = None, cwd: str | None = None) -> Outcome:
+def config(option: str | None, environ: Mapping[str, str] | None = None, cwd: str | None = None) -> CommandOutcome:
     """The configuration in effect, defaults filled in; the text is TOML that means the same again.
 
     The document for --json is that same TOML document, or the one of `check` if the configuration is invalid. What an
@@ -58,10 +58,10 @@ def config(option: str | None, environ: Mapping[str, str] | None = None, cwd: st
     found = {"state_dir": loaded.folders.state_dir, "runtime_dir": loaded.folders.runtime_dir}
     supervisor = document["supervisor"]
     document["supervisor"] = found | supervisor if isinstance(supervisor, dict) else found
-    return Outcome(OK, document, f"# {_name(loaded)}\n{tomli_w.dumps(document)}".rstrip())
+    return CommandOutcome(OK, document, f"# {_name(loaded)}\n{tomli_w.dumps(document)}".rstrip())
 
 
-def init(path: str | None = None, *, force: bool = False) -> Outcome:
+def init(path: str | None = None, *, force: bool = False) -> CommandOutcome:
     """Writes the commented starter configuration to `path`, ./supervisor.toml if None; overwrites only with `force`."""
     target = Path(path or LOCAL_FILE)
     try:
@@ -73,17 +73,17 @@ def init(path: str | None = None, *, force: bool = False) -> Outcome:
     except OSError as error:
         return _not_written(target, f"can't be written: {(error.strerror or str(error)).lower()}")
     text = f"{target}: written; name your scraper in it, then: scraper-supervisor check --config {target}"
-    return Outcome(OK, {"ok": True, "path": str(target.absolute()), "error": None}, text)
+    return CommandOutcome(OK, {"ok": True, "path": str(target.absolute()), "error": None}, text)
 
 
-def invalid(error: InvalidSettings) -> Outcome:
+def invalid(error: InvalidSettings) -> CommandOutcome:
     """What any command says of a configuration that can't be used."""
     name = error.file or "configuration"
     if len(error.problems) == 1:
         text = f"{name}: {error.problems[0]}"
     else:
         text = "\n".join([f"{name}: {len(error.problems)} errors", *_lines(error.problems)])
-    return Outcome(INVALID, _checked(error.file, error.problems, ()), text)
+    return CommandOutcome(INVALID, _checked(error.file, error.problems, ()), text)
 
 
 def starter() -> str:
@@ -120,5 +120,5 @@ def _lines(problems: Iterable[Problem], before: str = "") -> list[str]:
     return [f"  {before}{problem}" for problem in problems]
 
 
-def _not_written(target: Path, reason: str) -> Outcome:
-    return Outcome(FAILED, {"ok": False, "path": str(target.absolute()), "error": reason}, f"{target}: {reason}")
+def _not_written(target: Path, reason: str) -> CommandOutcome:
+    return CommandOutcome(FAILED, {"ok": False, "path": str(target.absolute()), "error": reason}, f"{target}: {reason}")

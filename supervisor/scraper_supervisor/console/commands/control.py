@@ -9,12 +9,12 @@ import click
 from scraper_supervisor.console import views
 from scraper_supervisor.console.client import Denied
 from scraper_supervisor.console.commands.config import INVALID
-from scraper_supervisor.console.context import App, Command, Commands, Refused, json_option, pass_app
+from scraper_supervisor.console.context import App, Commands, HelpfulCommand, Refused, json_option, pass_app
 
 _no_wait = click.option("--no-wait", is_flag=True, help="Return at once, not when it is done.")
 
 
-@click.command(cls=Command)
+@click.command(cls=HelpfulCommand)
 @pass_app
 def reload(app: App) -> None:
     """Read the configuration again: all of it takes effect, or nothing."""
@@ -35,7 +35,7 @@ def _rejection(error: Denied) -> str:
     return "\n  ".join(["the configuration was rejected, the old one goes on:", *lines])
 
 
-@click.command(cls=Command)
+@click.command(cls=HelpfulCommand)
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @_no_wait
 @pass_app
@@ -52,7 +52,7 @@ def stop(app: App, names: tuple[str, ...], no_wait: bool) -> None:
 def _make(name: str, text: str, what: str = "NAME") -> click.Command:
     """A command that orders something of groups and workers."""
 
-    @click.command(name, cls=Command, help=text)
+    @click.command(name, cls=HelpfulCommand, help=text)
     @click.argument("names", metavar=f"[{what}]...", nargs=-1)
     @_no_wait
     @pass_app
@@ -62,7 +62,7 @@ def _make(name: str, text: str, what: str = "NAME") -> click.Command:
     return command
 
 
-@click.command(cls=Command)
+@click.command(cls=HelpfulCommand)
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--fresh", is_flag=True, help="Begin a new run, whose workers start without their checkpoints.")
 @_no_wait

@@ -17,8 +17,8 @@ from scraper_supervisor.console.client import NoDaemon
 from scraper_supervisor.console.context import (
     USAGE,
     App,
-    Command,
     Commands,
+    HelpfulCommand,
     Refused,
     clean,
     json_option,
@@ -129,7 +129,7 @@ def _report(group: str, text: str, untouched: list[str], why: str) -> None:
 # ---- results ---------------------------------------------------------------------------------------------------------
 
 
-@click.command(cls=Command)
+@click.command(cls=HelpfulCommand)
 @click.argument("group")
 @click.option("--run", "run_number", type=click.IntRange(min=1), help="Which run [the latest].")
 @click.option(

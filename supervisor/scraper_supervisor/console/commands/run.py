@@ -10,7 +10,7 @@ from typing import Final
 import click
 from msgspec.structs import replace
 
-from scraper_supervisor.console.context import USAGE, App, Command, Refused, pass_app
+from scraper_supervisor.console.context import USAGE, App, HelpfulCommand, Refused, pass_app
 from scraper_supervisor.core.config.parser import GROUP_NAME, parse
 from scraper_supervisor.core.config.paths import LOCAL_FOLDER, folders
 from scraper_supervisor.store.config_file import Loaded
@@ -19,7 +19,7 @@ _ENTRYPOINT: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _LONGEST_NAME: Final = 48  # characters of a group's name
 
 
-@click.command(cls=Command)
+@click.command(cls=HelpfulCommand)
 @click.argument("entrypoint", metavar="[MODULE:FUNCTION]", required=False)
 @click.option("--once", is_flag=True, help="End when nothing is left to do.")
 @click.option("--fresh", is_flag=True, help="Begin a new run, whatever the last one was.")

@@ -14,7 +14,7 @@ import click
 from scraper_supervisor.console.access import queue as changing
 from scraper_supervisor.console.access import reader
 from scraper_supervisor.console.client import Denied, NoDaemon
-from scraper_supervisor.console.context import DAMAGED, App, Command, Refused, clean, pass_app
+from scraper_supervisor.console.context import DAMAGED, App, HelpfulCommand, Refused, clean, pass_app
 from scraper_supervisor.core.formats.run_export import Checker, NotPortable
 from scraper_supervisor.store.errors import NotExportable
 from scraper_supervisor.store.opening import location, open_for_export
@@ -29,7 +29,7 @@ PIECE: Final = 256 * 1024  # characters in one request: other groups wait some 1
 _FINISH_TIMEOUT: Final = None  # it returns when the workers' states are safe
 
 
-@click.command("export", cls=Command)
+@click.command("export", cls=HelpfulCommand)
 @click.argument("group")
 @pass_app
 def export(app: App, group: str) -> None:
@@ -51,7 +51,7 @@ def export(app: App, group: str) -> None:
     out.flush()
 
 
-@click.command("import", cls=Command)
+@click.command("import", cls=HelpfulCommand)
 @click.argument("group")
 @click.argument("file", type=click.File("rb"))
 @pass_app

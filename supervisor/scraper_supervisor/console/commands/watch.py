@@ -22,7 +22,7 @@ from rich.live import Live
 from rich.text import Text
 
 from scraper_supervisor.console import views
-from scraper_supervisor.console.context import USAGE, App, Command, Refused, clean, json_option, pass_app
+from scraper_supervisor.console.context import USAGE, App, HelpfulCommand, Refused, clean, json_option, pass_app
 from scraper_supervisor.core.config.units import parse_duration
 from scraper_supervisor.store.event_log import EVENTS_FILE, EventRecord, decode_event, exists, follow_lines, read_events
 
@@ -34,7 +34,7 @@ POLL: Final = 0.25  # seconds between two looks at a followed file
 TAIL: Final = 10  # events that `events --follow` begins with
 
 
-@click.command(cls=Command)
+@click.command(cls=HelpfulCommand)
 @click.argument("worker", required=False)
 @json_option
 @pass_app
@@ -59,7 +59,7 @@ def _show(app: App, document: dict[str, Any], view: Group, *, as_json: bool) -> 
         app.print(view)
 
 
-@click.command(cls=Command)
+@click.command(cls=HelpfulCommand)
 @pass_app
 def top(app: App) -> None:
     """Show how everything stands, live on the full screen; q ends it."""
@@ -94,7 +94,7 @@ def _keys() -> Iterator[Callable[[float], str]]:
 # ---- events ----------------------------------------------------------------------------------------------------------
 
 
-@click.command(cls=Command)
+@click.command(cls=HelpfulCommand)
 @click.option("--follow", "-f", is_flag=True, help="Go on with what is written from now on.")
 @click.option("--since", metavar="T", help='From then on: a time ("2026-05-01T12:00:00Z") or an age ("10m").')
 @click.option("--json", "as_json", is_flag=True, help="One event a line, as JSON.")

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from scraper_supervisor.console import views
 from scraper_supervisor.console.client import Client, Denied, NoDaemon
-from scraper_supervisor.console.context import FAILED, INTERRUPTED, App, Command, Refused, clean, pass_app
+from scraper_supervisor.console.context import FAILED, INTERRUPTED, App, HelpfulCommand, Refused, clean, pass_app
 from scraper_supervisor.console.demo.figures import Incidents, compare, paths, summary
 from scraper_supervisor.console.demo.site import DemoSite, Knobs
 from scraper_supervisor.store.errors import StoreError
@@ -70,7 +70,7 @@ TOLD: Final = frozenset(
 )  # fmt: skip
 
 
-@click.command(cls=Command)
+@click.command(cls=HelpfulCommand)
 @pass_app
 def demo(app: App) -> None:
     """Watch the supervisor at work: browser workers scrape a local site that fails, leaks and hangs.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _NAMED: Final = 3  # examples of what went wrong
 
 
-class Outcome(Struct, frozen=True):
+class DemoOutcome(Struct, frozen=True):
     """How the items ended, as the ledger and the site together show it. `lost` and `repeated` are keys."""
 
     expected: int
@@ -42,7 +42,7 @@ class Outcome(Struct, frozen=True):
         return not (self.lost or self.repeated or self.unexpected) and ended == self.expected
 
 
-def compare(site: DemoSite, where: LedgerLocation, group: str) -> Outcome:
+def compare(site: DemoSite, where: LedgerLocation, group: str) -> DemoOutcome:
     """Hold the ledger's latest run against what the site served.
 
     An item is lost if the ledger has a result that is not true, or does not know it though the list that leads to it is
@@ -68,7 +68,7 @@ def compare(site: DemoSite, where: LedgerLocation, group: str) -> Outcome:
     signatures = Counter(_signature(failure) for failure in failures.values())
     spoilt = finished.keys() - true
     vanished = {key for key in expected - known if _list_of(site, key) in finished}
-    return Outcome(
+    return DemoOutcome(
         expected=len(expected),
         done=len(finished),
         failed=dict(signatures.most_common()),
@@ -127,7 +127,7 @@ class Incidents(Struct):
                 self.crashed += 1
 
 
-def summary(outcome: Outcome, incidents: Incidents, slo: dict[str, Any], duration: float) -> Table:
+def summary(outcome: DemoOutcome, incidents: Incidents, slo: dict[str, Any], duration: float) -> Table:
     """The figures, for people."""
     failed = ", ".join(f"{count} {signature}" for signature, count in outcome.failed.items())
     recoveries = f"{slo.get('recoveries') or 0}"

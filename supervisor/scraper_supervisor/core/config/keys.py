@@ -66,7 +66,7 @@ class Choice(Key, frozen=True, kw_only=True):
     among: tuple[str, ...]
 
 
-class Text(Key, frozen=True, kw_only=True):
+class Words(Key, frozen=True, kw_only=True):
     """A string that matches `pattern` as a whole; `expected` says so in words."""
 
     pattern: str = r"(?s).+"
@@ -91,7 +91,7 @@ class Urls(Key, frozen=True):
     """A list of URLs, which may hold secrets: no message repeats them."""
 
 
-class Command(Key, frozen=True):
+class CommandLine(Key, frozen=True):
     """A program and its arguments."""
 
 

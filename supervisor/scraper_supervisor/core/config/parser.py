@@ -16,7 +16,7 @@ from msgspec import UNSET, Struct
 
 from scraper_supervisor.core.config.keys import (
     Codes,
-    Command,
+    CommandLine,
     Database,
     Duration,
     FilePath,
@@ -243,7 +243,7 @@ class _Parser:
                 return parse_count(raw, key.most)
             case Database():
                 return parse_database(raw)
-            case Command():
+            case CommandLine():
                 return self.command(raw, path)
             case Variables():
                 return self.variables(raw, path)

@@ -18,7 +18,7 @@ from scraper_supervisor.core.config.keys import (
     Address,
     Choice,
     Codes,
-    Command,
+    CommandLine,
     Database,
     Duration,
     FilePath,
@@ -27,10 +27,10 @@ from scraper_supervisor.core.config.keys import (
     Patterns,
     Real,
     Size,
-    Text,
     Urls,
     Variables,
     Whole,
+    Words,
     WorkerCount,
 )
 from scraper_supervisor.core.config.units import format_duration, format_size
@@ -76,7 +76,7 @@ class SupervisorSettings(Struct, frozen=True, kw_only=True):
     ] = None
     instance: Annotated[
         str | None,
-        Text(
+        Words(
             "This host's name among those that share the ledger. Unset: the host's name to its first dot.",
             pattern=r"[a-z0-9][a-z0-9-]{0,62}",
             expected="a name of a-z, 0-9 and -, at most 63",
@@ -96,7 +96,7 @@ class SupervisorSettings(Struct, frozen=True, kw_only=True):
     ] = "auto"
     control_group: Annotated[
         str | None,
-        Text(
+        Words(
             "A system group whose members may control the daemon. Unset: only its own user.",
             pattern=r"[^\s:]+",
             expected="the name of a system group",
@@ -255,7 +255,7 @@ class NotifySettings(Struct, frozen=True, kw_only=True):
     urls: Annotated[tuple[str, ...], Urls("Services to tell, as the URLs that apprise takes.")] = ()
     command: Annotated[
         tuple[str, ...] | None,
-        Command(
+        CommandLine(
             "Run on abort, a failed worker and degraded storage, with the event as JSON on its stdin.",
             example='["/usr/local/bin/notify"]',
         ),
@@ -272,7 +272,7 @@ class GroupSettings(Struct, frozen=True, kw_only=True):
     directory: Annotated[str, FilePath("Where the workers run. Unset: this file's folder.", example="scrapers")]
     entrypoint: Annotated[
         str | None,
-        Text(
+        Words(
             "The async function that scrapes, run by the SDK; or else command.",
             pattern=r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*",
             expected='"module:function"',
@@ -281,7 +281,7 @@ class GroupSettings(Struct, frozen=True, kw_only=True):
     ] = None
     command: Annotated[
         tuple[str, ...] | None,
-        Command("Any program and its arguments, with or without the SDK.", example='["./scrape"]'),
+        CommandLine("Any program and its arguments, with or without the SDK.", example='["./scrape"]'),
     ] = None
     python: Annotated[
         str | None,
@@ -316,7 +316,7 @@ class GroupSettings(Struct, frozen=True, kw_only=True):
     ] = "stop"
     repeat_delay: Annotated[float, Duration("The pause before a repeat.")] = MINUTE
     keep_runs: Annotated[int, Whole("Completed runs kept in the ledger.", least=1)] = 5
-    retry: Annotated[str, Text("The name of a [retry.NAME] table.")] = "default"
+    retry: Annotated[str, Words("The name of a [retry.NAME] table.")] = "default"
     resources: ResourceSettings = ResourceSettings()
     restart_policy: RestartSettings = RestartSettings()
     abort: AbortSettings = AbortSettings()

@@ -6,7 +6,7 @@ import difflib
 import re
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from scraper_supervisor.core.config.keys import Address, Choice, Duration, Flag, Key, Real, Size, Text, Whole
+from scraper_supervisor.core.config.keys import Address, Choice, Duration, Flag, Key, Real, Size, Whole, Words
 from scraper_supervisor.core.config.units import (
     format_duration,
     format_size,
@@ -46,7 +46,7 @@ def read_scalar(key: Key, raw: object) -> Any:
         case Address():
             parse_address(raw)
             return raw
-        case Text():
+        case Words():
             if isinstance(raw, str) and re.fullmatch(key.pattern, raw):
                 return raw
             raise ValueError(f"expected {key.expected}, got {show(raw)}")

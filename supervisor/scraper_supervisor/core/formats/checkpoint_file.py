@@ -25,7 +25,7 @@ FORMAT: Final = 1
 FOOTER_BYTES: Final = 78  # of `,"sha256":"<64 hex>"}` and the newline
 GZIP_BITS: Final = 31  # zlib's window bits for gzip; it writes mtime 0, so equal input gives equal bytes
 
-Text: TypeAlias = bytes | bytearray | memoryview
+SealedText: TypeAlias = bytes | bytearray | memoryview
 Fields: TypeAlias = dict[str, Raw]
 
 # How the fields of an older format become those of the next one: format → function. Format 1 is the first there was.
@@ -67,7 +67,7 @@ class Counts(Struct, frozen=True):
     failed: int
 
 
-class Header(Struct, frozen=True):
+class CheckpointHeader(Struct, frozen=True):
     """What a checkpoint says of itself, in the order in which it is written."""
 
     worker: str
@@ -81,7 +81,7 @@ class Header(Struct, frozen=True):
 class Sealed(Struct, frozen=True):
     """A sound checkpoint."""
 
-    header: Header
+    header: CheckpointHeader
     state: Raw
     sha256: str
 
@@ -89,7 +89,7 @@ class Sealed(Struct, frozen=True):
 class Sealing(Struct, frozen=True):
     """A checkpoint ready to be written: its bytes in slices, their checksum, and what tells its state from others."""
 
-    parts: tuple[Text, ...]
+    parts: tuple[SealedText, ...]
     sha256: str
     digest: bytes
 
@@ -109,14 +109,14 @@ class FileName(Struct, frozen=True, order=True):
 # ---- the line --------------------------------------------------------------------------------------------------------
 
 
-def slices(text: Text | Raw) -> Iterator[memoryview]:
+def slices(text: SealedText | Raw) -> Iterator[memoryview]:
     """The text in pieces that are quickly worked on; none is a copy."""
     view = memoryview(text)
     for at in range(0, view.nbytes, _SLICE):
         yield view[at : at + _SLICE]
 
 
-def seal_parts(header: Header, state: Raw) -> Sealing:
+def seal_parts(header: CheckpointHeader, state: Raw) -> Sealing:
     """Make the sealed line.
 
     Args:
@@ -125,7 +125,7 @@ def seal_parts(header: Header, state: Raw) -> Sealing:
     """
     head = b'{"format":%d,%b,"state":' % (FORMAT, msgspec.json.encode(header)[1:-1])
     checksum, digest = hashlib.sha256(head), hashlib.sha256()
-    parts: list[Text] = [head]
+    parts: list[SealedText] = [head]
     for part in slices(state):
         copy = bytes(part)  # of this slice alone: views cannot be searched
         text = copy.translate(None, _BREAKS) if b"\n" in copy or b"\r" in copy else part
@@ -136,7 +136,7 @@ def seal_parts(header: Header, state: Raw) -> Sealing:
     return Sealing((*parts, footer), checksum.hexdigest(), digest.digest())
 
 
-def seal(header: Header, state: Raw) -> bytes:
+def seal(header: CheckpointHeader, state: Raw) -> bytes:
     """The bytes of a checkpoint file (see `seal_parts`)."""
     return b"".join(seal_parts(header, state).parts)
 
@@ -147,7 +147,7 @@ def seal_object(fields: Struct) -> bytes:
     return b"%b%b%b%b" % (text, _MARK, hashlib.sha256(text).hexdigest().encode(), _END)
 
 
-def content(data: Text) -> tuple[memoryview, str]:
+def content(data: SealedText) -> tuple[memoryview, str]:
     """What a sealed line's checksum vouches for, without the brace that closes it, and the checksum in hex.
 
     Raises:
@@ -170,7 +170,7 @@ def content(data: Text) -> tuple[memoryview, str]:
     return text, found
 
 
-def unseal(data: Text) -> Sealed:
+def unseal(data: SealedText) -> Sealed:
     """Read a checkpoint file's bytes.
 
     Raises:
@@ -185,7 +185,7 @@ def unseal(data: Text) -> Sealed:
     return Sealed(header, state, found)
 
 
-def _parse(text: memoryview) -> tuple[Header, Raw]:
+def _parse(text: memoryview) -> tuple[CheckpointHeader, Raw]:
     """The header and the state of a line in the present format, or brought up to it."""
     # Within a JSON string a quote is escaped: the first of these is the key, and what is before it a short object.
     state = _STATE.search(text)
@@ -194,7 +194,7 @@ def _parse(text: memoryview) -> tuple[Header, Raw]:
     if found > FORMAT:
         raise TooNew(found)
     if found == FORMAT and state is not None:
-        return msgspec.json.decode(head, type=Header), msgspec.json.decode(text[state.end() :], type=Raw)
+        return msgspec.json.decode(head, type=CheckpointHeader), msgspec.json.decode(text[state.end() :], type=Raw)
     fields = msgspec.json.decode(bytes(text) + b"}", type=Fields)
     for number in range(found, FORMAT):
         if number not in UPGRADES:
@@ -202,10 +202,10 @@ def _parse(text: memoryview) -> tuple[Header, Raw]:
         fields = UPGRADES[number](fields)
     if "state" not in fields:
         raise Damaged("the checksum fits, but the content is no checkpoint: it has no state")
-    return msgspec.json.decode(msgspec.json.encode(fields), type=Header), fields["state"]
+    return msgspec.json.decode(msgspec.json.encode(fields), type=CheckpointHeader), fields["state"]
 
 
-def compress(parts: Iterable[Text]) -> Iterator[bytes]:
+def compress(parts: Iterable[SealedText]) -> Iterator[bytes]:
     """The gzip variant of a sealed line, in pieces: the same bytes give the same file."""
     packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, GZIP_BITS)
     for part in parts:
@@ -214,7 +214,7 @@ def compress(parts: Iterable[Text]) -> Iterator[bytes]:
     yield packer.flush()
 
 
-def decompress(data: Text) -> bytearray:
+def decompress(data: SealedText) -> bytearray:
     """The sealed line of a gzip file.
 
     Raises:

@@ -30,7 +30,7 @@ class NotPortable(ValueError):
     """Bytes that are not a whole export; the message says what was expected, and of a file in which line."""
 
 
-class Header(Struct, frozen=True, omit_defaults=False):
+class RunHeader(Struct, frozen=True, omit_defaults=False):
     """The first line. `run` is the number that the run had; it gets another where it is imported."""
 
     format: int
@@ -90,7 +90,7 @@ class End(Struct, frozen=True):
     sha256: str
 
 
-Record: TypeAlias = Header | WorkerState | WorkerTotals | PortableItem | End
+Record: TypeAlias = RunHeader | WorkerState | WorkerTotals | PortableItem | End
 
 
 class _Line(Struct, frozen=True, omit_defaults=True):
@@ -104,7 +104,7 @@ class _Line(Struct, frozen=True, omit_defaults=True):
     end: End | None = None
 
 
-_decode_header = msgspec.json.Decoder(Header).decode
+_decode_header = msgspec.json.Decoder(RunHeader).decode
 _decode_line = msgspec.json.Decoder(_Line).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -119,7 +119,7 @@ class Writer:
         self._digest = hashlib.sha256()
         self._lines = self._items = 0
 
-    def line(self, record: Header | WorkerState | WorkerTotals | PortableItem) -> bytes:
+    def line(self, record: RunHeader | WorkerState | WorkerTotals | PortableItem) -> bytes:
         """The next line, with its newline."""
         if isinstance(record, PortableItem):
             self._items += 1
@@ -149,7 +149,7 @@ def parse(line: bytes) -> Record:
     Raises:
         NotPortable: It is none of an export that this version reads.
     """
-    header: Header | None = None
+    header: RunHeader | None = None
     try:
         line.decode()  # msgspec checks the syntax of what stays undecoded, but not that it is UTF-8
         found = _decode_line(line)
@@ -173,7 +173,7 @@ def parse(line: bytes) -> Record:
             _check_worker(record.worker, "totals.worker")
             if min(record.done, record.failed) < 0 or max(record.done, record.failed) > _LARGEST:
                 raise NotPortable("totals: expected counts, none of them negative")
-        case Header():
+        case RunHeader():
             _check_time(record.started_at, "started_at")
             if record.finished_at is not None:
                 _check_time(record.finished_at, "finished_at")
@@ -246,7 +246,7 @@ class Checker:
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
-        self._header: Header | None = None
+        self._header: RunHeader | None = None
         self._lines = self.items = self.done = 0
         self._seqs = self._largest = 0  # sum and maximum: of n different ones from 1 on, the maximum is n
         self.states = 0
@@ -271,10 +271,10 @@ class Checker:
         if self._ended:
             raise NotPortable("nothing may follow the end; are these two files in one?")
         record = parse(line)
-        if (self._header is None) != isinstance(record, Header):
+        if (self._header is None) != isinstance(record, RunHeader):
             raise NotPortable("expected the header here" if self._header is None else "a second header")
         match record:
-            case Header():
+            case RunHeader():
                 self._header = record
             case PortableItem(result=result):
                 self.items += 1
@@ -303,7 +303,7 @@ class Checker:
         if self._largest != self.done or self._seqs != self.done * (self.done + 1) // 2:
             raise NotPortable(f"expected the seqs of the {self.done} done items to be 1 to {self.done}, each once")
 
-    def finish(self) -> Header:
+    def finish(self) -> RunHeader:
         """There are no more lines.
 
         Raises:

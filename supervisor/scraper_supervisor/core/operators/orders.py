@@ -17,8 +17,8 @@ from scraper_worker.protocol import BadParams, check_key
 if TYPE_CHECKING:
     from scraper_supervisor.core.events import Asked
     from scraper_supervisor.core.fleet_state import FleetState, Group, Worker
-    from scraper_supervisor.core.operators.run_import import Imports
-    from scraper_supervisor.core.operators.state_restore import Restores
+    from scraper_supervisor.core.operators.run_import import RunImports
+    from scraper_supervisor.core.operators.state_restore import StateRestores
     from scraper_supervisor.core.policy.abort import AbortWindow
     from scraper_supervisor.core.runs.groups import Groups
     from scraper_supervisor.core.workers.lifecycle import Lifecycle
@@ -41,7 +41,7 @@ class _Waiting(Struct):
     workers: dict[str, tuple[int, int]]  # name → (incarnation, recycles) when it was asked
 
 
-class Operators:
+class Orders:
     """Serves the requests that change something. Reading is the snapshot's matter."""
 
     def __init__(
@@ -52,8 +52,8 @@ class Operators:
         watchdog: Watchdog,
         recycling: Recycling,
         abort: AbortWindow,
-        restores: Restores,
-        imports: Imports,
+        state_restores: StateRestores,
+        run_imports: RunImports,
     ) -> None:
         self._state = state
         self._groups = groups
@@ -61,8 +61,8 @@ class Operators:
         self._watchdog = watchdog
         self._recycling = recycling
         self._abort = abort
-        self._restores = restores
-        self._imports = imports
+        self._state_restores = state_restores
+        self._run_imports = run_imports
         self._waiting: list[_Waiting] = []
 
     def asked(self, event: Asked, now: float) -> None:
@@ -71,9 +71,9 @@ class Operators:
             if event.method in ITEMS:
                 self._items(event, now)
             elif event.method in imports.METHODS:
-                self._imports.asked(event, self._group(event.names))
+                self._run_imports.asked(event, self._group(event.names))
             elif event.method == "checkpoint.restore":
-                self._restores.asked(event)
+                self._state_restores.asked(event)
             elif event.method == "abort.clear":
                 self._clear(now)
                 self._state.outbox.answer(event.request, True, {"cleared": True})
@@ -88,14 +88,14 @@ class Operators:
     def withdrawn(self, request: int) -> None:
         """Nobody waits for the answer any more."""
         self._waiting = [one for one in self._waiting if one.request != request]
-        self._restores.withdrawn(request)
-        self._imports.withdrawn(request)
+        self._state_restores.withdrawn(request)
+        self._run_imports.withdrawn(request)
 
     # ---- workers and groups
 
     def _order(self, event: Asked, now: float) -> None:
         groups, workers = self._named(event.names)
-        team = [worker for group in groups for worker in self._state.team(group)] + workers
+        team = [worker for group in groups for worker in self._state.members(group)] + workers
         marks = {worker.name: (worker.life.incarnation, worker.recycles) for worker in team}
         match event.method:
             case "pause" | "resume":
@@ -119,7 +119,7 @@ class Operators:
                         self._lifecycle.start(worker, now)
             case "recycle":
                 for worker in team:
-                    self._recycling.wish(worker, "an operator ordered it")
+                    self._recycling.request(worker, "an operator ordered it")
             case _:
                 raise _Refusal(f"unknown request {event.method!r}")
         if not event.wait:
@@ -145,7 +145,7 @@ class Operators:
         for group in groups:
             self._intend_pause(group.name, paused)
             group.go(GroupTrigger.PAUSE if paused else GroupTrigger.RESUME)
-            workers = [*workers, *self._state.team(group)] if not paused else workers
+            workers = [*workers, *self._state.members(group)] if not paused else workers
         for worker in workers:
             self._intend_pause(worker.name, paused)
             worker.paused = paused
@@ -160,7 +160,7 @@ class Operators:
     def _start(self, groups: list[Group], workers: list[Worker], *, fresh: bool, now: float) -> None:
         anew = {group.name for group in groups if fresh or self._is_over(group)}
         for group in groups:
-            if group.name in anew and any(worker.life.up for worker in self._state.team(group)):
+            if group.name in anew and any(worker.life.up for worker in self._state.members(group)):
                 raise _Refusal(f"{group.name} has workers running; stop it first: stop {group.name}")
         for worker in workers:
             group = self._state.groups[worker.group]
@@ -171,7 +171,7 @@ class Operators:
             self._state.go(SupervisorTrigger.CLEAR)
         for group in groups:
             self._groups.set_intent(group.name, None)
-            for worker in self._state.team(group):
+            for worker in self._state.members(group):
                 self._groups.set_intent(worker.name, None)
                 worker.paused = False
             if group.name in anew:
@@ -180,11 +180,11 @@ class Operators:
             elif group.state is not GroupState.OPENING:
                 if group.state is GroupState.ABORTED:
                     self._abort.forget(group.name)
-                self._groups.revive(group, now, reset=True)
+                self._groups.resume_run(group, now, reset=True)
         for worker in workers:
             self._groups.set_intent(worker.name, None)
             worker.paused = False
-            self._lifecycle.want(worker)
+            self._lifecycle.keep(worker)
             if self._state.groups[worker.group].state is not GroupState.OPENING:  # else it is started with its run
                 self._lifecycle.start(worker, now)
 
@@ -197,11 +197,11 @@ class Operators:
         self._state.go(SupervisorTrigger.CLEAR)
         for group in self._state.groups.values():
             if group.state is GroupState.ABORTED:
-                self._groups.revive(group, now, reset=True)
+                self._groups.resume_run(group, now, reset=True)
 
     def settle(self, now: float) -> None:
         """Answer the requests whose workers are where they were wanted."""
-        self._restores.settle(now)
+        self._state_restores.settle(now)
         if not self._waiting:
             return
         waiting: list[_Waiting] = []
@@ -255,7 +255,7 @@ class Operators:
             case "items.requeue":
                 group.queue.requeue(event.request, event.keys, failed=event.failed, parked=event.parked)
             case _:
-                for one in group.queue.doom(event.keys):
+                for one in group.queue.mark_cancelled(event.keys):
                     worker = self._state.workers[one.worker]
                     self._watchdog.cancel(worker, one.claim, one.key, "an operator cancelled it", now)
                 group.queue.cancel(event.request, event.keys)

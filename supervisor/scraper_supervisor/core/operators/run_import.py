@@ -65,7 +65,7 @@ class _Waiting(Struct):
     former: Intent | None = None
 
 
-class Imports:
+class RunImports:
     """Serves the requests of `items import`."""
 
     def __init__(self, state: FleetState, groups: Groups, checkpoints: Checkpoints) -> None:
@@ -121,7 +121,7 @@ class Imports:
                 waiting.request = None
 
     def _must_rest(self, group: Group) -> None:
-        busy = any(worker.life.up for worker in self._state.team(group)) or group.queue.writing
+        busy = any(worker.life.up for worker in self._state.members(group)) or group.queue.writing
         if group.state not in ENDED or busy:
             raise NotNow(f"{group.name} is {group.state.public}; stop it first: stop {group.name}")
         if self._state.phase in ("starting", "draining"):

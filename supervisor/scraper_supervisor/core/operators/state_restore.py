@@ -36,7 +36,7 @@ class _Restore(Struct):
     started: bool = False  # it had failed, and was started again
 
 
-class Restores:
+class StateRestores:
     """Serves the operators' checkpoint.restore."""
 
     def __init__(self, state: FleetState, groups: Groups, lifecycle: Lifecycle, checkpoints: Checkpoints) -> None:
@@ -124,7 +124,7 @@ class Restores:
         op = self._checkpoints.op_of(worker, found.schema, found.state)
         self._checkpoints.write(op, partial(self._saved, one), partial(self._refused, one))
         if worker.life.phase is Phase.FAILED:
-            one.started = self._groups.bring_back(worker, now)
+            one.started = self._groups.restart_failed(worker, now)
         elif worker.life.phase is Phase.BACKOFF:
             self._lifecycle.start(worker, now)
 

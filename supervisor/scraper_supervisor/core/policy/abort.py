@@ -39,7 +39,7 @@ LUCKY_SLICE: Final = Fraction(1, 500)  # how likely a scope failing at failure_l
 
 ScopeId: TypeAlias = tuple[str, str]
 ScopeState: TypeAlias = Literal["normal", "suspected", "aborted"]
-Action: TypeAlias = Literal["suspected", "cleared", "aborted"]
+AbortAction: TypeAlias = Literal["suspected", "cleared", "aborted"]
 
 GLOBAL: Final[ScopeId] = ("global", "")
 
@@ -48,7 +48,7 @@ class Decision(Struct, frozen=True):
     """A scope's change of state. `rate` and `limit` are shares; `reason` is a sentence for the operator."""
 
     time: float
-    action: Action
+    action: AbortAction
     scope: str
     key: str
     items: int
@@ -407,7 +407,7 @@ class AbortWindow:
         failures = scope.flags.count(1, len(scope.flags) - last)
         self._decide(scope, "cleared", time, last, failures, f"{reason}; {failures} of the last {last} items failed")
 
-    def _decide(self, scope: _Scope, action: Action, time: float, items: int, failures: int, reason: str) -> None:
+    def _decide(self, scope: _Scope, action: AbortAction, time: float, items: int, failures: int, reason: str) -> None:
         scope.state = "normal" if action == "cleared" else action
         if action == "suspected":
             scope.since, scope.number, scope.quiet = time, self._number, 0

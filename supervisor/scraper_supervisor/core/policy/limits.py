@@ -34,7 +34,7 @@ class RecycleBrowser(Struct, frozen=True):
     reason: str
 
 
-class KillBrowser(Struct, frozen=True):
+class EndBrowser(Struct, frozen=True):
     """Hard: kill this browser now."""
 
     worker: str
@@ -50,7 +50,7 @@ class RestartWorker(Struct, frozen=True):
     soft: bool = True
 
 
-class KillWorker(Struct, frozen=True):
+class EndWorker(Struct, frozen=True):
     """Hard: kill the worker now. It counts as a death."""
 
     worker: str
@@ -77,7 +77,7 @@ class Recovered(Struct, frozen=True):
     browser: str | None = None
 
 
-Action: TypeAlias = RecycleBrowser | KillBrowser | RestartWorker | KillWorker | Breach | Recovered
+LimitAction: TypeAlias = RecycleBrowser | EndBrowser | RestartWorker | EndWorker | Breach | Recovered
 
 
 class Gauge(Struct, frozen=True):
@@ -131,7 +131,7 @@ class ResourceWatch:
         """Drop what is known of a worker: its process ended."""
         self._workers.pop(worker, None)
 
-    def observe(self, sample: Sample, settings: ResourceSettings, now: float) -> list[Action]:
+    def observe(self, sample: Sample, settings: ResourceSettings, now: float) -> list[LimitAction]:
         """What follows from one worker's sample, under its group's settings. `now` is monotonic seconds."""
         watched = self._workers.setdefault(sample.worker, _Watched())
         actions = _gone(watched, sample, settings)
@@ -142,7 +142,7 @@ class ResourceWatch:
         return actions
 
 
-def _gone(watched: _Watched, sample: Sample, settings: ResourceSettings) -> list[Action]:
+def _gone(watched: _Watched, sample: Sample, settings: ResourceSettings) -> list[LimitAction]:
     """Browsers that are no more take their gauges along; recovery is told of those that were broken."""
     alive = {browser.id for browser in sample.browsers} | {None}
     gone = [key for key in watched.gauges if key[1] not in alive]
@@ -181,14 +181,14 @@ def _measure(
 
 def _browser(
     watched: _Watched, worker: str, browser: BrowserSample, settings: ResourceSettings, now: float
-) -> list[Action]:
+) -> list[LimitAction]:
     id_, reason = browser.id, ""
     hard = _measure(watched, ("browser_memory_max", id_), worker, browser.memory, settings.browser_memory_max, now)
     soft = _measure(watched, ("browser_memory", id_), worker, browser.memory, settings.browser_memory, now)
-    actions: list[Action] = [news for news in (soft, hard) if news is not None]
+    actions: list[LimitAction] = [news for news in (soft, hard) if news is not None]
     if isinstance(hard, Breach) and id_ not in watched.killed:
         watched.killed.add(id_)
-        actions.append(KillBrowser(worker, id_, f"browser {id_} {_uses(hard)}"))
+        actions.append(EndBrowser(worker, id_, f"browser {id_} {_uses(hard)}"))
     if isinstance(soft, Breach):
         reason = _uses(soft)
     elif settings.browser_lifetime is not None and browser.age >= settings.browser_lifetime:
@@ -201,8 +201,8 @@ def _browser(
     return actions
 
 
-def _worker(watched: _Watched, sample: Sample, settings: ResourceSettings, now: float) -> list[Action]:
-    actions: list[Action] = []
+def _worker(watched: _Watched, sample: Sample, settings: ResourceSettings, now: float) -> list[LimitAction]:
+    actions: list[LimitAction] = []
     for what, limit in (("worker_memory_max", settings.worker_memory_max), ("worker_memory", settings.worker_memory)):
         value = sample.worker_memory
         if value is None and limit is not None and sample.rss is not None and sample.rss <= limit:
@@ -215,14 +215,14 @@ def _worker(watched: _Watched, sample: Sample, settings: ResourceSettings, now: 
         reason = f"worker {sample.worker} without its browsers {_uses(news)}"
         if what == "worker_memory_max":
             watched.killed.add(None)
-            actions.append(KillWorker(sample.worker, reason))
+            actions.append(EndWorker(sample.worker, reason))
         elif None not in watched.asked:
             watched.asked.add(None)
             actions.append(RestartWorker(sample.worker, reason))
     return actions
 
 
-def _cpu(watched: _Watched, sample: Sample, settings: ResourceSettings, now: float) -> list[Action]:
+def _cpu(watched: _Watched, sample: Sample, settings: ResourceSettings, now: float) -> list[LimitAction]:
     """A worker's load is most likely its largest browser's: that one is recycled, or the worker if it has none."""
     key, lasting = ("cpu_percent", None), settings.cpu_sustained
     news = _measure(watched, key, sample.worker, sample.cpu_percent, settings.cpu_percent, now, lasting)
@@ -259,7 +259,7 @@ class HostGauge:
         browsers: Iterable[tuple[str, BrowserSample]],
         settings: ResourceSettings,
         now: float,
-    ) -> list[Action]:
+    ) -> list[LimitAction]:
         """What follows from `memory_percent`, the share of the host's memory in use (None: unknown).
 
         `browsers` are all the living ones with their workers' names, whether they are being recycled or not; `settings`
@@ -270,7 +270,7 @@ class HostGauge:
         if self._asked is not None and self._asked not in living:
             self._asked, self._not_before = None, now + self._pause
             self._pause = min(2 * self._pause, HOST_PAUSE_MAX)
-        actions: list[Action] = []
+        actions: list[LimitAction] = []
         if limit is None:
             if self._gauge.broken:
                 actions.append(Recovered(what, None, memory_percent))

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scraper_supervisor.core.outbox import Outbox
-    from scraper_supervisor.core.queue.frontier import Item, Lanes
-    from scraper_supervisor.core.queue.in_flight import Hands
+    from scraper_supervisor.core.queue.frontier import Frontier, Item
+    from scraper_supervisor.core.queue.in_flight import InFlight
 
 CLAIMS_A_RESERVATION: Final = 1000
 LOADING_PATIENCE: Final = 5.0  # seconds that an item.next with `wait` may be answered late while the front is loaded
 
 
-class Numbers(Struct):
+class ClaimNumbers(Struct):
     """Claims are numbered from blocks that the ledger allots, so that no number is ever given twice."""
 
     next: int = 0
@@ -73,14 +73,14 @@ class _Waiter(Struct):
     patience: float | None = None  # until then, once expired, what is being loaded is waited for
 
 
-class HandOut:
-    """Hands items from the lanes to the workers that ask."""
+class Dispatcher:
+    """InFlight items from the lanes to the workers that ask."""
 
-    def __init__(self, outbox: Outbox, lanes: Lanes, hands: Hands) -> None:
-        self.numbers = Numbers()
+    def __init__(self, outbox: Outbox, frontier: Frontier, in_flight: InFlight) -> None:
+        self.numbers = ClaimNumbers()
         self._outbox = outbox
-        self._lanes = lanes
-        self._hands = hands
+        self._frontier = frontier
+        self._in_flight = in_flight
         self._waiters: deque[_Waiter] = deque()
         self.timed = False  # whether a waiter may be among them whose wait ends
         self._reserved: dict[str, Item] = {}  # worker → the item that it shall get alone, once its hands are empty
@@ -105,7 +105,7 @@ class HandOut:
 
     def alone(self, worker: str) -> bool:
         """Whether the worker holds an item that it must hold alone, or is to have one when its hands are empty."""
-        return worker in self._reserved or self._hands.alone(worker)
+        return worker in self._reserved or self._in_flight.alone(worker)
 
     def disconnected(self, conn: int) -> None:
         """Nobody listens there any more."""
@@ -123,7 +123,7 @@ class HandOut:
         """The worker shall have no item alone any more."""
         item = self._reserved.pop(worker, None)
         if item is not None:
-            self._lanes.put_back(item)
+            self._frontier.put_back(item)
 
     def hand_out(self, now: float, ready: Callable[[str], bool]) -> None:
         """Answer as many open item.next calls as there are items for workers that may start one."""
@@ -137,11 +137,11 @@ class HandOut:
                 blocked.add(caller.worker)
                 index += 1
                 continue
-            item = self._lanes.peek(now)
+            item = self._frontier.peek(now)
             if item is None or not self.numbers.available:
                 break
-            self._lanes.take(item, now)
-            if item.alone and self._hands.count(caller.worker):
+            self._frontier.take(item, now)
+            if item.alone and self._in_flight.count(caller.worker):
                 self._reserve(item, ready)
                 self._hand_out_reserved(now, ready)
                 index = 0
@@ -168,7 +168,7 @@ class HandOut:
         """When a call is to be answered, or an item may be handed out, though nothing happens."""
         times = [waiter.patience or waiter.expires for waiter in self._waiters]
         if self._waiters:
-            times.append(self._lanes.next_deadline())
+            times.append(self._frontier.next_deadline())
         return min((time for time in times if time is not None), default=None)
 
     # ---- inside
@@ -179,7 +179,7 @@ class HandOut:
     def _reserve(self, item: Item, ready: Callable[[str], bool]) -> None:
         """Find the worker that shall have this item alone: one with empty hands, else the first that asks."""
         able = [w.caller.worker for w in self._waiters if self._may_start(w.caller.worker, ready)]
-        chosen = next((worker for worker in able if not self._hands.count(worker)), able[0])
+        chosen = next((worker for worker in able if not self._in_flight.count(worker)), able[0])
         self._reserved[chosen] = item
 
     def _hand_out_reserved(self, now: float, ready: Callable[[str], bool]) -> None:
@@ -188,7 +188,7 @@ class HandOut:
             if index is None or not ready(worker):  # it is away, paused or recycling: others may come first now
                 self.unreserve(worker)
                 continue
-            if self._hands.count(worker) or not self.numbers.available:
+            if self._in_flight.count(worker) or not self.numbers.available:
                 continue
             caller = self._waiters[index].caller
             del self._waiters[index]
@@ -197,8 +197,8 @@ class HandOut:
 
     def _grant(self, caller: Caller, item: Item, now: float) -> None:
         claim = self.numbers.take()
-        idle = not self._hands.busy(caller.worker)
-        self._hands.grip(item, claim, caller.worker, caller.incarnation, now)
+        idle = not self._in_flight.busy(caller.worker)
+        self._in_flight.acquire(item, claim, caller.worker, caller.incarnation, now)
         granted = Granted(item.key, claim, item.target, item.data, item.attempts + 1)
         self._outbox.reply(caller.conn, caller.call, granted)
         self._outbox.facts.append(Claimed(caller.worker, caller.incarnation, item.key, idle))

@@ -106,7 +106,7 @@ class Wanted(Struct, frozen=True):
 NOTHING_WANTED: Final = Wanted()
 
 
-class Lanes:
+class Frontier:
     """Which item is next. Knows nothing of workers, claims or the ledger's writes.
 
     Args:
@@ -128,7 +128,7 @@ class Lanes:
         self._stored_due = -math.inf  # no waiting item that is in the ledger alone is due before
         self._advanced = 0.0  # when time was last told; with it comes the question what to fetch
         self._fresh_open = 0
-        self._hungry: dict[str | None, None] = {}  # lanes of which more may have to be fetched; an ordered set
+        self._running_low: dict[str | None, None] = {}  # lanes of which more may have to be fetched; an ordered set
 
     @property
     def fetching(self) -> bool:
@@ -153,7 +153,7 @@ class Lanes:
         self._retries.clear()
         self._retry_ids.clear()
         self._held.clear()
-        self._hungry = dict.fromkeys(self._lanes)
+        self._running_low = dict.fromkeys(self._lanes)
         self.retries_open, self._retries_loaded, self._fetching_retries = waiting, 0, False
         self._stored_due = -math.inf
         for item in hands:
@@ -184,7 +184,7 @@ class Lanes:
         behind = lane.cursor is not None and place > lane.cursor
         full = len(lane.ready) >= self._limit()
         if (full or lane.stored > 1) and (behind or lane.cursor is None):
-            self._hungry[offer.target] = None  # it is fetched in its turn: others come first, or memory is full
+            self._running_low[offer.target] = None  # it is fetched in its turn: others come first, or memory is full
             return
         lane.loaded += 1
         self._held.add(number)
@@ -203,7 +203,7 @@ class Lanes:
         """The next items of a lane came from the ledger."""
         lane = self._lane(target)
         lane.fetching = False
-        self._hungry[target] = None
+        self._running_low[target] = None
         for entry in entries:
             place = (-entry.priority, entry.order)
             if lane.cursor is None or place > lane.cursor:
@@ -235,7 +235,7 @@ class Lanes:
 
     def wants(self, now: float) -> Wanted:
         """What to fetch now; marked as asked."""
-        fronts, limit = self._wanted_fronts() if self._hungry else ((), 0)
+        fronts, limit = self._wanted_fronts() if self._running_low else ((), 0)
         if self._fetching_retries or not self._wants_retries(now):
             return Wanted(fronts, limit) if fronts else NOTHING_WANTED
         self._fetching_retries = True
@@ -245,12 +245,12 @@ class Lanes:
     def _wanted_fronts(self) -> tuple[tuple[Front, ...], int]:
         limit = self._limit()
         wanted: list[Front] = []
-        for target in list(self._hungry):
+        for target in list(self._running_low):
             lane = self._lanes.get(target)
             if lane is not None and lane.stored > 0 and not lane.fetching and len(lane.ready) <= limit // 2:
                 lane.fetching = True
                 wanted.append(Front(target, lane.cursor))
-            del self._hungry[target]  # what empties the lane, or ends the fetch, makes it hungry again
+            del self._running_low[target]  # what empties the lane, or ends the fetch, makes it hungry again
             if len(wanted) == LANES_A_FETCH:
                 break
         return tuple(wanted), limit
@@ -280,7 +280,7 @@ class Lanes:
         else:
             lane.ready.remove(item)
         if lane.open > lane.loaded:
-            self._hungry[item.target] = None
+            self._running_low[item.target] = None
         self._start(lane, now)
 
     def put_back(self, item: Item) -> None:
@@ -431,7 +431,7 @@ class Lanes:
                 lane.loaded -= 1
                 last = next((one for one in reversed(lane.ready) if one.due is None), None)
                 lane.cursor = None if last is None else (-last.priority, last.order)
-                self._hungry[item.target] = None
+                self._running_low[item.target] = None
                 return
 
     def _push_head(self, lane: _Lane) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 REMEMBERED_RELEASES: Final = 10_000
 
 
-class Closing(Struct):
+class UnwrittenEnd(Struct):
     """What is being written about a claim, and whom to tell. Where the disk refused it, it waits to be asked anew."""
 
     op: Conclude
@@ -28,7 +28,7 @@ class Closing(Struct):
     answer: FailedAnswer | None = None
 
 
-class Hand(Struct):
+class InFlightItem(Struct):
     """An item in a worker's hands. `since` is monotonic seconds."""
 
     item: Item
@@ -36,85 +36,85 @@ class Hand(Struct):
     worker: str
     incarnation: int
     since: float
-    closing: Closing | None = None
+    ending: UnwrittenEnd | None = None
     left: bool = False  # its worker is gone: should the write fail, nobody would come again to repeat the call
-    doomed: bool = False  # an operator cancelled it: however it leaves the hands, unless done, it is failed
+    cancelled: bool = False  # an operator cancelled it: however it leaves the hands, unless done, it is failed
 
 
-class Hands:
+class InFlight:
     """All hands of one group."""
 
     def __init__(self) -> None:
-        self._hands: dict[int, Hand] = {}
+        self._in_flight: dict[int, InFlightItem] = {}
         self._of: dict[str, set[int]] = {}  # worker → its claims
         self._released: OrderedDict[int, tuple[str, str]] = (
             OrderedDict()
         )  # the latest that were given back: key, worker
 
     def __len__(self) -> int:
-        return len(self._hands)
+        return len(self._in_flight)
 
-    def __iter__(self) -> Iterator[Hand]:
-        return iter(self._hands.values())
+    def __iter__(self) -> Iterator[InFlightItem]:
+        return iter(self._in_flight.values())
 
     def clear(self) -> None:
         """Nothing is in anybody's hands."""
-        self._hands.clear()
+        self._in_flight.clear()
         self._of.clear()
 
-    def get(self, claim: int) -> Hand | None:
-        """The hand of this claim."""
-        return self._hands.get(claim)
+    def get(self, claim: int) -> InFlightItem | None:
+        """The held of this claim."""
+        return self._in_flight.get(claim)
 
     def count(self, worker: str) -> int:
         """How many items are in this worker's hands."""
         return len(self._of.get(worker, ()))
 
-    def of(self, worker: str) -> list[Hand]:
+    def of(self, worker: str) -> list[InFlightItem]:
         """This worker's hands, by claim."""
-        return [self._hands[claim] for claim in sorted(self._of.get(worker, ()))]
+        return [self._in_flight[claim] for claim in sorted(self._of.get(worker, ()))]
 
-    def open_of(self, worker: str) -> list[Hand]:
+    def open_of(self, worker: str) -> list[InFlightItem]:
         """Those of this worker's hands of which nothing is being written."""
-        return [hand for hand in self.of(worker) if hand.closing is None]
+        return [held for held in self.of(worker) if held.ending is None]
 
     def busy(self, worker: str) -> bool:
         """Whether one of this worker's hands is open."""
         claims = self._of.get(worker)
-        return claims is not None and any(self._hands[claim].closing is None for claim in claims)
+        return claims is not None and any(self._in_flight[claim].ending is None for claim in claims)
 
     def alone(self, worker: str) -> bool:
         """Whether this worker holds an item that it must hold alone."""
         claims = self._of.get(worker)
-        return claims is not None and any(self._hands[claim].item.alone for claim in claims)
+        return claims is not None and any(self._in_flight[claim].item.alone for claim in claims)
 
-    def find(self, caller: Caller, key: str, claim: int | None) -> Hand | None:
+    def find(self, caller: Caller, key: str, claim: int | None) -> InFlightItem | None:
         """The caller's own claim of that key: by its number, else by the key alone."""
         if claim is None:
-            return next((hand for hand in self.of(caller.worker) if self._fits(hand, caller, key)), None)
-        hand = self._hands.get(claim)
-        return hand if hand is not None and self._fits(hand, caller, key) else None
+            return next((held for held in self.of(caller.worker) if self._fits(held, caller, key)), None)
+        held = self._in_flight.get(claim)
+        return held if held is not None and self._fits(held, caller, key) else None
 
     @staticmethod
-    def _fits(hand: Hand, caller: Caller, key: str) -> bool:
-        return hand.item.key == key and hand.worker == caller.worker and hand.incarnation == caller.incarnation
+    def _fits(held: InFlightItem, caller: Caller, key: str) -> bool:
+        return held.item.key == key and held.worker == caller.worker and held.incarnation == caller.incarnation
 
-    def grip(self, item: Item, claim: int, worker: str, incarnation: int, now: float) -> Hand:
+    def acquire(self, item: Item, claim: int, worker: str, incarnation: int, now: float) -> InFlightItem:
         """An item goes into a worker's hands."""
         self._released.pop(claim, None)
-        hand = self._hands[claim] = Hand(item, claim, worker, incarnation, now)
+        held = self._in_flight[claim] = InFlightItem(item, claim, worker, incarnation, now)
         self._of.setdefault(worker, set()).add(claim)
-        return hand
+        return held
 
-    def drop(self, hand: Hand, *, released: bool = False) -> None:
+    def discard(self, held: InFlightItem, *, released: bool = False) -> None:
         """An item leaves the hands; `released`: with nothing recorded, so that its claim may be taken up again."""
-        del self._hands[hand.claim]
-        mine = self._of[hand.worker]
-        mine.discard(hand.claim)
+        del self._in_flight[held.claim]
+        mine = self._of[held.worker]
+        mine.discard(held.claim)
         if not mine:
-            del self._of[hand.worker]
+            del self._of[held.worker]
         if released:
-            self._released[hand.claim] = (hand.item.key, hand.worker)
+            self._released[held.claim] = (held.item.key, held.worker)
             if len(self._released) > REMEMBERED_RELEASES:
                 self._released.popitem(last=False)
 
@@ -122,6 +122,6 @@ class Hands:
         """Whether this worker gave back this claim of that key, and nothing was recorded of it since."""
         return self._released.get(claim) == (key, worker)
 
-    def of_item(self, item: int) -> Hand | None:
-        """The hand that holds the item of this number."""
-        return next((hand for hand in self._hands.values() if hand.item.id == item), None)
+    def of_item(self, item: int) -> InFlightItem | None:
+        """The held that holds the item of this number."""
+        return next((held for held in self._in_flight.values() if held.item.id == item), None)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.ops.item_ops import Added, Changed
     from scraper_supervisor.core.ops.run_ops import RunImage
     from scraper_supervisor.core.outbox import Outbox
-    from scraper_supervisor.core.queue.frontier import Lanes
+    from scraper_supervisor.core.queue.frontier import Frontier
     from scraper_supervisor.core.queue.item_calls import RunRef
 
 
@@ -25,10 +25,12 @@ class ItemChanges:
         reread: takes the run as the ledger has it after a change of many items.
     """
 
-    def __init__(self, outbox: Outbox, run: RunRef, lanes: Lanes, reread: Callable[[RunImage, float], None]) -> None:
+    def __init__(
+        self, outbox: Outbox, run: RunRef, frontier: Frontier, reread: Callable[[RunImage, float], None]
+    ) -> None:
         self._outbox = outbox
         self._run = run
-        self._lanes = lanes
+        self._frontier = frontier
         self._reread = reread
         self._under_way: set[int] = set()  # tickets of changes after which the run is not read again yet
         self.offers = 0  # on their way to the ledger
@@ -55,7 +57,7 @@ class ItemChanges:
         def added(answer: Added, _: float) -> None:
             self.offers -= 1
             if op.run_id == self._run.run_id:
-                self._lanes.added_all(items, answer)
+                self._frontier.added_all(items, answer)
             told(answer)
 
         def not_added(fault: PersistFailed, _: float) -> None:
@@ -83,7 +85,7 @@ class ItemChanges:
         self._change(Cancel(self._outbox.ticket(), self._run.group, self._run.run_id, keys), request, held)
 
     def _change(self, op: Requeue | Cancel, request: int, held: tuple[str, ...]) -> None:
-        """Hand nothing out until the change is written and the run is read again."""
+        """InFlightItem nothing out until the change is written and the run is read again."""
         self._under_way.add(op.ticket)
 
         def changed(answer: Changed, _: float) -> None:

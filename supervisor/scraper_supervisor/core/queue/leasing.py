@@ -1,4 +1,4 @@
-"""What a group's queue asks of the ledger so that it has something to hand out: items to lease, numbers of claims."""
+"""What a group's queue asks of the ledger so that it has something to held out: items to lease, numbers of claims."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.events import PersistFailed
     from scraper_supervisor.core.ops.item_ops import Leased, Reserved
     from scraper_supervisor.core.outbox import Outbox
-    from scraper_supervisor.core.queue.dispatch import Numbers
-    from scraper_supervisor.core.queue.frontier import Lanes
+    from scraper_supervisor.core.queue.dispatch import ClaimNumbers
+    from scraper_supervisor.core.queue.frontier import Frontier
     from scraper_supervisor.core.queue.item_calls import RunRef
 
 
 class Leasing:
     """Keeps the lanes and the numbers filled."""
 
-    def __init__(self, outbox: Outbox, run: RunRef, lanes: Lanes, numbers: Numbers) -> None:
+    def __init__(self, outbox: Outbox, run: RunRef, frontier: Frontier, numbers: ClaimNumbers) -> None:
         self._outbox = outbox
         self._run = run
-        self._lanes = lanes
+        self._frontier = frontier
         self._numbers = numbers
         self._readings = 0  # of the run; what was leased for an earlier one is none of the lanes' any more
 
@@ -33,7 +33,7 @@ class Leasing:
     @property
     def under_way(self) -> bool:
         """Whether something that may come first is on its way from the ledger."""
-        return self._numbers.reserving or self._lanes.fetching
+        return self._numbers.reserving or self._frontier.fetching
 
     def ask(self, now: float) -> None:
         """Ask for what runs low."""
@@ -41,7 +41,7 @@ class Leasing:
         count = self._numbers.wanted()
         if count is not None:
             outbox.ask(ReserveClaims(outbox.ticket(), run.group, count), self._reserved, self._not_reserved)
-        wanted = self._lanes.wants(now)
+        wanted = self._frontier.wants(now)
         if wanted.fronts:
             op = LeaseFresh(outbox.ticket(), run.group, run.run_id, wanted.fronts, wanted.limit)
             outbox.ask(op, partial(self._leased, op, reading), partial(self._not_leased, op, reading))
@@ -62,16 +62,16 @@ class Leasing:
         for index, entry in enumerate(answer.items):
             by_target[entry.target].append(index)
         for target, indexes in by_target.items():
-            self._lanes.fetched(target, (answer.items[index] for index in indexes), now)
+            self._frontier.fetched(target, (answer.items[index] for index in indexes), now)
 
     def _not_leased(self, op: LeaseFresh, reading: int, _: PersistFailed, __: float) -> None:
         if reading == self._readings:
-            self._lanes.fetch_failed(front.target for front in op.fronts)
+            self._frontier.fetch_failed(front.target for front in op.fronts)
 
     def _waiting_leased(self, reading: int, answer: Leased, now: float) -> None:
         if reading == self._readings:
-            self._lanes.retries_fetched(answer.items, now)
+            self._frontier.retries_fetched(answer.items, now)
 
     def _waiting_not_leased(self, reading: int, _: PersistFailed, __: float) -> None:
         if reading == self._readings:
-            self._lanes.retry_fetch_failed()
+            self._frontier.retry_fetch_failed()

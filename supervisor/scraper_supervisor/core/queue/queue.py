@@ -1,7 +1,7 @@
 """One group's queue: offers, claims and how each claim ends.
 
 Acknowledgement is a reaction: a call that changes the run asks the store, and only the store's answer brings the reply.
-A claim that is being concluded is `closing`; whatever happens to its worker meanwhile, the outcome on its way to the
+A claim that is being concluded is `ending`; whatever happens to its worker meanwhile, the outcome on its way to the
 disk decides.
 """
 
@@ -14,10 +14,10 @@ from msgspec import Struct
 from scraper_supervisor.core.events import Refuse
 from scraper_supervisor.core.facts import RunRead
 from scraper_supervisor.core.ops.run_ops import LoadRun
-from scraper_supervisor.core.queue.completion import CANCELLED, Conclusions
-from scraper_supervisor.core.queue.dispatch import HandOut
-from scraper_supervisor.core.queue.frontier import Lanes
-from scraper_supervisor.core.queue.in_flight import Hands
+from scraper_supervisor.core.queue.completion import CANCELLED, Completion
+from scraper_supervisor.core.queue.dispatch import Dispatcher
+from scraper_supervisor.core.queue.frontier import Frontier
+from scraper_supervisor.core.queue.in_flight import InFlight
 from scraper_supervisor.core.queue.item_calls import Caller, RunRef, new_items, not_claimed, storage_error
 from scraper_supervisor.core.queue.item_changes import ItemChanges
 from scraper_supervisor.core.queue.leasing import Leasing
@@ -80,34 +80,34 @@ class Queue:
 
     def __init__(self, group: str, retry: RetrySettings, outbox: Outbox, seed: str, targets: Targets) -> None:
         self.group = group
-        self.lanes = Lanes(targets)
+        self.frontier = Frontier(targets)
         self.image: RunImage | None = None
         self._outbox = outbox
         self._run = RunRef(group)
-        self._hands = Hands()
-        self._conclusions = Conclusions(outbox, self._run, retry, self.lanes, self._hands, seed)
-        self._out = HandOut(outbox, self.lanes, self._hands)
+        self._in_flight = InFlight()
+        self._completion = Completion(outbox, self._run, retry, self.frontier, self._in_flight, seed)
+        self._out = Dispatcher(outbox, self.frontier, self._in_flight)
         numbers = self._out.numbers
-        self._leasing = Leasing(outbox, self._run, self.lanes, numbers)
-        self._changes = ItemChanges(outbox, self._run, self.lanes, self.reread)
-        self._reclaim = Reclaim(outbox, self._run, self.lanes, self._hands, self._conclusions, numbers)
+        self._leasing = Leasing(outbox, self._run, self.frontier, numbers)
+        self._changes = ItemChanges(outbox, self._run, self.frontier, self.reread)
+        self._reclaim = Reclaim(outbox, self._run, self.frontier, self._in_flight, self._completion, numbers)
 
     def configure(self, retry: RetrySettings) -> None:
         """Go on under these settings."""
-        self._conclusions.retry = retry
+        self._completion.retry = retry
 
     # ---- the run
 
     def open(self, image: RunImage) -> None:
         """Take over a run as the ledger has it; items in hands stay there."""
         if self.image is None or self.image.run_id != image.run_id:
-            self._conclusions.forget_debts()
+            self._completion.forget_unwritten()
         self.image = image
         self._run.run_id = image.run_id
         ended = self.ended
         ended.done, ended.failed, ended.parked = image.done, image.failed, image.parked
         self._out.forget_reservations()
-        self.lanes.open(image.lanes, image.waiting, [hand.item for hand in self._hands], image.prefetch)
+        self.frontier.open(image.lanes, image.waiting, [held.item for held in self._in_flight], image.prefetch)
         self._leasing.begin_anew()
 
     def read_again(self) -> None:
@@ -125,27 +125,27 @@ class Queue:
         """The run's workers are gone and another run will be opened: nothing stays in memory."""
         self.image = None
         self._changes.forget()
-        self._hands.clear()
+        self._in_flight.clear()
         self._out.clear()
-        self.lanes.close()
+        self.frontier.close()
 
     # ---- how it stands
 
     @property
     def ended(self) -> Ended:
         """How many items have ended, and how."""
-        return self._conclusions.ended
+        return self._completion.ended
 
     @property
     def open_items(self) -> int:
         """How many items are pending, waiting or in flight."""
-        return self.lanes.open_items
+        return self.frontier.open_items
 
     @property
     def unfinished(self) -> bool:
         """Whether an item is pending, waiting or in flight, or an offer is on its way to the disk."""
         return self.image is not None and (
-            self.lanes.open_items > 0 or len(self._hands) > 0 or self._changes.offers > 0
+            self.frontier.open_items > 0 or len(self._in_flight) > 0 or self._changes.offers > 0
         )
 
     @property
@@ -156,47 +156,47 @@ class Queue:
     @property
     def in_flight(self) -> int:
         """How many items are in workers' hands."""
-        return len(self._hands)
+        return len(self._in_flight)
 
-    def hands(self, worker: str) -> int:
+    def held_by(self, worker: str) -> int:
         """How many items are in this worker's hands."""
-        return self._hands.count(worker)
+        return self._in_flight.count(worker)
 
     def busy(self, worker: str) -> bool:
         """Whether an item is in this worker's hands of whose end it has not told yet."""
-        return self._hands.busy(worker)
+        return self._in_flight.busy(worker)
 
     def open_claim(self, claim: int) -> bool:
         """Whether this claim is in somebody's hands and nothing is being written about it."""
-        hand = self._hands.get(claim)
-        return hand is not None and hand.closing is None
+        held = self._in_flight.get(claim)
+        return held is not None and held.ending is None
 
     @property
     def writing(self) -> bool:
         """Whether something that changes the run is on its way to the disk."""
-        return self._changes.offers > 0 or self.frozen or any(hand.closing is not None for hand in self._hands)
+        return self._changes.offers > 0 or self.frozen or any(held.ending is not None for held in self._in_flight)
 
     def owes(self, conn: int) -> bool:
         """Whether the end of a claim that this connection told of is not written yet."""
-        closing = (hand.closing for hand in self._hands if hand.closing is not None)
-        return any(caller.conn == conn for one in closing for caller in one.callers)
+        ending = (held.ending for held in self._in_flight if held.ending is not None)
+        return any(caller.conn == conn for one in ending for caller in one.callers)
 
     def open_claims(self) -> list[OpenClaim]:
         """The items in hands that are not being concluded."""
         return [
-            OpenClaim(hand.worker, hand.claim, hand.item.key, hand.since)
-            for hand in self._hands
-            if hand.closing is None
+            OpenClaim(held.worker, held.claim, held.item.key, held.since)
+            for held in self._in_flight
+            if held.ending is None
         ]
 
     def claims(self) -> list[tuple[str, str, int]]:
         """(key, worker, claim) of all items in flight, as operators are told of them."""
-        return [(hand.item.key, hand.worker, hand.claim) for hand in self._hands]
+        return [(held.item.key, held.worker, held.claim) for held in self._in_flight]
 
     def stood_still(self, worker: str, since: float, now: float) -> None:
         """The disk refused from `since` to `now`: for that long, the clocks of the items in its hands stood still."""
-        for hand in self._hands.of(worker):
-            hand.since += max(0.0, now - max(since, hand.since))  # it may have been handed out after that
+        for held in self._in_flight.of(worker):
+            held.since += max(0.0, now - max(since, held.since))  # it may have been handed out after that
 
     def waits(self, worker: str) -> bool:
         """Whether the worker has an item.next open."""
@@ -213,17 +213,17 @@ class Queue:
 
     def next_due(self) -> float | None:
         """When the first of the items that wait is due, in monotonic seconds; None if only the ledger knows."""
-        return self.lanes.next_due()
+        return self.frontier.next_due()
 
     def counts(self, now: float) -> QueueCounts:
         """How many items are in which state."""
-        waiting, in_flight, ended = self.lanes.waiting(now), len(self._hands), self.ended
-        pending = max(0, self.lanes.open_items - in_flight - waiting)
+        waiting, in_flight, ended = self.frontier.waiting(now), len(self._in_flight), self.ended
+        pending = max(0, self.frontier.open_items - in_flight - waiting)
         return QueueCounts(pending, in_flight, waiting, ended.parked, ended.done, ended.failed)
 
     def summary(self) -> ItemCounts:
         """The counts that `hello` answers and a checkpoint carries; pending is all that is open."""
-        return ItemCounts(self.lanes.open_items, self.ended.done, self.ended.failed)
+        return ItemCounts(self.frontier.open_items, self.ended.done, self.ended.failed)
 
     # ---- what workers ask
 
@@ -259,38 +259,38 @@ class Queue:
             BadParams: an offer with it is bad; nothing is recorded.
         """
         offers = new_items(message.offers, "offers")
-        hand = self._hands.find(caller, message.key, message.claim)
-        if hand is None:
-            self._conclusions.look_up(caller, message)
-        elif hand.closing is not None:
-            self._conclusions.join(hand.closing, caller, message)
+        held = self._in_flight.find(caller, message.key, message.claim)
+        if held is None:
+            self._completion.look_up(caller, message)
+        elif held.ending is not None:
+            self._completion.join(held.ending, caller, message)
         else:
-            self._conclusions.done(hand, caller, message, offers)
+            self._completion.done(held, caller, message, offers)
 
     def conclude_failed(self, caller: Caller, message: ItemFailed) -> None:
         """item.failed."""
-        hand = self._hands.find(caller, message.key, message.claim)
-        if hand is None:
-            self._conclusions.look_up(caller, message)
-        elif hand.closing is not None:
-            self._conclusions.join(hand.closing, caller, message)
+        held = self._in_flight.find(caller, message.key, message.claim)
+        if held is None:
+            self._completion.look_up(caller, message)
+        elif held.ending is not None:
+            self._completion.join(held.ending, caller, message)
         else:
-            self._conclusions.fail(hand, message.failure, (caller,), message.seconds, message.target)
+            self._completion.fail(held, message.failure, (caller,), message.seconds, message.target)
 
     def release(self, caller: Caller, message: ItemRelease) -> None:
         """item.release: given back at no cost; needs no disk, since the ledger never knew of the claim."""
-        hand = self._hands.find(caller, message.key, message.claim)
-        if hand is not None and hand.closing is None:
-            self._conclusions.give_back(hand)
+        held = self._in_flight.find(caller, message.key, message.claim)
+        if held is not None and held.ending is None:
+            self._completion.give_back(held)
             self._outbox.reply(caller.conn, caller.call, Nothing())
-        elif hand is None and self._gave_back(caller, message):
+        elif held is None and self._gave_back(caller, message):
             self._outbox.reply(caller.conn, caller.call, Nothing())
         elif caller.call is not None:
             self._outbox.commands.append(Refuse(caller.conn, caller.call, not_claimed(message.key)))
 
     def _gave_back(self, caller: Caller, message: ItemRelease) -> bool:
         claim = message.claim
-        return claim is not None and self._hands.was_released(claim, message.key, caller.worker)
+        return claim is not None and self._in_flight.was_released(claim, message.key, caller.worker)
 
     def of_predecessors(self, named: Iterable[Claim]) -> tuple[NamedClaim, ...]:
         """Those of the claims that a supervisor before this one gave: the ledger has to confirm them."""
@@ -332,7 +332,7 @@ class Queue:
         lost = self._reclaim.lose(claims)
         if lost:
             self.read_again()
-        return [OpenClaim(hand.worker, hand.claim, hand.item.key, hand.since) for hand in lost]
+        return [OpenClaim(held.worker, held.claim, held.item.key, held.since) for held in lost]
 
     def disconnected(self, conn: int) -> None:
         """Nobody listens there any more; claims stay."""
@@ -344,11 +344,11 @@ class Queue:
 
     # ---- deaths
 
-    def let_go(self, worker: str) -> None:
+    def give_back_all(self, worker: str) -> None:
         """Everything in the worker's hands goes back at no cost (goodbye, a death that the supervisor ordered)."""
         self._leave(worker)
-        for hand in self._hands.open_of(worker):
-            self._conclusions.give_back(hand)
+        for held in self._in_flight.open_of(worker):
+            self._completion.give_back(held)
 
     def died(self, worker: str, failure: Failure) -> str | None:
         """A worker died by itself: one item in its hands is charged; several go back, each to be handed out alone.
@@ -357,26 +357,26 @@ class Queue:
             The key of the item that was charged.
         """
         self._leave(worker)
-        hands = self._hands.open_of(worker)
+        hands = self._in_flight.open_of(worker)
         if len(hands) == 1:
             key = hands[0].item.key
-            self._conclusions.fail(hands[0], failure)
+            self._completion.fail(hands[0], failure)
             return key
-        for hand in hands:
-            if hand.doomed:
-                self._conclusions.fail(hand, CANCELLED)
+        for held in hands:
+            if held.cancelled:
+                self._completion.fail(held, CANCELLED)
             else:
-                self._conclusions.set_apart(hand)
+                self._completion.set_apart(held)
         return None
 
     def charge(self, key: str, worker: str, failure: Failure) -> None:
         """That item alone is charged (it was cancelled in vain); the worker's others go back at no cost."""
         self._leave(worker)
-        for hand in self._hands.open_of(worker):
-            if hand.item.key == key:
-                self._conclusions.fail(hand, failure)
+        for held in self._in_flight.open_of(worker):
+            if held.item.key == key:
+                self._completion.fail(held, failure)
             else:
-                self._conclusions.give_back(hand)
+                self._completion.give_back(held)
 
     # ---- what operators change; `request` is told when it is done
 
@@ -388,22 +388,22 @@ class Queue:
         """Make items pending again: by key, all failed, all parked."""
         self._changes.requeue(request, keys, failed=failed, parked=parked)
 
-    def doom(self, keys: Iterable[str]) -> list[OpenClaim]:
+    def mark_cancelled(self, keys: Iterable[str]) -> list[OpenClaim]:
         """Have those of the items that workers hold end as failed, unless they end as done.
 
         Returns:
             The claims that their workers are to be told of.
         """
         wanted = set(keys)
-        for hand in self._hands:
-            hand.doomed = hand.doomed or hand.item.key in wanted
+        for held in self._in_flight:
+            held.cancelled = held.cancelled or held.item.key in wanted
         return [one for one in self.open_claims() if one.key in wanted]
 
     def cancel(self, request: int, keys: tuple[str, ...]) -> None:
-        """Fail items for good that are not done; those in hands that are doomed end by themselves."""
-        doomed = {hand.item.key for hand in self._hands if hand.doomed}
-        held = tuple(key for key in dict.fromkeys(keys) if key in doomed)
-        self._changes.cancel(request, tuple(key for key in keys if key not in doomed), held)
+        """Fail items for good that are not done; those in hands that are cancelled end by themselves."""
+        cancelled = {held.item.key for held in self._in_flight if held.cancelled}
+        in_hand = tuple(key for key in dict.fromkeys(keys) if key in cancelled)
+        self._changes.cancel(request, tuple(key for key in keys if key not in cancelled), in_hand)
 
     # ---- handing out
 
@@ -412,7 +412,7 @@ class Queue:
 
         `open_`: whether anything may be handed out at all; calls whose wait is over are answered anyway.
         """
-        self.lanes.advance(now)
+        self.frontier.advance(now)
         if open_ and self.image is not None and not self.frozen:
             self._out.hand_out(now, ready)
             self._leasing.ask(now)
@@ -423,14 +423,14 @@ class Queue:
         """When `pump` may have something new to say by itself."""
         return self._out.next_deadline()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """The disk works again: write what it refused of the supervisor's own."""
-        self._conclusions.settle()
+        self._completion.flush()
 
     # ---- inside
 
     def _leave(self, worker: str) -> None:
         """The worker is gone, or said goodbye: what it called and is not written yet may come to nothing."""
         self._out.unreserve(worker)
-        for hand in self._hands.of(worker):
-            hand.left = True
+        for held in self._in_flight.of(worker):
+            held.left = True

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.events import PersistFailed
     from scraper_supervisor.core.ops.item_ops import Confirmed
     from scraper_supervisor.core.outbox import Outbox
-    from scraper_supervisor.core.queue.completion import Conclusions
-    from scraper_supervisor.core.queue.dispatch import Numbers
-    from scraper_supervisor.core.queue.frontier import Lanes
-    from scraper_supervisor.core.queue.in_flight import Hand, Hands
+    from scraper_supervisor.core.queue.completion import Completion
+    from scraper_supervisor.core.queue.dispatch import ClaimNumbers
+    from scraper_supervisor.core.queue.frontier import Frontier
+    from scraper_supervisor.core.queue.in_flight import InFlight, InFlightItem
     from scraper_supervisor.core.queue.item_calls import RunRef
     from scraper_worker.protocol import Claim
 
@@ -25,13 +25,19 @@ class Reclaim:
     """Settles who holds what, for one group."""
 
     def __init__(
-        self, outbox: Outbox, run: RunRef, lanes: Lanes, hands: Hands, conclusions: Conclusions, numbers: Numbers
+        self,
+        outbox: Outbox,
+        run: RunRef,
+        frontier: Frontier,
+        in_flight: InFlight,
+        completion: Completion,
+        numbers: ClaimNumbers,
     ) -> None:
         self._outbox = outbox
         self._run = run
-        self._lanes = lanes
-        self._hands = hands
-        self._conclusions = conclusions
+        self._frontier = frontier
+        self._in_flight = in_flight
+        self._completion = completion
         self._numbers = numbers
 
     def of_predecessors(self, named: Iterable[Claim]) -> tuple[NamedClaim, ...]:
@@ -54,20 +60,20 @@ class Reclaim:
         Numbers of claims rise: of two claims of one item the later one was given when the earlier had been given back.
         """
         for one in confirmed.claims:
-            if self._hands.get(one.claim) is not None:
+            if self._in_flight.get(one.claim) is not None:
                 continue
-            other = self._hands.of_item(one.item.id)
+            other = self._in_flight.of_item(one.item.id)
             if other is not None:
-                if other.claim > one.claim or other.closing is not None:
+                if other.claim > one.claim or other.ending is not None:
                     continue
-                self._hands.drop(other)
-                self._lanes.put_back(other.item)
-            item = self._lanes.find(one.item.key)
+                self._in_flight.discard(other)
+                self._frontier.put_back(other.item)
+            item = self._frontier.find(one.item.key)
             if item is None:
-                item = self._lanes.hold(one.item, now)
+                item = self._frontier.hold(one.item, now)
             else:
-                self._lanes.pull(item, now)
-            self._hands.grip(item, one.claim, worker, incarnation, now)
+                self._frontier.pull(item, now)
+            self._in_flight.acquire(item, one.claim, worker, incarnation, now)
 
     def reclaim(self, worker: str, incarnation: int, named: Iterable[Claim], now: float, *, frozen: bool) -> list[Held]:
         """A worker came back: what it does not name goes back, what is still its own or nobody's it keeps.
@@ -79,23 +85,23 @@ class Reclaim:
             What the worker holds.
         """
         wanted = {(claim.claim, claim.key) for claim in named}
-        for hand in self._hands.open_of(worker):
-            if (hand.claim, hand.item.key) not in wanted:
-                self._conclusions.give_back(hand)
+        for held in self._in_flight.open_of(worker):
+            if (held.claim, held.item.key) not in wanted:
+                self._completion.give_back(held)
         for claim, key in sorted(wanted):
-            released = self._hands.was_released(claim, key, worker) and not frozen
-            item = self._lanes.find(key) if released else None
+            released = self._in_flight.was_released(claim, key, worker) and not frozen
+            item = self._frontier.find(key) if released else None
             if item is not None:
-                self._lanes.pull(item, now)
-                self._hands.grip(item, claim, worker, incarnation, now)
-        held = (hand for hand in self._hands.of(worker) if hand.closing is None or hand.closing.callers)
-        mine = (hand for hand in held if hand.incarnation == incarnation)
-        return [Held(hand.item.key, hand.claim, hand.item.attempts + 1) for hand in mine]
+                self._frontier.pull(item, now)
+                self._in_flight.acquire(item, claim, worker, incarnation, now)
+        kept = (held for held in self._in_flight.of(worker) if held.ending is None or held.ending.callers)
+        mine = (held for held in kept if held.incarnation == incarnation)
+        return [Held(held.item.key, held.claim, held.item.attempts + 1) for held in mine]
 
-    def lose(self, claims: Iterable[int]) -> list[Hand]:
+    def lose(self, claims: Iterable[int]) -> list[InFlightItem]:
         """Others may have these items by now: what is not being written about them is dropped, and told."""
-        lost = [hand for hand in map(self._hands.get, claims) if hand is not None and hand.closing is None]
-        for hand in lost:
-            self._hands.drop(hand)
-            self._lanes.gone(hand.item)
+        lost = [held for held in map(self._in_flight.get, claims) if held is not None and held.ending is None]
+        for held in lost:
+            self._in_flight.discard(held)
+            self._frontier.gone(held.item)
         return lost

@@ -21,7 +21,7 @@ FREE_INFRASTRUCTURE: Final = 3  # failures of browser or driver that cost an ite
 FREE_BLOCKED: Final = 20  # refusals by the target with a time to come back that cost an item no attempt
 
 
-class Ruling(Struct, frozen=True):
+class RetryDecision(Struct, frozen=True):
     """`attempts`, `infrastructure` and `blocked` are the item's counts from now on; `delay` is seconds."""
 
     action: Literal["retry", "final"]
@@ -53,7 +53,7 @@ def reclassify(failure: Failure, settings: RetrySettings) -> Failure:
     return failure if kind == failure.kind else msgspec.structs.replace(failure, kind=kind)
 
 
-def judge(item: Item, failure: Failure, settings: RetrySettings, unit: float) -> Ruling:
+def decide_retry(item: Item, failure: Failure, settings: RetrySettings, unit: float) -> RetryDecision:
     """What becomes of an item after this failure. `unit` in [0, 1) places the delay within its jitter."""
     failure = reclassify(failure, settings)
     infrastructure, blocked, attempts = item.infrastructure, item.blocked, item.attempts
@@ -75,4 +75,4 @@ def judge(item: Item, failure: Failure, settings: RetrySettings, unit: float) ->
     )
     verdict = policy.decide(failure, item.attempts + 1, unit, charged=charged)
     delay = verdict.delay if verdict.action == "retry" else None
-    return Ruling(verdict.action, delay, verdict.reason, attempts, infrastructure, blocked, failure)
+    return RetryDecision(verdict.action, delay, verdict.reason, attempts, infrastructure, blocked, failure)

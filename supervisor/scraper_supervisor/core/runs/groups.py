@@ -69,7 +69,7 @@ class Groups:
         """Ask the ledger for the group's run."""
         group.go(GroupTrigger.OPEN)
         group.mode, group.completing, group.repeat_since = mode, False, None
-        for worker in self._state.team(group):  # none is up, and one in backoff is started with the run, not before
+        for worker in self._state.members(group):  # none is up, and one in backoff is started with the run, not before
             worker.life.stop_waiting()
         op = OpenRun(self._state.outbox.ticket(), group.name, mode, group.settings.keep_runs)
         group.opening = op.ticket
@@ -94,7 +94,7 @@ class Groups:
         self._abort.forget(group.name)
         totals = {one.worker: one for one in image.workers}
         for index in range(group.settings.count):
-            worker = self._lifecycle.hire(group, index)
+            worker = self._lifecycle.add(group, index)
             mine = totals.get(worker.name)
             worker.done, worker.failed = (mine.done, mine.failed) if mine is not None else (0, 0)
             worker.state = None  # an earlier run's: it is on the disk, if this run is to go on from it
@@ -121,9 +121,9 @@ class Groups:
             self._set_run_state(group, "running")
         self._want(group)
         group.completing, group.failed_reason = False, None
-        for worker in self._state.team(group):
+        for worker in self._state.members(group):
             if self._state.intents.get(worker.name) not in ("drained", "stopped"):
-                self._lifecycle.want(worker)
+                self._lifecycle.keep(worker)
                 self._lifecycle.start(worker, now)
 
     def _set_run_state(self, group: Group, state: RunState) -> None:
@@ -133,16 +133,16 @@ class Groups:
             op = SetRunState(self._state.outbox.ticket(), group.name, image.run_id, state)
             self._state.outbox.ask(op, again=True)
 
-    def revive(self, group: Group, now: float, *, reset: bool = False) -> None:
+    def resume_run(self, group: Group, now: float, *, reset: bool = False) -> None:
         """Go on with the group's run: items were added to it, or an operator starts it."""
-        for worker in self._state.team(group):
+        for worker in self._state.members(group):
             if reset:
                 worker.history = restart.reset(worker.history)
                 worker.life.start_soon(now)
         if group.state in ENDED or reset:
             self._staff(group, now)
 
-    def bring_back(self, worker: Worker, now: float) -> bool:
+    def restart_failed(self, worker: Worker, now: float) -> bool:
         """Start a failed worker anew, where its group is at work or failed with it; whether it was started."""
         group = self._state.groups[worker.group]
         if group.state not in (GroupState.RUNNING, GroupState.PAUSED, GroupState.FAILED) or not self._may_go_on(group):
@@ -161,7 +161,7 @@ class Groups:
     def check(self, group: Group, now: float) -> None:
         """Whether the run is complete, or nobody is left who could work on it."""
         if group.state is GroupState.COMPLETED and group.queue.open_items and self._may_go_on(group):
-            self.revive(group, now)  # items were added or requeued
+            self.resume_run(group, now)  # items were added or requeued
         if group.state in ENDED:
             self._check_over(group, now)
         elif group.state is not GroupState.OPENING and not (
@@ -170,7 +170,7 @@ class Groups:
             self._check_ended(group, now)  # which is rare, while this is looked at after each event
 
     def _check_ended(self, group: Group, now: float) -> None:
-        team = self._state.team(group)
+        team = self._state.members(group)
         if group.state is GroupState.DRAINING:
             if not any(worker.life.up for worker in team):
                 group.go(GroupTrigger.DOWN)
@@ -220,7 +220,7 @@ class Groups:
         if phase in (Phase.STOPPED, Phase.FAILED, Phase.COMPLETED) or worker.current.goodbye is not None:
             return False
         if phase is Phase.RUNNING and worker.life.introduced and worker.current.conn is not None:
-            waits = group.queue.waits(worker.name) and not group.queue.hands(worker.name)
+            waits = group.queue.waits(worker.name) and not group.queue.held_by(worker.name)
             return worker.current.more or not waits
         return True
 
@@ -258,7 +258,7 @@ class Groups:
             group.queue.read_again()
 
     def _end_waiting(self, group: Group) -> None:
-        for worker in self._state.team(group):
+        for worker in self._state.members(group):
             group.queue.end_waiting(worker.name, "complete")
 
     def _may_go_on(self, group: Group) -> bool:
@@ -270,7 +270,7 @@ class Groups:
             and group.state is GroupState.COMPLETED
             and self._may_go_on(group)
             and not (self._state.once or group.queue.writing)
-            and not any(worker.life.up for worker in self._state.team(group))
+            and not any(worker.life.up for worker in self._state.members(group))
         )
 
     def due(self, now: float) -> None:
@@ -292,7 +292,7 @@ class Groups:
 
     def stop(self, group: Group, reason: str, now: float) -> None:
         """Drain all workers of the group."""
-        for worker in self._state.team(group):
+        for worker in self._state.members(group):
             self._lifecycle.drain(worker, reason, "stop", now)
         group.go(GroupTrigger.DRAIN)
         group.repeat_since = None
@@ -313,16 +313,16 @@ class Groups:
         """The abort policy stopped the group: its workers drain, what is open waits for an operator."""
         if group.state in ENDED or group.state is GroupState.OPENING:
             return
-        for worker in self._state.team(group):
+        for worker in self._state.members(group):
             self._lifecycle.drain(worker, reason, "stop", now)
         group.go(GroupTrigger.ABORT)
         group.failed_reason, group.completing = reason, False
         self._set_run_state(group, "aborted")
 
-    def write_debts(self) -> None:
+    def flush(self) -> None:
         """The ledger takes writes again: what it refused of the supervisor's own is written."""
         for group in self._state.groups.values():
-            group.queue.settle()
+            group.queue.flush()
 
     # ---- reload
 
@@ -347,14 +347,14 @@ class Groups:
     def _reconfigure(self, group: Group, settings: GroupSettings, *, roll: bool, now: float) -> None:
         """New settings take effect in place; a new count hires or drains the highest; `roll` restarts one by one."""
         before, group.settings = group.settings, settings
-        for worker in self._state.team(group):
+        for worker in self._state.members(group):
             self._lifecycle.reconfigured(worker, before, now)
         group.queue.configure(self._state.retry_settings(settings))
-        for worker in [one for one in self._state.team(group) if one.index >= settings.count]:
-            self._dismiss(worker, "count was lowered", now)
+        for worker in [one for one in self._state.members(group) if one.index >= settings.count]:
+            self._remove_worker(worker, "count was lowered", now)
         for index in range(settings.count):
             known = f"{group.name}-{index}" in group.workers
-            worker = self._lifecycle.hire(group, index)
+            worker = self._lifecycle.add(group, index)
             if not known and group.state in (GroupState.RUNNING, GroupState.PAUSED):
                 self._lifecycle.start(worker, now)
         if group.leaving:  # it was removed and came back before its workers were down
@@ -362,10 +362,10 @@ class Groups:
             if group.intent not in ("drained", "stopped") and group.state is not GroupState.OPENING:
                 self._staff(group, now)
         if roll:
-            group.rolling = [worker.name for worker in self._state.team(group) if worker.life.up]
+            group.rolling = [worker.name for worker in self._state.members(group) if worker.life.up]
             group.rolling_reason = "the configuration of its program changed"
 
-    def _dismiss(self, worker: Worker, reason: str, now: float) -> None:
+    def _remove_worker(self, worker: Worker, reason: str, now: float) -> None:
         worker.leaving = True
         self._lifecycle.drain(worker, reason, "stop", now)
         if not worker.life.up:
@@ -385,7 +385,7 @@ class Groups:
             if not group.leaving:
                 continue
             writing = group.queue.writing and self._state.clocks_run()
-            if not writing and not any(worker.life.up for worker in self._state.team(group)):
+            if not writing and not any(worker.life.up for worker in self._state.members(group)):
                 for worker in group.workers:
                     self._state.workers.pop(worker, None)
                     self._slo.forget(worker, now)
@@ -400,7 +400,7 @@ class Groups:
                 group.rolling.pop(0)
                 continue
             fresh = worker.life.after == "decide"
-            others = [one for one in self._state.team(group) if one is not worker and one.life.up]
+            others = [one for one in self._state.members(group) if one is not worker and one.life.up]
             settling = any(
                 one.life.phase is not Phase.RUNNING
                 or (group.settings.entrypoint is not None and not one.life.introduced)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.workers.lifecycle import Lifecycle
 
 
-class Endings:
+class Shutdown:
     """Carries them out."""
 
     def __init__(self, state: FleetState, groups: Groups, lifecycle: Lifecycle) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 EARLY_HELLOS: Final = 4  # of one worker, kept until its process is known
 
 
-class Introductions:
+class Handshakes:
     """Answers hello."""
 
     def __init__(

@@ -34,34 +34,34 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.checkpoints import Checkpoints
     from scraper_supervisor.core.events import Said
     from scraper_supervisor.core.fleet_state import FleetState, Group
-    from scraper_supervisor.core.sessions.handshake import Introductions
+    from scraper_supervisor.core.sessions.handshake import Handshakes
     from scraper_supervisor.core.workers.lifecycle import Lifecycle
     from scraper_supervisor.core.workers.recycling import Recycling
 
 
-class Desk:
+class Sessions:
     """Answers every message of a worker's connection."""
 
     def __init__(
         self,
         state: FleetState,
         lifecycle: Lifecycle,
-        introductions: Introductions,
+        handshakes: Handshakes,
         checkpoints: Checkpoints,
         recycling: Recycling,
     ) -> None:
         self._state = state
         self._lifecycle = lifecycle
-        self._introductions = introductions
+        self._handshakes = handshakes
         self._checkpoints = checkpoints
         self._recycling = recycling
-        self._farewells: dict[str, None] = {}  # workers whose goodbye is not answered yet; in order
+        self._goodbyes: dict[str, None] = {}  # workers whose goodbye is not answered yet; in order
 
     def said(self, event: Said, now: float) -> None:
         """Take a message."""
         message = event.message
         if isinstance(message, Hello):
-            self._introductions.hello(event, message)
+            self._handshakes.hello(event, message)
             return
         worker = self._speaker(event.conn)
         if worker is None or worker.current.goodbye is not None:
@@ -133,29 +133,29 @@ class Desk:
 
     def _goodbye(self, event: Said, worker: Worker, group: Group, reason: str, now: float) -> None:
         worker.current.goodbye = "complete" if reason == "complete" else "drained"
-        group.queue.let_go(worker.name)
+        group.queue.give_back_all(worker.name)
         group.queue.end_waiting(worker.name, "complete" if reason == "complete" else "draining")
         if event.call is not None:
-            worker.current.farewell = (event.conn, event.call)
-            self._farewells[worker.name] = None
+            worker.current.goodbye_call = (event.conn, event.call)
+            self._goodbyes[worker.name] = None
         worker.life.said_goodbye(group.settings, now)
         self._lifecycle.note(worker, now)
 
     def answer_goodbyes(self) -> None:
         """A goodbye is answered last: when nothing of what its connection called waits for the disk any more."""
-        for name in list(self._farewells):
+        for name in list(self._goodbyes):
             worker = self._state.workers.get(name)
-            if worker is None or worker.current.farewell is None:
-                del self._farewells[name]
+            if worker is None or worker.current.goodbye_call is None:
+                del self._goodbyes[name]
                 continue
-            conn, call = worker.current.farewell
+            conn, call = worker.current.goodbye_call
             if not self._state.outbox.owes(conn) and not self._state.groups[worker.group].queue.owes(conn):
-                worker.current.farewell = None
+                worker.current.goodbye_call = None
                 self._state.outbox.reply(conn, call, Nothing())
 
     def disconnected(self, conn: int, now: float) -> None:
         """A connection is closed; that ends no claim."""
-        self._introductions.disconnected(conn)
+        self._handshakes.disconnected(conn)
         known = self._state.conns.pop(conn, None)
         worker = self._state.workers.get(known[0]) if known is not None else None
         if worker is not None and worker.current.conn == conn:

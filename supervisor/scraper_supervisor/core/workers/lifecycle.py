@@ -40,21 +40,21 @@ class Lifecycle:
 
     # ---- up
 
-    def hire(self, group: Group, index: int) -> Worker:
+    def add(self, group: Group, index: int) -> Worker:
         """Make the worker of that index known; it is not started yet."""
         name = f"{group.name}-{index}"
         worker = self._state.workers.get(name)
         if worker is None:
             worker = self._state.workers[name] = Worker(name, group.name, index, Life(name))
         if worker.leaving:
-            self.want(worker)
+            self.keep(worker)
         worker.leaving = False
         if name not in group.workers:
             group.workers.append(name)
             group.workers.sort(key=lambda one: self._state.workers[one].index)
         return worker
 
-    def want(self, worker: Worker) -> None:
+    def keep(self, worker: Worker) -> None:
         """A worker that is on its way down to stay there is wanted again: it shall start anew."""
         if worker.life.up and worker.life.after == "stop":
             worker.life.after = "restart"
@@ -210,7 +210,7 @@ class Lifecycle:
             charged = self._blame(worker, was, how, now)
         else:
             self._checkpoints.save_again(worker)
-            queue.let_go(worker.name)
+            queue.give_back_all(worker.name)
         self._state.outbox.facts.append(ProcessEnded(worker.name, group.name, died, charged))
         self._state.publish(
             "worker_exited",

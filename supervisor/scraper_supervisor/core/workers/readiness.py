@@ -72,7 +72,7 @@ def idle_reason(state: FleetState, worker: Worker, now: float, wall: float) -> s
     if reason is not None:
         return reason
     if not group.queue.waits(worker.name):
-        return None if group.queue.hands(worker.name) else "it has not asked for an item"
+        return None if group.queue.held_by(worker.name) else "it has not asked for an item"
     return _why_nothing_comes(group, worker, now, wall)
 
 

@@ -12,12 +12,11 @@ from msgspec.structs import replace
 
 from scraper_supervisor.core.events import KillBrowser
 from scraper_supervisor.core.fleet_state import Recycle, Worker
-from scraper_supervisor.core.policy import limits as resources
 from scraper_supervisor.core.policy.limits import (
-    Action,
     Breach,
+    EndBrowser,
+    EndWorker,
     HostGauge,
-    KillWorker,
     Recovered,
     RecycleBrowser,
     RecycleSlots,
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.events import Replied, Sampled
     from scraper_supervisor.core.fleet_state import FleetState
     from scraper_supervisor.core.measurements import Sample
+    from scraper_supervisor.core.policy.limits import LimitAction
     from scraper_supervisor.core.workers.lifecycle import Lifecycle
 
 
@@ -77,7 +77,7 @@ class Recycling:
         )
         return replace(sample, browsers=browsers)
 
-    def _act(self, actions: list[Action], now: float) -> None:
+    def _act(self, actions: list[LimitAction], now: float) -> None:
         for action in actions:
             worker = self._state.workers.get(action.worker) if action.worker is not None else None
             match action:
@@ -85,14 +85,14 @@ class Recycling:
                     self._tell_limit(action, worker)
                 case RecycleBrowser():
                     self._slots.want(action)
-                case resources.KillBrowser(browser=browser, reason=reason):
+                case EndBrowser(browser=browser, reason=reason):
                     if worker is not None:
                         self._kill(worker, browser, reason, now)
                 case RestartWorker(reason=reason):
                     if worker is not None and worker.current.limit is None:
                         worker.current.limit = reason
                         self._pending[worker.name] = None
-                case KillWorker(reason=reason):
+                case EndWorker(reason=reason):
                     if worker is not None:
                         self._lifecycle.kill(worker, reason, "worker-memory", now)
                 case _ as never:
@@ -112,7 +112,7 @@ class Recycling:
 
     # ---- wished and carried out
 
-    def wish(self, worker: Worker, reason: str) -> None:
+    def request(self, worker: Worker, reason: str) -> None:
         """Have all browsers of the worker replaced at the next item boundary."""
         for browser in worker.current.browsers:
             self._slots.want(RecycleBrowser(worker.name, browser, reason))
@@ -150,7 +150,7 @@ class Recycling:
 
     def _advance(self, worker: Worker, now: float) -> None:
         current = worker.current
-        empty = not self._state.groups[worker.group].queue.hands(worker.name)
+        empty = not self._state.groups[worker.group].queue.held_by(worker.name)
         if current.recycle is not None and empty:
             self._ask(worker, current.recycle, now)
         elif current.limit is not None and empty and worker.life.phase is Phase.RUNNING:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from scraper_supervisor.core.ops.all_ops import Answer, LedgerOp
 
-Answered: TypeAlias = "Answer | StoreFault"
+LedgerAnswer: TypeAlias = "Answer | StoreFault"
 
 _FOLD_COMMITS: Final = 256  # each of them has written some ten pages to the log, however small it was
 _FOLD_OPS: Final = 4_000  # or pages' worth of what came with them, 16 MiB
@@ -137,7 +137,7 @@ class Ledger:
             with contextlib.suppress(OSError):  # without a seal it opens all the same, and less is known of its bytes
                 seal(self._path)
 
-    def perform(self, ops: Sequence[LedgerOp]) -> list[Answered]:
+    def perform(self, ops: Sequence[LedgerOp]) -> list[LedgerAnswer]:
         """Carry out operations in one durable transaction, and answer in their order.
 
         When the disk refuses, nothing of the batch is carried out and every answer is the fault. An operation that
@@ -244,11 +244,11 @@ class Ledger:
 
     # ---- transactions ------------------------------------------------------------------------------------------------
 
-    def _transact(self, ops: Sequence[LedgerOp], *, apart: bool = False) -> list[Answered]:
+    def _transact(self, ops: Sequence[LedgerOp], *, apart: bool = False) -> list[LedgerAnswer]:
         self._looked = True
         self._begin()
         batch = Batch(self._cursor, self._tick)
-        answers: list[Answered] = []
+        answers: list[LedgerAnswer] = []
         if apart:
             answers += [self._apart(batch, op) for op in ops]
         else:
@@ -307,11 +307,11 @@ class Ledger:
         except sqlite3.Error:  # or it is closed
             self._broken = True
 
-    def _apart(self, batch: Batch, op: LedgerOp) -> Answered:
+    def _apart(self, batch: Batch, op: LedgerOp) -> LedgerAnswer:
         batch.write_tallies()
         self._cursor.execute("SAVEPOINT op")
         try:
-            answer: Answered = batch.perform([op])[0]
+            answer: LedgerAnswer = batch.perform([op])[0]
             batch.write_tallies()
         except Exception as error:
             if disk_fault(error) is not None:

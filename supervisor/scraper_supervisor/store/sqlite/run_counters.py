@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 
-class Change(Struct):
+class WorkerChange(Struct):
     """What a worker did in this batch."""
 
     done: int = 0
@@ -41,7 +41,7 @@ class Tally:
         self._next_order: int = row[1]
         self._failed = self._parked = self._waiting = 0
         self._lanes: defaultdict[str | None, int] = defaultdict(int)
-        self._workers: defaultdict[str, Change] = defaultdict(Change)
+        self._workers: defaultdict[str, WorkerChange] = defaultdict(WorkerChange)
 
     def next_seq(self) -> int:
         """Number one more done item."""

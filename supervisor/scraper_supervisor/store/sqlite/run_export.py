@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Self
 from msgspec import UNSET, Raw
 
 from scraper_supervisor.core.formats.checkpoint_file import Damaged, TooNew
-from scraper_supervisor.core.formats.run_export import FORMAT, KIND, Header, PortableItem, Result, WorkerState, Writer
+from scraper_supervisor.core.formats.run_export import (
+    FORMAT,
+    KIND,
+    PortableItem,
+    Result,
+    RunHeader,
+    WorkerState,
+    Writer,
+)
 from scraper_supervisor.core.formats.timestamps import timestamp
 from scraper_supervisor.core.ops.run_ops import WorkerTotals
 from scraper_supervisor.store.errors import NotExportable
@@ -80,7 +88,7 @@ class Export:
         """
         run, writer = self._run, Writer()
         yield writer.line(
-            Header(FORMAT, KIND, run.group, run.run, run.state, run.started_at, run.finished_at, timestamp(now))
+            RunHeader(FORMAT, KIND, run.group, run.run, run.state, run.started_at, run.finished_at, timestamp(now))
         )
         for state in self._states():
             yield writer.line(state)

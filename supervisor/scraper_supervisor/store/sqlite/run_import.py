@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 from msgspec import UNSET, Raw
 
 from scraper_supervisor.core.formats import run_export as portable
-from scraper_supervisor.core.formats.run_export import Header, NotPortable, PortableItem, Record, WorkerState
+from scraper_supervisor.core.formats.run_export import NotPortable, PortableItem, Record, RunHeader, WorkerState
 from scraper_supervisor.core.formats.timestamps import seconds, timestamp
 from scraper_supervisor.core.ops.import_ops import (
     DropState,
@@ -169,7 +169,7 @@ def _put_records(cursor: sqlite3.Cursor, run_id: int, group: str, records: Itera
             case WorkerTotals():
                 worker = portable.renamed(record.worker, group)
                 execute(_TOTALS, (run_id, worker, 0, record.failed))  # the done ones are counted, not told
-            case Header():
+            case RunHeader():
                 finished = None if record.finished_at is None else timestamp(now)
                 execute("UPDATE runs SET state = ?, finished_at = ? WHERE id = ?", (record.state, finished, run_id))
             case _:

@@ -129,7 +129,7 @@ class CheckpointFiles:
         name = sealed.file_name(generation, gzip=op.gzip)
         saved_at = timestamp(self._clock())
         counts = sealed.Counts(op.pending, op.done, op.failed)
-        header = sealed.Header(op.worker, op.run, generation, op.schema, saved_at, counts)
+        header = sealed.CheckpointHeader(op.worker, op.run, generation, op.schema, saved_at, counts)
         sealing = sealed.seal_parts(header, op.state)
         self._files.make_folder(folder)
         written = self._files.write(folder / name, sealed.compress(sealing.parts) if op.gzip else sealing.parts)
