@@ -263,11 +263,11 @@ class FleetState(Struct):
         return [self.workers[name] for name in group.workers]
 
     def saving(self) -> bool:
-        """Whether a worker's state is on its way to the disk."""
+        """True if a worker's state is on its way to the disk."""
         return any(isinstance(one.op, SaveState) for one in self.outbox.pending.values())
 
     def awaits_state(self, worker: str) -> bool:
-        """Whether a group is not opened before an imported state is in this worker's folder."""
+        """True if a group is not opened before an imported state is in this worker's folder."""
         return any(
             group.install is not None
             and group.install.owed[:1] == [worker]
@@ -277,5 +277,5 @@ class FleetState(Struct):
         )
 
     def clocks_run(self, worker: str | None = None) -> bool:
-        """Whether items can end: while the store refuses, workers are not to blame for what takes its time."""
+        """True if items can end: while the store refuses, workers are not to blame for what takes its time."""
         return self.storage.ledger is None and worker not in self.storage.folders

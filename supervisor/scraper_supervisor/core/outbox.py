@@ -91,7 +91,7 @@ class Outbox(Struct):
         self.commands.append(Persist(question))
 
     def owes(self, conn: int) -> bool:
-        """Whether a call of this connection waits for the store."""
+        """True if a call of this connection waits for the store."""
         return any(one.conn == conn for one in self.pending.values())
 
     # ---- workers and operators

@@ -227,7 +227,7 @@ class StorageHealth:
 
 
 def _comes(trouble: Trouble, now: float) -> bool:
-    """Whether it is time to try; marked as being tried."""
+    """True if it is time to try the place again. The trouble is then marked as being tried."""
     if trouble.probe_at is None or now < trouble.probe_at:
         return False
     trouble.probe_at = None

@@ -29,7 +29,7 @@ class Notifier:
 
     @property
     def is_heard(self) -> bool:
-        """Whether systemd asked to be told."""
+        """True if systemd asked to be told."""
         return self._socket is not None
 
     def ready(self, status: str = "") -> bool:

@@ -47,7 +47,7 @@ def rotated(path: Path, number: int) -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is a log: the newest file, or the one before it where that one was removed."""
+    """True if there is a log: the newest file, or the one before it where that one was removed."""
     return path.exists() or rotated(path, 1).exists()
 
 
@@ -265,7 +265,7 @@ def _after(path: Path, file: BinaryIO) -> BinaryIO | None:
 
 
 def _was_cut(file: BinaryIO, rest: bytes) -> bool:
-    """Whether the file is shorter by now than we have read; then we go back to where its next line begins.
+    """True if the file is shorter by now than what was read. Reading then goes on where its next line begins.
 
     That is the beginning of `rest`, a line that the writer took back, or the beginning of the file.
     """
@@ -277,7 +277,7 @@ def _was_cut(file: BinaryIO, rest: bytes) -> bool:
 
 
 def _bears(path: Path, file: BinaryIO) -> bool:
-    """Whether the file bears the name at present."""
+    """True if the file bears the name at present."""
     try:
         found = path.stat()
     except FileNotFoundError:

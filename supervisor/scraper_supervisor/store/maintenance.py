@@ -37,7 +37,7 @@ def ledger_size(where: LedgerLocation) -> int:
 
 
 def is_small(where: LedgerLocation) -> bool:
-    """Whether a backup takes well under a second."""
+    """True if a backup takes well under a second."""
     return ledger_size(where) <= backup.SMALL
 
 
@@ -51,7 +51,7 @@ def remove_unfinished(where: LedgerLocation) -> None:
 
 
 def backup_is_due(where: LedgerLocation) -> bool:
-    """Whether there is no backup, or the ledger was written to since the newest one."""
+    """True if there is no backup, or the ledger was written to since the newest one."""
     newest = next(iter(backup.backups(where.state_dir)), None)
     return newest is None or backup.changed_since(where.state_dir, newest.at)
 

@@ -19,7 +19,8 @@ from scraper_supervisor.core.config.settings import TargetSettings
 from scraper_supervisor.core.ops.item_ops import Entry, Front, NewItem
 from scraper_supervisor.core.ops.run_ops import Lane, Prefetch
 from scraper_supervisor.core.queue import frontier as lanes_module
-from scraper_supervisor.core.queue.frontier import Frontier, Item, Wanted
+from scraper_supervisor.core.queue.frontier import Frontier, Wanted
+from scraper_supervisor.core.queue.item import Item
 from scraper_supervisor.core.queue.targets import Targets
 
 NULL = Raw(b"null")

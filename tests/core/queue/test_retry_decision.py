@@ -5,7 +5,7 @@ from msgspec import Raw
 from msgspec.structs import replace
 
 from scraper_supervisor.core.config.settings import RetrySettings
-from scraper_supervisor.core.queue.frontier import Item
+from scraper_supervisor.core.queue.item import Item
 from scraper_supervisor.core.queue.retry_decision import FREE_BLOCKED, FREE_INFRASTRUCTURE, decide_retry, reclassify
 from scraper_worker.protocol import Failure
 

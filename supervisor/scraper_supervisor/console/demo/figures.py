@@ -37,7 +37,7 @@ class DemoOutcome(Struct, frozen=True):
 
     @property
     def ok(self) -> bool:
-        """Whether every item ended as it should, and once."""
+        """True if every item ended as it should, and once."""
         ended = self.done + sum(self.failed.values())
         return not (self.lost or self.repeated or self.unexpected) and ended == self.expected
 

@@ -39,7 +39,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     @property
     def empty(self) -> bool:
-        """Whether the two configurations say the same."""
+        """True if the two configurations say the same."""
         return self == Plan()
 
     @property

@@ -324,7 +324,7 @@ class Joiner:
 
     @property
     def cut(self) -> bool:
-        """Whether the end of a line is still to come."""
+        """True if the end of a line is still to come."""
         return bool(self._parts)
 
     def take(self, text: str) -> bytes:

@@ -189,7 +189,7 @@ class Orders:
                 self._lifecycle.start(worker, now)
 
     def _is_over(self, group: Group) -> bool:
-        """Whether its run is done with; one to which items were added while the group was stopped is not."""
+        """True if the group's run is over. A run to which items were added while the group was stopped is not."""
         return group.state is GroupState.COMPLETED and not group.queue.unfinished
 
     def _clear(self, now: float) -> None:

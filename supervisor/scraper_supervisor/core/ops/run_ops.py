@@ -80,7 +80,7 @@ class SetRunState(Operation[None], frozen=True):
 
 
 class RunEnd(Struct, frozen=True):
-    """Whether a run has ended: `state` is "running" while an item of it is open. `image` is the run as it is now."""
+    """True if a run has ended: `state` is "running" while an item of it is open. `image` is the run as it is now."""
 
     state: RunState
     image: RunImage

@@ -305,7 +305,7 @@ class RecycleSlots:
 
     @property
     def wanted(self) -> bool:
-        """Whether a recycle waits for its turn."""
+        """True if a recycle waits for its turn."""
         return bool(self._queue)
 
     def resize(self, limit: int) -> None:

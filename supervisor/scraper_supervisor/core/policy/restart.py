@@ -1,4 +1,4 @@
-"""Whether a worker that ended is started again, when, and why: `[restart_policy]`.
+"""Decides whether a worker that ended is started again, when, and why: `[restart_policy]`.
 
 A history is a value and the policy is handed in anew each time, so a reload needs no step of its own. The wait before
 the restart number n after the last immediate one (n = 1, 2, …) is

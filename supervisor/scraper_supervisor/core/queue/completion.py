@@ -39,7 +39,7 @@ class Ended(Struct):
 
     @property
     def any(self) -> bool:
-        """Whether there is one at all."""
+        """True if there is one at all."""
         return self.done + self.failed + self.parked > 0
 
 

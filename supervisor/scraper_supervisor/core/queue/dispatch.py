@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scraper_supervisor.core.outbox import Outbox
-    from scraper_supervisor.core.queue.frontier import Frontier, Item
+    from scraper_supervisor.core.queue.frontier import Frontier
     from scraper_supervisor.core.queue.in_flight import InFlight
+    from scraper_supervisor.core.queue.item import Item
 
 CLAIMS_A_RESERVATION: Final = 1000
 LOADING_PATIENCE: Final = 5.0  # seconds that an item.next with `wait` may be answered late while the front is loaded
@@ -50,7 +51,7 @@ class ClaimNumbers(Struct):
 
     @property
     def available(self) -> bool:
-        """Whether a number may be given."""
+        """True if a number may be given."""
         return self.left > 0
 
     def take(self) -> int:
@@ -63,7 +64,7 @@ class ClaimNumbers(Struct):
         return self.next - 1
 
     def is_older(self, claim: int) -> bool:
-        """Whether a claim was given by a supervisor before this one, of which nothing is remembered."""
+        """True if a claim was given by a supervisor before this one, of which nothing is remembered."""
         return self.lowest is None or claim < self.lowest
 
 
@@ -100,11 +101,11 @@ class Dispatcher:
         self.timed = self.timed or wait is not None
 
     def waits(self, worker: str) -> bool:
-        """Whether the worker has an item.next open."""
+        """True if the worker has an item.next open."""
         return any(waiter.caller.worker == worker for waiter in self._waiters)
 
     def alone(self, worker: str) -> bool:
-        """Whether the worker holds an item that it must hold alone, or is to have one when its hands are empty."""
+        """True if the worker holds an item that it must hold alone, or is to have one when its hands are empty."""
         return worker in self._reserved or self._in_flight.alone(worker)
 
     def disconnected(self, conn: int) -> None:

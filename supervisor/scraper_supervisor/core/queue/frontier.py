@@ -13,10 +13,11 @@ from bisect import insort
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from msgspec import Raw, Struct
+from msgspec import Struct
 
 from scraper_supervisor.core.ops.item_ops import Front
 from scraper_supervisor.core.ops.run_ops import Prefetch
+from scraper_supervisor.core.queue.item import Item, Rank, from_entry
 from scraper_supervisor.core.queue.targets import Target
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.ops.run_ops import Lane
     from scraper_supervisor.core.queue.targets import Targets
 
-Rank: TypeAlias = tuple[int, float, int]  # (-priority, order, id)
 Place: TypeAlias = tuple[int, float]  # (-priority, order)
 
 LANE_MOST: Final = 512  # of one target
@@ -35,50 +35,7 @@ LANES_A_FETCH: Final = 64
 FETCH_AGAIN: Final = 1.0  # seconds, at least, between two looks for waiting items that are due
 
 
-class Item(Struct):
-    """An open item in memory. `due` is monotonic seconds, None for one that never had to wait."""
-
-    id: int
-    key: str
-    target: str | None
-    data: Raw
-    priority: int
-    order: float
-    attempts: int = 0
-    infrastructure: int = 0
-    blocked: int = 0
-    alone: bool = False
-    due: float | None = None
-    rank: Rank = ()  # type: ignore[assignment]  # made of the others
-
-    def __post_init__(self) -> None:
-        """Higher priority first; due retries (whose order is negative), then order of offer."""
-        self.rank = (-self.priority, self.order, self.id)
-
-    def move(self, order: float) -> None:
-        """Take another place among those of its priority."""
-        self.order = order
-        self.rank = (-self.priority, order, self.id)
-
-
 _rank: Final = attrgetter("rank")
-
-
-def from_entry(entry: Entry, now: float) -> Item:
-    """The store's item, its delay turned into a time."""
-    return Item(
-        entry.id,
-        entry.key,
-        entry.target,
-        entry.data,
-        entry.priority,
-        entry.order,
-        entry.attempts,
-        entry.infrastructure,
-        entry.blocked,
-        entry.alone,
-        None if entry.due_in is None else now + entry.due_in,
-    )
 
 
 class _Lane(Struct):
@@ -132,7 +89,7 @@ class Frontier:
 
     @property
     def fetching(self) -> bool:
-        """Whether items that may come first are on their way from the ledger."""
+        """True if items that may come first are on their way from the ledger."""
         return self._fetching_retries or any(lane.fetching and not lane.ready for lane in self._lanes.values())
 
     # ---- what comes in

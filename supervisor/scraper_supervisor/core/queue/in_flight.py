@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from scraper_supervisor.core.ops.item_ops import Conclude
-from scraper_supervisor.core.queue.frontier import Item
+from scraper_supervisor.core.queue.item import Item
 from scraper_supervisor.core.queue.item_calls import Caller
 from scraper_worker.protocol import FailedAnswer, Failure
 
@@ -79,12 +79,12 @@ class InFlight:
         return [held for held in self.of(worker) if held.ending is None]
 
     def busy(self, worker: str) -> bool:
-        """Whether one of this worker's hands is open."""
+        """True if one of this worker's hands is open."""
         claims = self._of.get(worker)
         return claims is not None and any(self._in_flight[claim].ending is None for claim in claims)
 
     def alone(self, worker: str) -> bool:
-        """Whether this worker holds an item that it must hold alone."""
+        """True if this worker holds an item that it must hold alone."""
         claims = self._of.get(worker)
         return claims is not None and any(self._in_flight[claim].item.alone for claim in claims)
 
@@ -119,7 +119,7 @@ class InFlight:
                 self._released.popitem(last=False)
 
     def was_released(self, claim: int, key: str, worker: str) -> bool:
-        """Whether this worker gave back this claim of that key, and nothing was recorded of it since."""
+        """True if this worker gave back this claim of that key, and nothing was recorded of it since."""
         return self._released.get(claim) == (key, worker)
 
     def of_item(self, item: int) -> InFlightItem | None:

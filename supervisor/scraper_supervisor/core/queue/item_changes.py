@@ -37,7 +37,7 @@ class ItemChanges:
 
     @property
     def under_way(self) -> bool:
-        """Whether a change of many items is under way, during which nothing is handed out."""
+        """True if a change of many items is under way, during which nothing is handed out."""
         return bool(self._under_way)
 
     def forget(self) -> None:

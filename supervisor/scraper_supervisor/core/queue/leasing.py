@@ -32,7 +32,7 @@ class Leasing:
 
     @property
     def under_way(self) -> bool:
-        """Whether something that may come first is on its way from the ledger."""
+        """True if something that may come first is on its way from the ledger."""
         return self._numbers.reserving or self._frontier.fetching
 
     def ask(self, now: float) -> None:

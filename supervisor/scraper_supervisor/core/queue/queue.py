@@ -143,14 +143,14 @@ class Queue:
 
     @property
     def unfinished(self) -> bool:
-        """Whether an item is pending, waiting or in flight, or an offer is on its way to the disk."""
+        """True if an item is pending, waiting or in flight, or an offer is on its way to the disk."""
         return self.image is not None and (
             self.frontier.open_items > 0 or len(self._in_flight) > 0 or self._changes.offers > 0
         )
 
     @property
     def frozen(self) -> bool:
-        """Whether an operator's change of many items is under way, during which nothing is handed out."""
+        """True if an operator's change of many items is under way, during which nothing is handed out."""
         return self._changes.under_way
 
     @property
@@ -163,21 +163,21 @@ class Queue:
         return self._in_flight.count(worker)
 
     def busy(self, worker: str) -> bool:
-        """Whether an item is in this worker's hands of whose end it has not told yet."""
+        """True if an item is in this worker's hands of whose end it has not told yet."""
         return self._in_flight.busy(worker)
 
     def open_claim(self, claim: int) -> bool:
-        """Whether this claim is in somebody's hands and nothing is being written about it."""
+        """True if this claim is in somebody's hands and nothing is being written about it."""
         held = self._in_flight.get(claim)
         return held is not None and held.ending is None
 
     @property
     def writing(self) -> bool:
-        """Whether something that changes the run is on its way to the disk."""
+        """True if something that changes the run is on its way to the disk."""
         return self._changes.offers > 0 or self.frozen or any(held.ending is not None for held in self._in_flight)
 
     def owes(self, conn: int) -> bool:
-        """Whether the end of a claim that this connection told of is not written yet."""
+        """True if the end of a claim that this connection told of is not written yet."""
         ending = (held.ending for held in self._in_flight if held.ending is not None)
         return any(caller.conn == conn for one in ending for caller in one.callers)
 
@@ -199,16 +199,16 @@ class Queue:
             held.since += max(0.0, now - max(since, held.since))  # it may have been handed out after that
 
     def waits(self, worker: str) -> bool:
-        """Whether the worker has an item.next open."""
+        """True if the worker has an item.next open."""
         return self._out.waits(worker)
 
     def alone(self, worker: str) -> bool:
-        """Whether the worker holds an item that it must hold alone, or is to have one."""
+        """True if the worker holds an item that it must hold alone, or is to have one."""
         return self._out.alone(worker)
 
     @property
     def loading(self) -> bool:
-        """Whether something that may come first is on its way from the ledger."""
+        """True if something that may come first is on its way from the ledger."""
         return self.image is None or self.frozen or self._leasing.under_way
 
     def next_due(self) -> float | None:

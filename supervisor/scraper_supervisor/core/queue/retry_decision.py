@@ -14,7 +14,7 @@ from scraper_worker.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.config.settings import RetrySettings
-    from scraper_supervisor.core.queue.frontier import Item
+    from scraper_supervisor.core.queue.item import Item
     from scraper_worker.protocol import Kind
 
 FREE_INFRASTRUCTURE: Final = 3  # failures of browser or driver that cost an item no attempt

@@ -104,7 +104,7 @@ class Targets:
         target.in_flight += 1
 
     def blocks(self, target: Target, group: Contender, now: float) -> bool:
-        """Whether no item of the target may start; then the group is called when that may be over."""
+        """True if no item of the target may start. The group is called when that may have changed."""
         limits = target.limits
         if limits is None:
             return False

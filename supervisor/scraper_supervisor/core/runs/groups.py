@@ -159,7 +159,7 @@ class Groups:
     # ---- a run ends
 
     def check(self, group: Group, now: float) -> None:
-        """Whether the run is complete, or nobody is left who could work on it."""
+        """True if the run is complete, or nobody is left who could work on it."""
         if group.state is GroupState.COMPLETED and group.queue.open_items and self._may_go_on(group):
             self.resume_run(group, now)  # items were added or requeued
         if group.state in ENDED:

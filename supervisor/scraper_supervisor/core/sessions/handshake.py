@@ -130,7 +130,7 @@ class Handshakes:
     # ---- inside
 
     def _waits(self, conn: int) -> bool:
-        """Whether this connection's hello is not answered yet."""
+        """True if this connection's hello is not answered yet."""
         early = (handshake for handshakes in self._early.values() for handshake in handshakes)
         return conn in self._handshakes or any(one.said.conn == conn for one in early)
 

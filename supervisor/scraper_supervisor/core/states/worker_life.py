@@ -136,12 +136,12 @@ class Life:
 
     @property
     def alive(self) -> bool:
-        """Whether there is a process."""
+        """True if there is a process."""
         return self.phase in ALIVE
 
     @property
     def up(self) -> bool:
-        """Whether there is a process or one is being started."""
+        """True if there is a process or one is being started."""
         return self.phase in UP
 
     # ---- what happens to it
@@ -227,7 +227,7 @@ class Life:
         return None if self.clock is None else self.clock.deadline
 
     def take_due(self, now: float) -> bool:
-        """Whether its clock has run out; it is taken away, as what follows may set another."""
+        """Take the clock away if it has run out, and tell whether it had: what follows may set another."""
         due = self.clock is not None and now >= self.clock.deadline
         if due:
             self.clock = None

@@ -134,7 +134,7 @@ class Watchdog:
         return min((time for time in times if time is not None), default=None)
 
     def _hello_held(self, worker: Worker) -> bool:
-        """Whether its hello is late because no checkpoint can be read."""
+        """True if its hello is late because no checkpoint can be read."""
         return worker.life.phase is Phase.STARTING and not self._state.clocks_run(worker.name)
 
     def _life_due(self, worker: Worker, group: Group, now: float) -> None:

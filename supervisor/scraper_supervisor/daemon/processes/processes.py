@@ -218,7 +218,7 @@ class Processes:
             return ended
 
     def _left_nothing(self, worker: str, others: Collection[int]) -> bool:
-        """Whether a dead worker left no process: its orphans would be our children, and none is unknown.
+        """True if a dead worker left no process: its orphans would be our children, and none is unknown.
 
         That spares its replacement the search through all processes of the machine. It is read twice, since a child
         that exits meanwhile can hide another.

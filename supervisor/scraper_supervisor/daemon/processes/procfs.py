@@ -35,7 +35,7 @@ class Stat(Struct, frozen=True):
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs: no zombie, or a zombie leader whose other threads go on."""
+        """True if it still runs: no zombie, or a zombie leader whose other threads go on."""
         return self.state not in "ZX" or self.threads > 1
 
 
@@ -102,7 +102,7 @@ def scan(visit: Callable[[Stat], None]) -> bool:
 
 
 def carries(pid: int, mark: bytes) -> bool:
-    """Whether `mark` ("NAME=value") is in the environment that the process was started with.
+    """True if `mark` ("NAME=value") is in the environment that the process was started with.
 
     False too where it may not be read (another user's) or was overwritten by the process.
     """
@@ -127,12 +127,12 @@ def children(pid: int) -> list[int]:
 
 
 def has_children_files() -> bool:
-    """Whether the kernel was built with CONFIG_PROC_CHILDREN."""
+    """True if the kernel was built with CONFIG_PROC_CHILDREN."""
     return os.path.exists(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
 
 
 def descends(pid: int, ancestor: int) -> bool:
-    """Whether `pid` is `ancestor` or was started by it or by a descendant of it, as far as parents still live.
+    """True if `pid` is `ancestor` or was started by it or by a descendant of it, as far as parents still live.
 
     A parent that dies while we climb hands its children to the subreaper and would hide the rest, so a broken climb is
     tried again.

@@ -48,7 +48,7 @@ class Usage(Struct, frozen=True):
 
 
 def pss_due(rss: int, limit: int | None, last: Usage | None, now: float, every: float = PSS_EVERY) -> bool:
-    """Whether PSS must be measured now.
+    """True if PSS must be measured now.
 
     RSS is never less than PSS, and PSS hardly grows by more than RSS does. So memory can only be near its limit when
     the RSS is, and when the last PSS plus what the RSS grew since is.

@@ -52,7 +52,7 @@ class Redactor:
         self._in_text = _any_of([mark.decode(errors="surrogatepass") for mark in sorted(self._marks, key=len)[::-1]])
 
     def suspects(self, data: bytes) -> bool:
-        """Whether something in these bytes, text or JSON, may have to be hidden; a few passes over them."""
+        """True if something in these bytes, text or JSON, may have to be hidden. It costs a few passes over them."""
         if b"@" in data and _PASSWORD_BYTES.search(data) is not None:
             return True
         return any(mark in data for mark in self._marks)

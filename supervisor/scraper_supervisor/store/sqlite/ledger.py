@@ -188,7 +188,7 @@ class Ledger:
             self._tidy(_TIDY_BUSY)
 
     def _look(self) -> StoreFault | None:
-        """Whether the open file is in its place still, and if not, why not; costs a few microseconds.
+        """Why the open file is not in its place any more; None if it is. The look costs a few microseconds.
 
         What is missing is brought back.
         """
@@ -222,7 +222,7 @@ class Ledger:
 
     @property
     def _log_is_long(self) -> bool:
-        """Whether the write-ahead log should be folded back."""
+        """True if the write-ahead log should be folded back."""
         return self._unfolded_commits >= _FOLD_COMMITS or self._unfolded_ops >= _FOLD_OPS
 
     def _fold(self) -> None:
@@ -356,7 +356,7 @@ class Ledger:
 
 
 def _is_full(folder: Path) -> bool:
-    """Whether the disk has no block left. SQLite has its own words for that, depending on where it meets it."""
+    """True if the disk has no block left. SQLite has its own words for that, depending on where it meets it."""
     try:
         return os.statvfs(folder).f_bavail == 0
     except OSError:

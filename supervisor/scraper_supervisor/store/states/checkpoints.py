@@ -411,7 +411,7 @@ class CheckpointFiles:
 
 
 def _is_unfinished(name: str) -> bool:
-    """Whether it is what a save or a mark leaves behind that did not come to its end."""
+    """True if it is what a save or a mark leaves behind that did not come to its end."""
     if not (name.startswith(".") and name.endswith(TEMPORARY)):
         return False
     inner = name[1 : -len(TEMPORARY)]

@@ -56,7 +56,7 @@ def backups(state_dir: Path) -> list[Backup]:
 
 
 def changed_since(state_dir: Path, at: float) -> bool:
-    """Whether the ledger's files were written to since; so they are by folding the log back, too."""
+    """True if the ledger's files were written to since then. Folding the log back writes to them too."""
     path = state_dir / FILE_NAME
     written = [file.stat().st_mtime for file in (path, wal.log_of(path)) if file.exists()]
     return max(written, default=0.0) >= at - _TICK

@@ -196,7 +196,7 @@ def _runs(db: sqlite3.Connection) -> dict[int, tuple[str, int]]:
 
 
 def _same_key(db: sqlite3.Connection, item: int, run_id: int, key: str) -> bool:
-    """Whether the index, a second copy of the keys, says the same."""
+    """True if the index, a second copy of the keys, says the same."""
     try:
         return bool(
             db.execute("SELECT id FROM items WHERE run_id = ? AND key = ?", (run_id, key)).fetchone() == (item,)

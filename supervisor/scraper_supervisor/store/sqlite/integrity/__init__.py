@@ -1,1 +1,1 @@
-"""Whether a ledger is whole, is still the one that was opened, and can be looked at past SQLite's locks."""
+"""True if a ledger is whole, is still the one that was opened, and can be looked at past SQLite's locks."""

@@ -81,7 +81,7 @@ def broken_seal(path: Path) -> str | None:
 
 
 def has_seal(path: Path) -> bool:
-    """Whether a file has a seal that can be read.
+    """True if a file has a seal that can be read.
 
     Raises:
         OSError: The disk does not give it.

@@ -1,4 +1,4 @@
-"""Whether a ledger is sound: its pages, its log, its seal, its results, and whether its tables say the same."""
+"""Finds out whether a ledger is sound: its pages, log, seal and results, and whether its tables say the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the ledger's log is whole: SQLite ends a log in silence where a frame does not fit its checksum.
+"""True if the ledger's log is whole: SQLite ends a log in silence where a frame does not fit its checksum.
 
 The formats are those of https://sqlite.org/walformat.html: `-wal` is a header of 32 bytes and frames of 24 bytes and a
 page, each with the checksum of all before it; `-shm` begins with a header, twice, that tells how many frames count.
@@ -220,7 +220,7 @@ def _hole(path: Path, now: Mark | None) -> str | None:
 
 
 def _acknowledged(fd: int, head: _Head, number: int) -> bool:
-    """Whether a frame is a commit, after which the log was written on."""
+    """True if a frame is a commit, after which the log was written on."""
     following = pread_all(fd, _FRAME, _at(head, number + 1))
     this = pread_all(fd, _FRAME, _at(head, number))
     if following[8:16] != head.salts or this[4:8] == bytes(4):
@@ -253,7 +253,7 @@ def _logged(path: Path, now: Mark | None) -> set[int]:
 
 
 def _moved(path: Path, then: Mark) -> bool:
-    """Whether the log was begun anew since."""
+    """True if the log was begun anew since."""
     now = mark(path)
     return now is None or now.salts != then.salts
 
