@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from msgspec import Raw
 
 from scraper_supervisor.console.context import Refused, clean
+from scraper_supervisor.core.checkpoints import counts_of, save_op
 from scraper_supervisor.core.formats.run_export import Joiner
 from scraper_supervisor.core.ops.import_ops import (
     DropState,
     ImportBegin,
     ImportDrop,
-    Imported,
     ImportFinish,
     ImportLines,
-    StateTaken,
     TakeState,
 )
-from scraper_supervisor.core.ops.item_ops import Added, AddItems, Cancel, Changed, NewItem, Requeue
-from scraper_supervisor.core.ops.run_ops import OpenRun, RunImage, SetRunState
-from scraper_supervisor.core.ops.state_ops import LoadState, SaveState
+from scraper_supervisor.core.ops.item_ops import AddItems, Cancel, NewItem, Requeue
+from scraper_supervisor.core.ops.run_ops import OpenRun, SetRunState
+from scraper_supervisor.core.ops.state_ops import LoadState
 from scraper_supervisor.core.queue.item_calls import target_of
 from scraper_supervisor.store.errors import StoreFault
 from scraper_supervisor.store.locks import FolderLock
@@ -32,7 +31,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from scraper_supervisor.core.ops.all_ops import Answer, LedgerOp
+    from scraper_supervisor.core.ops.import_ops import Imported
+    from scraper_supervisor.core.ops.operation import AnswerT, Operation
+    from scraper_supervisor.core.ops.run_ops import RunImage
     from scraper_supervisor.store.config_file import Loaded
 
 
@@ -108,34 +109,26 @@ class OfflineQueue:
             return self._import_step(method, params.get("text", ""))
         run = self._run()
         keys: list[str] = params["keys"]
-        op: LedgerOp
         match method:
             case "items.add":
                 items = tuple(NewItem(key, target_of(key, None), Raw(b"null"), 0) for key in keys)
-                op = AddItems(0, self._group, run.run_id, items)
+                added = self._perform(AddItems(0, self._group, run.run_id, items))
+                self._reopen(run, bool(added.added))
+                return {"added": len(added.added), "known": added.known}
             case "items.requeue":
                 failed, parked = params.get("failed", False), params.get("parked", False)
-                op = Requeue(0, self._group, run.run_id, tuple(keys), failed, parked)
+                changed = self._perform(Requeue(0, self._group, run.run_id, tuple(keys), failed, parked))
+                self._reopen(run, changed.changed > 0)
             case "items.cancel":
-                op = Cancel(0, self._group, run.run_id, tuple(keys))
+                changed = self._perform(Cancel(0, self._group, run.run_id, tuple(keys)))
             case _:
                 raise ValueError(f"not a request on the queue: {method}")
-        answer = self._perform(op)
-        if isinstance(answer, Added):
-            self._reopen(run, bool(answer.added))
-            return {"added": len(answer.added), "known": answer.known}
-        if not isinstance(answer, Changed):
-            raise TypeError(f"not an answer to {method}: {answer!r}")
-        self._reopen(run, isinstance(op, Requeue) and answer.changed > 0)
-        return {"changed": answer.changed, "untouched": list(answer.untouched)}
+        return {"changed": changed.changed, "untouched": list(changed.untouched)}
 
     def _run(self) -> RunImage:
         """The group's newest run; a first one is begun."""
         if self._image is None:
-            answer = self._perform(OpenRun(0, self._group, "continue", self._keep_runs))
-            if not isinstance(answer, RunImage):
-                raise TypeError(f"not a run: {answer!r}")
-            self._image = answer
+            self._image = self._perform(OpenRun(0, self._group, "continue", self._keep_runs))
         return self._image
 
     def _import_step(self, method: str, text: str) -> dict[str, Any]:
@@ -155,10 +148,8 @@ class OfflineQueue:
                 self._imported(ImportDrop(0, self._group, self._import))
         return {}
 
-    def _imported(self, op: LedgerOp) -> Imported:
+    def _imported(self, op: Operation[Imported]) -> Imported:
         answer = self._perform(op)
-        if not isinstance(answer, Imported):
-            raise TypeError(f"not an answer to {type(op).__name__}: {answer!r}")
         if answer.problem is not None:
             raise Refused(f"{self._group}: {answer.problem}")
         return answer
@@ -168,14 +159,14 @@ class OfflineQueue:
         self._image = None
         run = self._run()
         store = CheckpointFiles(self._state_dir)
-        counts = (sum(lane.open for lane in run.lanes) + run.waiting, run.done, run.failed)
-        keep, gzip = self._checkpoint.retention, self._checkpoint.compression == "gzip"
+        counts = counts_of(run)
         for worker in run.owed:
             taken = self._perform(TakeState(0, self._group, run.run_id, worker))
-            if isinstance(taken, StateTaken):
+            if taken is not None:
+                op = save_op(0, worker, taken.run, taken.schema, taken.state, counts, self._checkpoint)
                 try:
-                    store.perform(LoadState(0, worker, run.fresh_from))  # what was there before is not this run's
-                    store.perform(SaveState(0, worker, taken.run, taken.schema, taken.state, *counts, keep, gzip))
+                    store.load(LoadState(0, worker, run.fresh_from))  # what was there before is not this run's
+                    store.save(op)
                 except OSError as error:
                     later = "the run is imported, and the daemon tries again when it starts"
                     raise Refused(f"{worker}: its state can't be saved: {error.strerror or error}; {later}") from None
@@ -186,8 +177,9 @@ class OfflineQueue:
         if has_work and run.state != "running":
             self._perform(SetRunState(0, self._group, run.run_id, "running"))
 
-    def _perform(self, op: LedgerOp) -> Answer:
-        (answer,) = self._ledger.perform([op])
+    def _perform(self, op: Operation[AnswerT]) -> AnswerT:
+        question: Any = op  # each Operation of the queue is a member of the closed union that the ledger takes
+        (answer,) = self._ledger.perform([question])
         if isinstance(answer, StoreFault):
             raise Refused(f"{self._group}: the ledger does not take it: {answer.message}")
-        return answer
+        return cast("AnswerT", answer)

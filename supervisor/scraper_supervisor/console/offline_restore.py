@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from scraper_supervisor.console.context import Refused
 from scraper_supervisor.console.offline import locked
-from scraper_supervisor.core.checkpoints import why_not_given
-from scraper_supervisor.core.ops.state_ops import LoadState, SaveState, StateLoaded, StateSaved
+from scraper_supervisor.core.checkpoints import save_op, why_not_given
+from scraper_supervisor.core.ops.state_ops import LoadState
 from scraper_supervisor.store.opening import LedgerLocation, location, open_for_reading
 from scraper_supervisor.store.states.checkpoints import FOLDER, CheckpointFiles
+from scraper_worker.protocol import ItemCounts
 
 if TYPE_CHECKING:
     from scraper_supervisor.store.config_file import Loaded
@@ -43,19 +44,13 @@ def restore_offline(loaded: Loaded, worker: str, generation: int) -> dict[str, A
     with contextlib.closing(locked(state_dir, "checkpoint restore")):
         run = _newest_run(where, group)
         store = CheckpointFiles(state_dir)
-        found = store.perform(LoadState(0, worker, 1 if run is None else run.fresh_from, generation))
-        if not isinstance(found, StateLoaded):
-            raise TypeError(f"not a state: {found!r}")
+        found = store.load(LoadState(0, worker, 1 if run is None else run.fresh_from, generation))
         refusal = why_not_given(worker, generation, found)
         if refusal is not None:
             raise Refused(refusal)
-        counts = (0, 0, 0) if run is None else (run.pending + run.waiting, run.done, run.failed)
-        settings = loaded.settings.checkpoint
-        number, gzip = found.run if run is None else run.run, settings.compression == "gzip"
-        op = SaveState(0, worker, number, found.schema, found.state, *counts, settings.retention, gzip)
-        saved = store.perform(op)
-        if not isinstance(saved, StateSaved):
-            raise TypeError(f"not saved: {saved!r}")
+        counts = ItemCounts(0, 0, 0) if run is None else ItemCounts(run.pending + run.waiting, run.done, run.failed)
+        number = found.run if run is None else run.run
+        saved = store.save(save_op(0, worker, number, found.schema, found.state, counts, loaded.settings.checkpoint))
     return {"worker": worker, "restored": generation, "generation": saved.generation, "state": None}
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.config.settings import CheckpointSettings
     from scraper_supervisor.core.events import PersistFailed, Said
     from scraper_supervisor.core.fleet_state import FleetState, Worker
+    from scraper_supervisor.core.ops.run_ops import RunImage
     from scraper_supervisor.core.policy.slo import Slo
 
 SMALL_STATE: Final = 1024 * 1024  # bytes; larger states are not kept to be written again on interval
@@ -64,6 +65,11 @@ def why_not_given(worker: str, generation: int, answer: StateLoaded) -> str | No
             return f"checkpoint {generation} of {worker} is damaged{reason} and was moved to corrupt/{others}"
         case _:
             return f"{worker} has no checkpoint {generation}{others}"
+
+
+def counts_of(image: RunImage) -> ItemCounts:
+    """The items of a run as the ledger has it, as a checkpoint carries them."""
+    return ItemCounts(sum(lane.open for lane in image.lanes) + image.waiting, image.done, image.failed)
 
 
 def save_op(

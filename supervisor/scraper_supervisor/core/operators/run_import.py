@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from msgspec import Struct
 
-from scraper_supervisor.core.checkpoints import save_op
+from scraper_supervisor.core.checkpoints import counts_of, save_op
 from scraper_supervisor.core.fleet_state import Group, Install, Intent
 from scraper_supervisor.core.formats.run_export import Joiner
 from scraper_supervisor.core.ops.import_ops import (
@@ -25,7 +25,6 @@ from scraper_supervisor.core.ops.import_ops import (
 )
 from scraper_supervisor.core.ops.state_ops import LoadState
 from scraper_supervisor.core.states.group import ENDED, GroupState, GroupTrigger
-from scraper_worker.protocol import ItemCounts
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.checkpoints import Checkpoints
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.facts import StatesOwed
     from scraper_supervisor.core.fleet_state import FleetState
     from scraper_supervisor.core.ops.import_ops import StateTaken
-    from scraper_supervisor.core.ops.run_ops import RunImage
     from scraper_supervisor.core.runs.groups import Groups
 
 METHODS: Final = frozenset({"items.import.begin", "items.import.lines", "items.import.finish", "items.import.drop"})
@@ -229,7 +227,7 @@ class RunImports:
         # so that damage to the state which comes now is never taken for damage to an older one.
         look = LoadState(outbox.ticket(), worker, image.fresh_from)
         self._checkpoints.read(look, lambda _, __: None, lambda _, __: None)
-        counts, settings = _counts(image), self._state.settings.checkpoint
+        counts, settings = counts_of(image), self._state.settings.checkpoint
         op = save_op(outbox.ticket(), worker, taken.run, taken.schema, taken.state, counts, settings)
         self._checkpoints.write(
             op, lambda _: self._saved(group, install), lambda fault: self._stuck(install, fault, now)
@@ -265,8 +263,3 @@ class RunImports:
     def _open(self, group: Group, install: Install) -> None:
         if group.state is GroupState.OPENING and group.opening == install.opening:
             self._groups.open(group, group.mode)
-
-
-def _counts(image: RunImage) -> ItemCounts:
-    """The items of a run that is not open yet."""
-    return ItemCounts(sum(lane.open for lane in image.lanes) + image.waiting, image.done, image.failed)

@@ -106,9 +106,9 @@ class CheckpointFiles:
         """
         match op:
             case SaveState():
-                return self._save(op)
+                return self.save(op)
             case LoadState():
-                return self._load(op)
+                return self.load(op)
             case ProbeFolder():
                 folder = self._folder(op.worker)
                 self._files.make_folder(folder)
@@ -119,7 +119,13 @@ class CheckpointFiles:
 
     # ---- saving ------------------------------------------------------------------------------------------------------
 
-    def _save(self, op: SaveState) -> StateSaved:
+    def save(self, op: SaveState) -> StateSaved:
+        """Write a state as the worker's next generation.
+
+        Raises:
+            OSError: The disk refused; nothing is promised of the state.
+            ValueError: The worker's name is none.
+        """
         started = time.monotonic()
         folder = self._folder(op.worker)
         memory = self._memory(op.worker, folder)
@@ -176,7 +182,13 @@ class CheckpointFiles:
 
     # ---- loading -----------------------------------------------------------------------------------------------------
 
-    def _load(self, op: LoadState) -> StateLoaded:
+    def load(self, op: LoadState) -> StateLoaded:
+        """Read the newest sound state of a worker, or a certain one. What is found damaged is moved aside.
+
+        Raises:
+            OSError: The disk refused.
+            ValueError: The worker's name is none.
+        """
         folder = self._folder(op.worker)
         memory = self._memory(op.worker, folder)
         damage: list[Damage] = []
