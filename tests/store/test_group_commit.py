@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scraper_supervisor.store.group_commit import LEAST, MOST, SHARE, Gathering
+from scraper_supervisor.store.group_commit import LEAST, MOST, SHARE, GroupCommit
 
 
 def simulate(callers: int, think: float, cost: float, commits: int, patient: bool = True) -> list[int]:
     """`callers` in a closed loop, each back after `think` (a little apart from one another); the batches' sizes."""
-    gathering, now, sizes = Gathering(), 0.0, []
+    gathering, now, sizes = GroupCommit(), 0.0, []
     arrivals = [(number * think / callers, number) for number in range(callers)]
     waiting = 0
     while len(sizes) < commits:
@@ -45,7 +45,7 @@ def test_two_crowds_of_a_slow_disk_become_one(callers: int) -> None:
 
 
 def test_on_a_fast_disk_the_wait_is_short() -> None:
-    gathering = Gathering()
+    gathering = GroupCommit()
     gathering.committed(32, LEAST / SHARE * 0.1)
     gathering.begin(5, 10.0)
     assert gathering.patience(1, 10.0) == pytest.approx(LEAST)
@@ -53,7 +53,7 @@ def test_on_a_fast_disk_the_wait_is_short() -> None:
 
 
 def test_who_comes_singly_is_never_waited_for() -> None:
-    gathering = Gathering()
+    gathering = GroupCommit()
     gathering.committed(1, 0.1)
     gathering.begin(0, 10.0)
     assert gathering.patience(1, 10.0) == 0.0
@@ -69,7 +69,7 @@ def test_who_comes_singly_is_never_waited_for() -> None:
 def test_the_wait_is_bounded_by_a_share_of_a_commit(
     before: int, waiting: int, cost: float, now: float, later: float
 ) -> None:
-    gathering = Gathering()
+    gathering = GroupCommit()
     gathering.committed(before, cost)
     gathering.begin(waiting, now)
     patience = gathering.patience(0, now + later)

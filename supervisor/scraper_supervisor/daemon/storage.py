@@ -17,7 +17,7 @@ from scraper_supervisor.core.ops.run_ops import Probe
 from scraper_supervisor.core.ops.state_ops import StateOp
 from scraper_supervisor.store.errors import StoreError, StoreFault, disk_fault
 from scraper_supervisor.store.files import Files
-from scraper_supervisor.store.group_commit import Gathering
+from scraper_supervisor.store.group_commit import GroupCommit
 from scraper_supervisor.store.opening import LedgerLocation, open_for_writing
 from scraper_supervisor.store.states.checkpoints import CheckpointFiles
 
@@ -40,7 +40,7 @@ _log = structlog.get_logger()
 class StorageThreads:
     """Carries out what the core asks of the store, off the event loop.
 
-    What arrives during a commit goes into the next one; how long that one waits for more, `core.gathering` says.
+    What arrives during a commit goes into the next one; how long that one waits for more, `store.group_commit` says.
     Operations on the ledger are answered in the order in which they were submitted, and so are those on checkpoint
     files; the two do not wait for each other. What waits here is bounded by the callers: each operation stands for an
     open call of a worker or an operator, or for a fetch of the core, and both are limited in number.
@@ -75,7 +75,7 @@ class StorageThreads:
         self._state_ops: SimpleQueue[StateOp | None] = SimpleQueue()
         self._closed = False
         self._going = True
-        self._gathering = Gathering()
+        self._group_commit = GroupCommit()
         # As daemon threads they cannot keep a failing process from ending; what they have not answered is not promised.
         self._threads = [
             threading.Thread(target=self._write_ledger, name="ledger", daemon=True),
@@ -133,7 +133,7 @@ class StorageThreads:
                 self._gather(ops, waiting)
                 answers = self._perform(ops)
                 self._answer(ops, answers)
-                self._gathering.committed(len(ops), self._ledger.commit_seconds)
+                self._group_commit.committed(len(ops), self._ledger.commit_seconds)
 
     def _arrived(self, patience: float | None = 0.0) -> list[LedgerOp]:
         """What has arrived, waiting for the first so many seconds (None: for as long as it takes)."""
@@ -167,9 +167,9 @@ class StorageThreads:
 
     def _gather(self, ops: list[LedgerOp], waiting: int) -> None:
         """Wait a moment for what should join a batch, where that pays."""
-        self._gathering.begin(waiting, time.perf_counter())
+        self._group_commit.begin(waiting, time.perf_counter())
         while len(ops) < _BATCH and self._going:
-            patience = self._gathering.patience(len(ops), time.perf_counter())
+            patience = self._group_commit.patience(len(ops), time.perf_counter())
             if patience <= 0:
                 return
             ops += self._arrived(patience)

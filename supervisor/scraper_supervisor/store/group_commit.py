@@ -17,7 +17,7 @@ MOST: Final = 0.005  # seconds
 SMOOTHING: Final = 0.2  # weight of the newest commit in the estimate of what one costs
 
 
-class Gathering:
+class GroupCommit:
     """Knows the last commits. Times are seconds of a clock that never goes back."""
 
     def __init__(self) -> None:

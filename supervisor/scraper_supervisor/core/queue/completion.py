@@ -139,7 +139,7 @@ class Completion:
     # ---- ended
 
     def _written(self, held: InFlightItem, answer: Concluded | LeaseLost, now: float) -> None:
-        """A conclusion is durable, or came too late."""
+        """The end of a claim is durable, or came too late."""
         ending, item = held.ending, held.item
         if ending is None or self._in_flight.get(held.claim) is not held:
             return  # its run was closed meanwhile
@@ -201,7 +201,7 @@ class Completion:
             self._outbox.commands.append(Refuse(caller.conn, caller.call, not_claimed(key)))
 
     def _refused(self, held: InFlightItem, fault: PersistFailed, _: float) -> None:
-        """A conclusion left no trace: whoever called is told to come again; the supervisor's own is kept."""
+        """The end of a claim left no trace. Whoever called is told to come again; the supervisor keeps its own."""
         ending = held.ending
         if ending is None or self._in_flight.get(held.claim) is not held:
             return

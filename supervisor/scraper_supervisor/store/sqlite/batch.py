@@ -57,7 +57,7 @@ from scraper_supervisor.core.ops.run_ops import (
 )
 from scraper_supervisor.store.sqlite import run_import as importing
 from scraper_supervisor.store.sqlite.items import conclude, offer
-from scraper_supervisor.store.sqlite.run_counters import Tally
+from scraper_supervisor.store.sqlite.run_counters import RunCounters
 from scraper_supervisor.store.sqlite.run_numbers import next_number
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ _WAITING: Final = f"{_ENTRY} AND not_before IS NOT NULL ORDER BY not_before LIMI
 
 
 class Batch:
-    """The operations of one transaction, which has begun; the counts are written by `write_tallies`.
+    """The operations of one transaction, which has begun; the counts are written by `write_counters`.
 
     Args:
         cursor: The transaction's.
@@ -100,7 +100,7 @@ class Batch:
         self._cursor = cursor
         self._tick = tick
         self._now = 0.0
-        self._tallies: dict[int, Tally] = {}
+        self._all_counters: dict[int, RunCounters] = {}
         self.removed_runs = False
         self._touched = 0  # items, about
         self._bytes = 0  # of keys, data, results and failures; a large one is many pages
@@ -110,14 +110,14 @@ class Batch:
         """How much it has written: items, about, and as many more as it has written pages' worth of their texts."""
         return self._touched + self._bytes // _PAGE
 
-    def write_tallies(self) -> None:
+    def write_counters(self) -> None:
         """Write the counts of all runs that changed. To be called before the transaction is committed."""
-        for tally in self._tallies.values():
-            tally.write(self._cursor)
+        for counters in self._all_counters.values():
+            counters.write(self._cursor)
 
-    def forget_tallies(self) -> None:
+    def forget_counters(self) -> None:
         """Drop counts that were not written, after a rollback."""
-        self._tallies.clear()
+        self._all_counters.clear()
 
     def perform(self, ops: Sequence[LedgerOp]) -> list[Answer]:
         """Carry out operations in their order; ends of claims that stand side by side are written together.
@@ -158,7 +158,7 @@ class Batch:
     def _perform_on_items(self, op: _ItemOp) -> Answer:
         match op:
             case AddItems():
-                return self._add(self._tally(op.run_id), op.items)
+                return self._add(self._counters(op.run_id), op.items)
             case LeaseFresh():
                 return self._lease_fresh(op)
             case LeaseWaiting():
@@ -210,10 +210,10 @@ class Batch:
 
     # ---- items -------------------------------------------------------------------------------------------------------
 
-    def _add(self, tally: Tally, items: Sequence[NewItem]) -> Added:
+    def _add(self, counters: RunCounters, items: Sequence[NewItem]) -> Added:
         self._touched += len(items)
         self._bytes += sum(len(item.key) + len(item.data) for item in items)
-        return offer(self._cursor, tally, items)
+        return offer(self._cursor, counters, items)
 
     def _conclude(self, ops: list[Conclude]) -> list[Concluded | LeaseLost]:
         """End claims, all of different items; those of one run together."""
@@ -223,7 +223,7 @@ class Batch:
             by_run.setdefault(op.run_id, []).append(op)
         answers: dict[int, Concluded | LeaseLost] = {}
         for run_id, mine in by_run.items():
-            ended = conclude(self._cursor, self._tally(run_id), mine, self._tick, self._add)
+            ended = conclude(self._cursor, self._counters(run_id), mine, self._tick, self._add)
             answers.update(zip((op.item for op in mine), ended, strict=True))
         return [answers[op.item] for op in ops]
 
@@ -285,27 +285,27 @@ class Batch:
                     (op.run_id, state),
                 )
             }
-        tally = self._tally(op.run_id)
+        counters = self._counters(op.run_id)
         for item, (state, target, timed) in sorted(rows.items()):
             self._cursor.execute(
                 "UPDATE items SET state = 'open', ord = ?, not_before = NULL, attempts = 0, infrastructure = 0,"
                 " blocked = 0, alone = 0 WHERE id = ?",
-                (float(tally.next_order()), item),
+                (float(counters.next_order()), item),
             )
-            tally.count(state, target, timed, -1)
-            tally.count("open", target, False, 1)
+            counters.count(state, target, timed, -1)
+            counters.count("open", target, False, 1)
         return Changed(len(rows), untouched)
 
     def _cancel(self, op: Cancel) -> Changed:
         rows, untouched = self._named(op.run_id, op.keys, ("open", "parked"))
-        tally = self._tally(op.run_id)
+        counters = self._counters(op.run_id)
         for item, (state, target, timed) in rows.items():
             self._cursor.execute(
                 "UPDATE items SET state = 'failed', not_before = NULL, last_failure = ? WHERE id = ?",
                 (_CANCELLED, item),
             )
-            tally.count(state, target, timed, -1)
-            tally.count("failed", target, False, 1)
+            counters.count(state, target, timed, -1)
+            counters.count("failed", target, False, 1)
         return Changed(len(rows), untouched)
 
     def _named(
@@ -366,7 +366,7 @@ class Batch:
         return RunEnd(state, self._image(op.group))
 
     def _image(self, group: str) -> RunImage:
-        self.write_tallies()
+        self.write_counters()
         row = self._one(
             "SELECT runs.id, run, state, fresh_from, done, failed, parked, waiting, started_at, finished_at"
             " FROM runs JOIN groups ON groups.id = group_id WHERE name = ? AND NOT removed ORDER BY run DESC LIMIT 1",
@@ -388,11 +388,11 @@ class Batch:
 
     # ---- helpers -----------------------------------------------------------------------------------------------------
 
-    def _tally(self, run_id: int) -> Tally:
-        tally = self._tallies.get(run_id)
-        if tally is None:
-            tally = self._tallies[run_id] = Tally(self._cursor, run_id)
-        return tally
+    def _counters(self, run_id: int) -> RunCounters:
+        counters = self._all_counters.get(run_id)
+        if counters is None:
+            counters = self._all_counters[run_id] = RunCounters(self._cursor, run_id)
+        return counters
 
     def _one(self, query: str, values: tuple[object, ...] = ()) -> tuple[Any, ...] | None:
         row: tuple[Any, ...] | None = self._cursor.execute(query, values).fetchone()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Sequence
 
-    from scraper_supervisor.store.sqlite.run_counters import Tally
+    from scraper_supervisor.store.sqlite.run_counters import RunCounters
 
 NOTHING_ADDED: Final = Added((), 0)
 
@@ -35,20 +35,20 @@ _decode_new = msgspec.json.Decoder(list[tuple[int, int]]).decode  # id, order
 _decode = msgspec.json.Decoder(list[_Known]).decode
 
 
-def offer(cursor: sqlite3.Cursor, tally: Tally, items: Sequence[NewItem]) -> Added:
+def offer(cursor: sqlite3.Cursor, counters: RunCounters, items: Sequence[NewItem]) -> Added:
     """Add items to a run but for those whose keys it knows.
 
     Args:
         cursor: The transaction's.
-        tally: The run's.
+        counters: The run's.
         items: What was offered.
 
     Raises:
         sqlite3.Error: SQLite refused; the transaction is to be rolled back.
     """
-    run_id, added = tally.run_id, []
+    run_id, added = counters.run_id, []
     rows: list[Row] = []
-    first = tally.next_order(len(items))
+    first = counters.next_order(len(items))
     for order, item in enumerate(items, first):
         data = str(item.data, "utf-8")
         row = (run_id, item.key, item.target, None if data == "null" else data, -item.priority, float(order))
@@ -59,16 +59,16 @@ def offer(cursor: sqlite3.Cursor, tally: Tally, items: Sequence[NewItem]) -> Add
         (found,) = cursor.execute(_select_new(len(chunk)), (run_id, chunk[0][-1], *keys)).fetchone()
         for item_id, order in sorted(_decode_new(found), key=itemgetter(1)):
             added.append((order - first, item_id, float(order)))
-            tally.count("open", items[order - first].target, False, 1)
+            counters.count("open", items[order - first].target, False, 1)
     return Added(tuple(added), len(items) - len(added))
 
 
 def conclude(
     cursor: sqlite3.Cursor,
-    tally: Tally,
+    counters: RunCounters,
     ops: Sequence[Conclude],
     tick: Callable[[], float],
-    add: Callable[[Tally, Sequence[NewItem]], Added],
+    add: Callable[[RunCounters, Sequence[NewItem]], Added],
 ) -> list[Concluded | LeaseLost]:
     """End claims of one run, each of another item. What is done already stays as it is, offers included.
 
@@ -76,7 +76,7 @@ def conclude(
 
     Args:
         cursor: The transaction's.
-        tally: The run's.
+        counters: The run's.
         ops: What to write.
         tick: Wall-clock seconds, never twice the same.
         add: Adds what was offered with an end.
@@ -85,7 +85,7 @@ def conclude(
         LookupError: One names an item that is not there.
         sqlite3.Error: SQLite refused; the transaction is to be rolled back.
     """
-    known = _known(cursor, tally.run_id, [op.item for op in ops])
+    known = _known(cursor, counters.run_id, [op.item for op in ops])
     answers: list[Concluded | LeaseLost] = []
     results: list[Row] = []
     items: list[Row] = []
@@ -102,15 +102,15 @@ def conclude(
         if last_claim is not None and last_claim > op.claim:
             answers.append(LeaseLost())
             continue
-        tally.count(was, was_target, bool(was_timed), -1)
+        counters.count(was, was_target, bool(was_timed), -1)
         state = _STATES[op.outcome]
         target = op.target if op.target is not None else was_target
         order = not_before = None
         if state == "done":
-            seq = tally.next_seq()
+            seq = counters.next_seq()
             result = b"null" if op.result is None else op.result
             digest = hashlib.sha256(result).hexdigest()
-            results.append((tally.run_id, seq, op.item, str(result, "utf-8"), digest, op.attempts, finished_at))
+            results.append((counters.run_id, seq, op.item, str(result, "utf-8"), digest, op.attempts, finished_at))
         else:
             if state == "open":
                 now = tick()
@@ -119,9 +119,9 @@ def conclude(
                     order = (now if not_before is None else not_before) - RETRY_ORIGIN
                 else:
                     (order,) = cursor.execute("SELECT ord FROM items WHERE id = ?", (op.item,)).fetchone()
-            tally.count(state, target, not_before is not None, 1)
+            counters.count(state, target, not_before is not None, 1)
         if state != "open":
-            tally.worker_did(op.worker, state)
+            counters.worker_did(op.worker, state)
         items.append(
             (
                 op.item, state, target, order, not_before, op.attempts, op.infrastructure, op.blocked, op.alone,
@@ -129,7 +129,7 @@ def conclude(
                 None if op.failure is None else str(op.failure, "utf-8"), op.worker, seq,
             )
         )  # fmt: skip
-        added = add(tally, op.offers) if op.offers else NOTHING_ADDED
+        added = add(counters, op.offers) if op.offers else NOTHING_ADDED
         answers.append(Concluded(seq, order, added))
     for chunk in chunks(results):
         cursor.execute(_insert_results(len(chunk)), flat(chunk))

@@ -253,7 +253,7 @@ class Ledger:
             answers += [self._apart(batch, op) for op in ops]
         else:
             answers += batch.perform(ops)
-        batch.write_tallies()
+        batch.write_counters()
         began = time.perf_counter()
         self._cursor.execute("COMMIT")
         self.commit_seconds = time.perf_counter() - began
@@ -308,15 +308,15 @@ class Ledger:
             self._broken = True
 
     def _apart(self, batch: Batch, op: LedgerOp) -> LedgerAnswer:
-        batch.write_tallies()
+        batch.write_counters()
         self._cursor.execute("SAVEPOINT op")
         try:
             answer: LedgerAnswer = batch.perform([op])[0]
-            batch.write_tallies()
+            batch.write_counters()
         except Exception as error:
             if disk_fault(error) is not None:
                 raise
-            batch.forget_tallies()
+            batch.forget_counters()
             self._cursor.execute("ROLLBACK TO op")
             answer = StoreFault(errno.EINVAL, _explain(error))  # it made no sense by itself: the disk is well
         self._cursor.execute("RELEASE op")

@@ -21,7 +21,7 @@ class WorkerChange(Struct):
     failed: int = 0
 
 
-class Tally:
+class RunCounters:
     """The counts of one run in one transaction.
 
     Args:
