@@ -1,9 +1,9 @@
 """How the store's disk does: faults, the probes that find their end, and what is asked again then.
 
 The store has places that can refuse: the ledger, and each worker's folder of checkpoints. A place is tried each second
-with what it had refused, and is well again when the probe is. Whatever place refuses a write first, everybody is held
-until the ledger's probe tells whether it is the whole disk. A folder that still refuses then, or that cannot be read,
-holds its own worker alone.
+with what it had refused; when the probe succeeds, the place is well. Whatever place refuses a write first, everybody is
+held until the ledger's probe tells whether it is the whole disk. A folder that still refuses then, or that cannot be
+read, holds its own worker alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Runs that operators import: taken line by line, made the group's newest at once, their states made checkpoints.
 
-The group must have ended, and is left stopped: an operator starts it when all is as it should be. Until the imported
-states are checkpoints, the group's run is not opened; a daemon that died in between goes on with that when it opens it.
+A run is imported into a group that has ended, and the group is left stopped until an operator starts it. Until the
+imported states are checkpoints, the group's run is not opened. A daemon that died in between goes on with that when it
+opens the run.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class Dispatcher:
         self._in_flight = in_flight
         self._waiters: deque[_Waiter] = deque()
         self.timed = False  # whether a waiter may be among them whose wait ends
-        self._reserved: dict[str, Item] = {}  # worker → the item that it shall get alone, once its hands are empty
+        self._reserved: dict[str, Item] = {}  # worker → the item that it gets alone, once its hands are empty
 
     def clear(self) -> None:
         """Nobody asks, nothing is reserved."""
@@ -121,7 +121,7 @@ class Dispatcher:
             self._outbox.reply(caller.conn, caller.call, End(end))
 
     def unreserve(self, worker: str) -> None:
-        """The worker shall have no item alone any more."""
+        """Give back the item that was kept for the worker to hold alone, if there is one."""
         item = self._reserved.pop(worker, None)
         if item is not None:
             self._frontier.put_back(item)
@@ -178,7 +178,7 @@ class Dispatcher:
         return ready(worker) and not self.alone(worker)
 
     def _reserve(self, item: Item, ready: Callable[[str], bool]) -> None:
-        """Find the worker that shall have this item alone: one with empty hands, else the first that asks."""
+        """Find the worker that gets this item alone: one with empty hands, else the first that asks."""
         able = [w.caller.worker for w in self._waiters if self._may_start(w.caller.worker, ready)]
         chosen = next((worker for worker in able if not self._in_flight.count(worker)), able[0])
         self._reserved[chosen] = item

@@ -215,6 +215,11 @@ class Life:
             self.pid = self.token = None
             self.clock = next_start
 
+    def wanted_again(self) -> None:
+        """An order to stop that is being obeyed becomes one to restart."""
+        if self.up and self.after == "stop":
+            self.after = "restart"
+
     def stop_waiting(self) -> None:
         """A worker in backoff is not started again by its clock, but by whoever wants it."""
         self.terminate(0.0, 0.0)

@@ -55,9 +55,8 @@ class Lifecycle:
         return worker
 
     def keep(self, worker: Worker) -> None:
-        """A worker that is on its way down to stay there is wanted again: it shall start anew."""
-        if worker.life.up and worker.life.after == "stop":
-            worker.life.after = "restart"
+        """Start a worker anew at its end that was to stay down after it."""
+        worker.life.wanted_again()
 
     def start(self, worker: Worker, now: float) -> None:
         """Start the worker, unless it is up."""

@@ -70,7 +70,7 @@ class Ledger:
         self._broken = False
         self._places: Places | None = None  # as the connection's first transaction found them
         self._moved = False
-        self._waiting = False  # it was never open yet
+        self._waiting = False  # the file could not be opened yet, and is when the disk allows it
         self._closed = False
         self.commit_seconds = 0.0
         self._unfolded_commits = self._unfolded_ops = 0
