@@ -155,7 +155,7 @@ class Withdrawn(Struct, frozen=True):
 
 
 class Reconfigured(Struct, frozen=True):
-    """A new configuration, already validated and allowed by `changes.plan`."""
+    """A new configuration, already validated and allowed by `reload_plan.plan`."""
 
     settings: Settings
 

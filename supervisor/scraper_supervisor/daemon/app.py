@@ -176,7 +176,7 @@ class DaemonApp:
             self._loop.call_soon(self._turn)
 
     def _turn(self, more: Iterable[events.Event] = ()) -> None:
-        """InFlightItem what has happened to the fleet, `more` after what waits, and carry out what it commands."""
+        """Give what has happened to the fleet, `more` after what waits, and carry out what it commands."""
         happened, self._inbox = [*self._inbox, *more], []
         if not happened or self._over.done():
             return

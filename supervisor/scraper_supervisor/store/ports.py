@@ -1,6 +1,6 @@
 """The ports of the ledger: what the daemon and the commands ask of it, whatever database keeps it.
 
-One implementation is there, on SQLite: `ledger.Ledger`, `queries.LedgerReader` and `exporting.Export`. What another
+One implementation is there, on SQLite: `ledger.Ledger`, `reader.LedgerReader` and `run_export.Export`. What another
 one, on PostgreSQL, would do in its place stands with each method. `opening` alone knows which one a location needs.
 """
 

@@ -64,7 +64,7 @@ class Result(Struct, frozen=True):
 
 
 class PortableItem(Struct, frozen=True, omit_defaults=True):
-    """An item. What was in flight is pending; `order` is its place among items of one priority (see records.Entry)."""
+    """An item. What was in flight is pending; `order` is its place among items of one priority (see item_ops.Entry)."""
 
     key: str
     target: str | None

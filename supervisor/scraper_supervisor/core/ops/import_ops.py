@@ -27,7 +27,7 @@ class ImportBegin(Operation[Imported], frozen=True):
 
 
 class ImportLines(Operation[Imported], frozen=True):
-    """Put whole lines of an export (see core.portable) into the run that is being imported."""
+    """Put whole lines of an export (see core.formats.run_export) into the run that is being imported."""
 
     group: str
     run_id: int

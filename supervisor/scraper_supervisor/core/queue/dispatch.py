@@ -75,7 +75,7 @@ class _Waiter(Struct):
 
 
 class Dispatcher:
-    """InFlight items from the lanes to the workers that ask."""
+    """Hands items from the lanes to the workers that ask."""
 
     def __init__(self, outbox: Outbox, frontier: Frontier, in_flight: InFlight) -> None:
         self.numbers = ClaimNumbers()

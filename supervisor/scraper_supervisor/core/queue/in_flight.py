@@ -63,7 +63,7 @@ class InFlight:
         self._of.clear()
 
     def get(self, claim: int) -> InFlightItem | None:
-        """The held of this claim."""
+        """What this claim holds."""
         return self._in_flight.get(claim)
 
     def count(self, worker: str) -> int:
@@ -123,5 +123,5 @@ class InFlight:
         return self._released.get(claim) == (key, worker)
 
     def of_item(self, item: int) -> InFlightItem | None:
-        """The held that holds the item of this number."""
+        """The claim that holds the item of this number."""
         return next((held for held in self._in_flight.values() if held.item.id == item), None)

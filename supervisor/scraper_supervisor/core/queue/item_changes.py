@@ -85,7 +85,7 @@ class ItemChanges:
         self._change(Cancel(self._outbox.ticket(), self._run.group, self._run.run_id, keys), request, held)
 
     def _change(self, op: Requeue | Cancel, request: int, held: tuple[str, ...]) -> None:
-        """InFlightItem nothing out until the change is written and the run is read again."""
+        """Hand nothing out until the change is written and the run is read again."""
         self._under_way.add(op.ticket)
 
         def changed(answer: Changed, _: float) -> None:

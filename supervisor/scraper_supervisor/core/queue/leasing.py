@@ -1,4 +1,4 @@
-"""What a group's queue asks of the ledger so that it has something to held out: items to lease, numbers of claims."""
+"""What a group's queue asks of the ledger so that it has something to hand out: items to lease, numbers of claims."""
 
 from __future__ import annotations
 

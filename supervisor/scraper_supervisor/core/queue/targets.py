@@ -149,7 +149,7 @@ class Targets:
         return self._timed[0][0] if self._timed else None
 
     def in_turn(self, queues: list[Q], group: Callable[[Q], Contender], now: float) -> list[Q]:
-        """All queues, in the order in which they are to held out items now.
+        """All queues, in the order in which they are to hand out items now.
 
         Those come first whose targets may be free since the last time; of these, who was served longest ago.
         """

@@ -1,6 +1,6 @@
 """Workers coming up and going down: starts, drains, hangs, deaths, and what each death costs and brings.
 
-The phases are `worker.Life`'s, the restarts `restart`'s, the claims the queue's; here they are brought together.
+The phases are `Life`'s, the restarts `restart`'s, the claims the queue's; here they are brought together.
 """
 
 from __future__ import annotations

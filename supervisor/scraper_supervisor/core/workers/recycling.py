@@ -1,7 +1,7 @@
 """Browsers replaced at item boundaries, and everything else that follows from what was measured.
 
 Soft limits: the worker is handed no further item; when its hands are empty it is told, and from then on it has
-`recycle_deadline` before its browser is killed. Hard limits: killed at once. The gauges and slots are `resources`'.
+`recycle_deadline` before its browser is killed. Hard limits: killed at once. The gauges and slots are `limits`'.
 """
 
 from __future__ import annotations

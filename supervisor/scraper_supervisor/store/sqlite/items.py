@@ -1,4 +1,4 @@
-"""How items are offered and claims ended, many at once in a few statements (see `rows`)."""
+"""How items are offered and claims ended, many at once in a few statements (see `bulk_sql`)."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _CACHE: Final = 16_384  # KiB
 _WAL_LIMIT: Final = 64 * 1024 * 1024  # bytes that the log keeps on disk after it was larger
 
 # items.state is open, parked, done or failed; who holds an open item is the daemon's knowledge. `rank` is the priority
-# negated and `ord` the place within it (see records.Entry), so that (rank, ord) > (?, ?) is one range of an index.
+# negated and `ord` the place within it (see item_ops.Entry), so that (rank, ord) > (?, ?) is one range of an index.
 # An open item with a not_before is waiting, also when that time has passed. lanes, totals and the counts in runs are
 # kept in the transaction that changes the items: starting with a million of them counts none.
 _TABLES: Final = """
