@@ -62,7 +62,7 @@ def save(project: Path, worker: str, count: int) -> None:
     Ledger.open(project / "state" / "ledger.db").close()  # checkpoints without a ledger are what damage leaves
     store = CheckpointFiles(project / "state")
     for number in range(count):
-        store.perform(SaveState(0, worker, 1, "cursor/1", Raw(b'{"page":%d}' % number), 0, number, 0, 10, False))
+        store.perform(SaveState(0, worker, 1, "cursor/1", Raw(b'{"page":%d}' % number), 0, number, 0, 10, "none"))
 
 
 def test_checkpoints(project: Path, call: Call) -> None:

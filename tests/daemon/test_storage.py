@@ -82,7 +82,7 @@ def items(*keys: str) -> tuple[NewItem, ...]:
 
 
 def state(ticket: int, text: bytes, worker: str = "matches-0", retention: int = 10) -> SaveState:
-    return SaveState(ticket, worker, 1, "scores/1", Raw(text), 0, 0, 0, retention, gzip=False)
+    return SaveState(ticket, worker, 1, "scores/1", Raw(text), 0, 0, 0, retention, compression="none")
 
 
 def done(run: RunImage, ticket: int, item: int) -> Conclude:
@@ -258,7 +258,7 @@ async def main():
     def offer(run_id):
         storage.submit(AddItems(0, "g", run_id, (NewItem(f"{sys.argv[2]}-{next(keys)}", None, Raw(b"null"), 0),)))
     def save():
-        storage.submit(SaveState(0, "g-0", 1, "x/1", Raw(b"%d" % next(keys)), 0, 0, 0, 3, False))
+        storage.submit(SaveState(0, "g-0", 1, "x/1", Raw(b"%d" % next(keys)), 0, 0, 0, 3, "none"))
     storage = StorageThreads(LedgerLocation(Path(sys.argv[1])), deliver, print, loop)
     storage.submit(OpenRun(0, "g", "continue", 5))
     await busy.wait()

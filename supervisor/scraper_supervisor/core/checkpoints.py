@@ -96,7 +96,7 @@ def save_op(
         counts.done,
         counts.failed,
         settings.retention,
-        settings.compression == "gzip",
+        settings.compression,
     )
 
 

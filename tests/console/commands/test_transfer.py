@@ -46,7 +46,7 @@ def run(project: Path, call: Call) -> bytes:
     ledger.perform([Conclude(0, "matches", image.run_id, b, "b", 2, "matches-0", "retry", 1, delay=3600.0)])
     ledger.close()
     state = Raw(json.dumps({"text": "ä" * transfer_commands.PIECE}).encode())  # more than a request carries
-    CheckpointFiles(project / "state").perform(SaveState(0, "matches-0", 1, "cursor/3", state, 0, 0, 0, 10, False))
+    CheckpointFiles(project / "state").perform(SaveState(0, "matches-0", 1, "cursor/3", state, 0, 0, 0, 10, "none"))
     return export(call)
 
 

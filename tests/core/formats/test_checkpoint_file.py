@@ -49,7 +49,7 @@ def test_a_state_of_many_slices_is_sealed_and_compared_as_one() -> None:
     assert bytes(found.state) == state.replace(b"\r\n", b"")
     assert sealing.digest == sealed.state_digest(found.state) == hashlib.sha256(found.state).digest()
     assert line == sealed.seal(HEADER, found.state)
-    assert sealed.decompress(b"".join(sealed.compress(sealing.parts))) == line
+    assert sealed.decompress(b"".join(sealed.compress(sealing.parts, "gzip"))) == line
     with pytest.raises(Damaged):
         sealed.unseal(line[:1_500_000] + b"x" + line[1_500_001:])
 
@@ -107,15 +107,15 @@ def test_a_fitting_checksum_alone_is_not_enough(text: bytes, reason: str) -> Non
 
 
 def test_gzip_gives_the_same_file_for_the_same_bytes() -> None:
-    packed = b"".join(sealed.compress([LINE]))
-    assert packed == b"".join(sealed.compress([LINE]))
+    packed = b"".join(sealed.compress([LINE], "gzip"))
+    assert packed == b"".join(sealed.compress([LINE], "gzip"))
     assert packed[4:8] == bytes(4)  # no time in the header
     assert sealed.decompress(packed) == LINE
-    assert b"".join(sealed.compress([LINE[:10], LINE[10:]])) == packed
+    assert b"".join(sealed.compress([LINE[:10], LINE[10:]], "gzip")) == packed
 
 
-PACKED = b"".join(sealed.compress([LINE]))
-PACKED_NAME = FileName(7, "checkpoint-000000000007.json.gz", True)
+PACKED = b"".join(sealed.compress([LINE], "gzip"))
+PACKED_NAME = FileName(7, "checkpoint-000000000007.json.gz", "gzip")
 
 
 @example(220, 3)
@@ -139,9 +139,9 @@ def test_a_cut_or_longer_gzip_file_is_damage(at: int, length: int) -> None:
 
 def test_a_file_must_be_what_its_name_says() -> None:
     with pytest.raises(Damaged, match="generation 7, its name says 8"):
-        sealed.unseal_file(FileName(8, "checkpoint-000000000008.json", False), "matches-0", LINE)
+        sealed.unseal_file(FileName(8, "checkpoint-000000000008.json", "none"), "matches-0", LINE)
     with pytest.raises(Damaged, match="worker 'matches-0', expected 'matches-1'"):
-        sealed.unseal_file(FileName(7, "checkpoint-000000000007.json", False), "matches-1", LINE)
+        sealed.unseal_file(FileName(7, "checkpoint-000000000007.json", "none"), "matches-1", LINE)
 
 
 def test_a_line_of_other_make_is_read_too() -> None:
@@ -195,8 +195,8 @@ def test_an_older_format_is_brought_up_step_by_step(monkeypatch: pytest.MonkeyPa
 
 
 def test_file_names() -> None:
-    assert sealed.file_name(12, gzip=False) == "checkpoint-000000000012.json"
-    assert sealed.file_name(12, gzip=True) == "checkpoint-000000000012.json.gz"
+    assert sealed.file_name(12, "none") == "checkpoint-000000000012.json"
+    assert sealed.file_name(12, "gzip") == "checkpoint-000000000012.json.gz"
     names = ["checkpoint-000000000002.json", "checkpoint-000000000010.json.gz", "checkpoint-3.json", "notes.txt"]
     names += [
         "checkpoint-0000000000011.json",
@@ -205,8 +205,8 @@ def test_file_names() -> None:
         f"checkpoint-{12 * chr(0x661)}.json",
     ]
     assert [file.generation for file in sealed.newest_first(names)] == [10, 2]
-    after_the_last = sealed.file_name(10**12, gzip=False)  # a foreign name may have made it the next one
-    assert sealed.newest_first([*names, after_the_last])[0] == FileName(10**12, after_the_last, False)
+    after_the_last = sealed.file_name(10**12, "none")  # a foreign name may have made it the next one
+    assert sealed.newest_first([*names, after_the_last])[0] == FileName(10**12, after_the_last, "none")
 
 
 @pytest.mark.parametrize(
@@ -222,5 +222,5 @@ def test_file_names() -> None:
     ],
 )
 def test_retention_counts_generations_and_keeps_the_newest_of_equals(states: str, keep: int, removed: str) -> None:
-    files = [(FileName(100 - place, f"{place + 1}", False), state.encode()) for place, state in enumerate(states)]
+    files = [(FileName(100 - place, f"{place + 1}", "none"), state.encode()) for place, state in enumerate(states)]
     assert "".join(file.name for file in sealed.retention_plan(files, keep)) == removed

@@ -104,7 +104,7 @@ def test_states_become_checkpoints_before_anything_starts():
     play.held.pop()
     for worker, following in (("g-0", writes(TakeState)), ("g-7", writes(OpenRun))):
         play >> answered(play, StateTaken(2, "cursor/1", STATE)) << Persist(LoadState(ANY, worker, 2))
-        play << Persist(SaveState(ANY, worker, 2, "cursor/1", STATE, 1, 0, 0, 3, True))
+        play << Persist(SaveState(ANY, worker, 2, "cursor/1", STATE, 1, 0, 0, 3, "gzip"))
         play >> play.durable()
         play.silence() >> play.durable() << Persist(DropState(ANY, "g", 9, worker))
         play.silence() >> answered(play, None) << following

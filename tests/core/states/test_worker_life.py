@@ -38,7 +38,7 @@ def life_in(phase):
     if phase is Phase.DRAINING:
         life.drain("why", "stop", GROUP, 1.0)
     if phase is Phase.STOPPING:
-        life.terminate(20.0, 1.0)
+        life.terminate(1.0)
     assert life.phase is phase
     return life
 
@@ -75,7 +75,7 @@ def test_a_reload_computes_the_clock_that_runs_anew():
 
 def test_a_reload_leaves_a_span_alone_that_no_setting_tells():
     life = life_in(Phase.RUNNING)
-    life.terminate(TERM_GRACE, 1.0)
+    life.terminate(1.0)
     assert not life.reconfigured(a_group(stop_timeout=0.5), 0.0)
     assert life.deadline == 6.0
 
@@ -123,7 +123,7 @@ def test_kill_is_sent_once_and_only_where_there_is_a_process(phase):
         (Phase.STARTING, [Signal("g-0", 1, 15)], False, 25.0),
         (Phase.RUNNING, [], True, 25.0),
         (Phase.DRAINING, [], False, 21.0),
-        (Phase.STOPPING, [], False, 21.0),
+        (Phase.STOPPING, [], False, 6.0),
         (Phase.SPAWNING, [], False, None),
         (Phase.BACKOFF, [], False, None),
         (Phase.FAILED, [], False, None),
@@ -169,7 +169,7 @@ STEPS = {
     "hello": lambda life, _: life.hello(),
     "drain": lambda life, now: life.drain("why", "stop", GROUP, now),
     "restart": lambda life, now: life.drain("why", "restart", GROUP, now),
-    "terminate": lambda life, now: life.terminate(5.0, now),
+    "terminate": lambda life, now: life.terminate(now),
     "kill": lambda life, _: life.kill("why", ()),
     "gone, wait": lambda life, now: life.gone("wait", Clock("start", now, 1.0)),
     "gone, stop": lambda life, _: life.gone("stop"),

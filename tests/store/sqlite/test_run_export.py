@@ -139,7 +139,7 @@ def put(ledger: Ledger, lines: list[bytes], group: str = G) -> Imported:
 
 
 def save(folder: Path, worker: str, run: int, number: int) -> None:
-    op = SaveState(0, worker, run, "cursor/1", Raw(b'{"page":%d}' % number), 0, 0, 0, 10, False)
+    op = SaveState(0, worker, run, "cursor/1", Raw(b'{"page":%d}' % number), 0, 0, 0, 10, "none")
     CheckpointFiles(folder).perform(op)
 
 

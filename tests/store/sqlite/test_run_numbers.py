@@ -45,7 +45,7 @@ def hello(states: CheckpointFiles, fresh_from: int, worker: str = WORKER) -> str
 
 
 def save(states: CheckpointFiles, run: int, worker: str = WORKER) -> None:
-    op = SaveState(1, worker, run, "s/1", Raw(b'"run %d"' % run), 0, 0, 0, 10, False)
+    op = SaveState(1, worker, run, "s/1", Raw(b'"run %d"' % run), 0, 0, 0, 10, "none")
     assert isinstance(states.perform(op), StateSaved)
 
 

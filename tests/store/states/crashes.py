@@ -349,7 +349,9 @@ class Scenario:
         self.store = CheckpointFiles(root, files, clock=lambda: 1_777_636_800.0)
 
     def save(self, state: str, *, run: int = 1, retention: int = 3, gzip: bool = False) -> StateSaved:
-        answer = self._perform(SaveState(0, WORKER, run, "x/1", Raw(state.encode()), 0, 0, 0, retention, gzip))
+        answer = self._perform(
+            SaveState(0, WORKER, run, "x/1", Raw(state.encode()), 0, 0, 0, retention, "gzip" if gzip else "none")
+        )
         assert isinstance(answer, StateSaved)
         return answer
 

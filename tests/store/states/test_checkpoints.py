@@ -47,7 +47,7 @@ class FailingFiles(Files):
 def save(
     store: CheckpointFiles, state: bytes, *, run: int = 1, retention: int = 10, gzip: bool = False, worker: str = WORKER
 ) -> StateSaved:
-    op = SaveState(1, worker, run, "scores/1", Raw(state), 3, 4, 5, retention, gzip)
+    op = SaveState(1, worker, run, "scores/1", Raw(state), 3, 4, 5, retention, "gzip" if gzip else "none")
     answer = store.perform(op)
     assert isinstance(answer, StateSaved)
     return answer

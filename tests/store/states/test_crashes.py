@@ -67,7 +67,7 @@ class Story(Struct):
         kept: list[tuple[FileName, bytes]] = []
         for generation in sorted(self.acknowledged.keys() | generations):
             op = self.acknowledged.get(generation) or self.unfinished[-1]
-            kept.insert(0, (FileName(generation, str(generation), False), bytes(op.state)))
+            kept.insert(0, (FileName(generation, str(generation), "none"), bytes(op.state)))
             gone = set(retention_plan(kept, op.retention))
             kept = [one for one in kept if one[0] not in gone]
         return {file.generation for file, _ in kept} & self.acknowledged.keys() - self.spoiled.keys()
@@ -115,7 +115,7 @@ def judge(told: Story, root: Path) -> None:
         assert store.show(WORKER, generation).state == told.acknowledged[generation].state
     for data in told.spoiled.values():
         assert data in [path.read_bytes() for path in (*folder.glob("*.json*"), *folder.glob("corrupt/*"))]
-    again = store.perform(SaveState(0, WORKER, told.fresh_from, "x/1", Raw(b'"again"'), 0, 0, 0, 3, False))
+    again = store.perform(SaveState(0, WORKER, told.fresh_from, "x/1", Raw(b'"again"'), 0, 0, 0, 3, "none"))
     assert isinstance(again, StateSaved)
     assert again.generation > max([*told.acknowledged, *there], default=0), "a generation is used again"
     newest = CheckpointFiles(root, Quick()).perform(LoadState(0, WORKER, told.fresh_from))
@@ -400,7 +400,7 @@ def test_the_recorder_changes_nothing(tmp_path: Path) -> None:
         root = tmp_path / name
         root.mkdir()
         store = CheckpointFiles(root, files, clock=lambda: 1_777_636_800.0)
-        store.perform(SaveState(0, WORKER, 1, "x/1", Raw(b"[1]"), 0, 0, 0, 3, True))
+        store.perform(SaveState(0, WORKER, 1, "x/1", Raw(b"[1]"), 0, 0, 0, 3, "gzip"))
     one, other = (
         {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.gz")} for name in ("recorded", "real")
     )

@@ -33,7 +33,7 @@ MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def save(store: CheckpointFiles, state: bytes, *, worker: str = WORKER, gzip: bool = False, run: int = 1) -> StateSaved:
-    answer = store.perform(SaveState(1, worker, run, "scores/1", Raw(state), 3, 4, 5, 10, gzip))
+    answer = store.perform(SaveState(1, worker, run, "scores/1", Raw(state), 3, 4, 5, 10, "gzip" if gzip else "none"))
     assert isinstance(answer, StateSaved)
     return answer
 
@@ -52,7 +52,7 @@ def sound(path: Path, worker: str) -> bool:
     if name is None or path.is_symlink() or not path.is_file():
         return False
     data = path.read_bytes()
-    if name.gzip:
+    if name.compression == "gzip":
         unpacker = zlib.decompressobj(31)
         try:
             data = unpacker.decompress(data)
@@ -270,7 +270,7 @@ def test_a_later_format_is_neither_damage_nor_passed_over(tmp_path: Path) -> Non
     assert [(info.generation, info.problem) for info in store.list()] == [(3, found.reason), (2, None), (1, None)]
     assert save(store, b'{"page":7}').generation == 4
     assert load(store).generation == 4
-    answer = store.perform(SaveState(1, WORKER, 1, "scores/1", Raw(b"{}"), 0, 0, 0, 1, False))
+    answer = store.perform(SaveState(1, WORKER, 1, "scores/1", Raw(b"{}"), 0, 0, 0, 1, "none"))
     assert isinstance(answer, StateSaved)
     assert answer.removed == (4, 2, 1), "what it cannot read, retention does not remove"
     assert third.read_bytes() == data
@@ -467,7 +467,7 @@ def test_permissions_taken_away(tmp_path: Path, unreadable: Callable[[Path], Non
 def test_a_much_lower_retention_is_reached_in_small_steps(tmp_path: Path) -> None:
     store = CheckpointFiles(tmp_path, Quick())
     for number in range(100):
-        answer = store.perform(SaveState(1, WORKER, 1, "x/1", Raw(b"%d" % number), 0, 0, 0, 1000, False))
+        answer = store.perform(SaveState(1, WORKER, 1, "x/1", Raw(b"%d" % number), 0, 0, 0, 1000, "none"))
     reads = 0
 
     class Counting(Quick):
@@ -480,7 +480,7 @@ def test_a_much_lower_retention_is_reached_in_small_steps(tmp_path: Path) -> Non
     removed, saves = 0, 0
     while removed < 100:
         reads = 0
-        answer = store.perform(SaveState(1, WORKER, 1, "x/1", Raw(b'"new %d"' % saves), 0, 0, 0, 2, False))
+        answer = store.perform(SaveState(1, WORKER, 1, "x/1", Raw(b'"new %d"' % saves), 0, 0, 0, 2, "none"))
         assert isinstance(answer, StateSaved)
         assert len(answer.removed) <= 16
         assert reads <= 50

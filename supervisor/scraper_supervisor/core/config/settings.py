@@ -46,6 +46,7 @@ SOON: Final = 0.001  # seconds; the least where zero would mean at once and alwa
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error", "critical"]
 LogFormat: TypeAlias = Literal["auto", "console", "json"]
 Restart: TypeAlias = Literal["on-failure", "always", "never"]
+Compression: TypeAlias = Literal["none", "gzip"]
 OnComplete: TypeAlias = Literal["stop", "repeat", "wait"]
 Jitter: TypeAlias = Literal["full", "equal", "none"]
 
@@ -190,9 +191,9 @@ class CheckpointSettings(Struct, frozen=True, kw_only=True):
     """How workers' states are kept: `[checkpoint]`."""
 
     retention: Annotated[int, Whole("Generations kept per worker; of equal states the newest.", least=1)] = 10
-    compression: Annotated[
-        Literal["none", "gzip"], Choice("How states are stored: none, or gzip.", among=("none", "gzip"))
-    ] = "none"
+    compression: Annotated[Compression, Choice("How states are stored: none, or gzip.", among=Compression.__args__)] = (
+        "none"
+    )
     max_state: Annotated[int, Size("A larger state is refused.", least=1024, most=GIB)] = 64 * MIB
     interval: Annotated[
         float, Duration("How often the latest state is written again with the progress since.", least=1.0)

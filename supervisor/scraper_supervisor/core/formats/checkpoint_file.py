@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import msgspec
 from msgspec import Raw, Struct
 
+from scraper_supervisor.core.config.settings import Compression
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
 
 FORMAT: Final = 1
 FOOTER_BYTES: Final = 78  # of `,"sha256":"<64 hex>"}` and the newline
@@ -27,6 +30,8 @@ GZIP_BITS: Final = 31  # zlib's window bits for gzip; it writes mtime 0, so equa
 
 SealedText: TypeAlias = bytes | bytearray | memoryview
 Fields: TypeAlias = dict[str, Raw]
+
+ENDINGS: Final[dict[Compression, str]] = {"none": "", "gzip": ".gz"}  # of a file's name
 
 # How the fields of an older format become those of the next one: format → function. Format 1 is the first there was.
 UPGRADES: Final[dict[int, Callable[[Fields], Fields]]] = {}
@@ -103,7 +108,7 @@ class FileName(Struct, frozen=True, order=True):
 
     generation: int
     name: str
-    gzip: bool
+    compression: Compression
 
 
 # ---- the line --------------------------------------------------------------------------------------------------------
@@ -205,8 +210,12 @@ def _parse(text: memoryview) -> tuple[CheckpointHeader, Raw]:
     return msgspec.json.decode(msgspec.json.encode(fields), type=CheckpointHeader), fields["state"]
 
 
-def compress(parts: Iterable[SealedText]) -> Iterator[bytes]:
-    """The gzip variant of a sealed line, in pieces: the same bytes give the same file."""
+def compress(parts: Iterable[SealedText], compression: Compression) -> Iterable[SealedText]:
+    """A sealed line as its file holds it, in pieces: the same bytes give the same file."""
+    return parts if compression == "none" else _gzip(parts)
+
+
+def _gzip(parts: Iterable[SealedText]) -> Iterator[bytes]:
     packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, GZIP_BITS)
     for part in parts:
         for piece in slices(part):
@@ -246,7 +255,7 @@ def check_file(name: FileName, data: bytes) -> None:
     Raises:
         Damaged: See `content`.
     """
-    content(decompress(data) if name.gzip else data)
+    content(decompress(data) if name.compression == "gzip" else data)
 
 
 def unseal_file(name: FileName, worker: str, data: bytes) -> Sealed:
@@ -256,7 +265,7 @@ def unseal_file(name: FileName, worker: str, data: bytes) -> Sealed:
         Damaged: See `unseal`; or it is another worker's, or another generation.
         TooNew: It is of a later version.
     """
-    sealed = unseal(decompress(data) if name.gzip else data)
+    sealed = unseal(decompress(data) if name.compression == "gzip" else data)
     if sealed.header.worker != worker:
         raise Damaged(f"it is of worker {sealed.header.worker!r}, expected {worker!r}")
     if sealed.header.generation != name.generation:
@@ -279,15 +288,15 @@ def _printable(data: bytes) -> str:
 # ---- the files -------------------------------------------------------------------------------------------------------
 
 
-def file_name(generation: int, *, gzip: bool) -> str:
+def file_name(generation: int, compression: Compression) -> str:
     """The name of a generation's file."""
-    return f"checkpoint-{generation:012d}.json{'.gz' if gzip else ''}"
+    return f"checkpoint-{generation:012d}.json{ENDINGS[compression]}"
 
 
 def parse_file_name(name: str) -> FileName | None:
     """What a name tells; None for a file that is not a checkpoint."""
     found = _FILE_NAME.fullmatch(name)
-    return FileName(int(found[1]), name, bool(found[2])) if found else None
+    return FileName(int(found[1]), name, "gzip" if found[2] else "none") if found else None
 
 
 def newest_first(names: Iterable[str]) -> list[FileName]:

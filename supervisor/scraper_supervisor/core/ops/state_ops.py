@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from msgspec import Raw, Struct
 
 from scraper_supervisor.core.ops.operation import Operation
+
+if TYPE_CHECKING:
+    from scraper_supervisor.core.config.settings import Compression
 
 
 class StateSaved(Struct, frozen=True):
@@ -31,7 +34,7 @@ class SaveState(Operation[StateSaved], frozen=True):
     done: int
     failed: int
     retention: int
-    gzip: bool
+    compression: Compression
 
 
 class Damage(Struct, frozen=True):

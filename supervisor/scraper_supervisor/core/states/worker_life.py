@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SIGTERM: Final = 15
 TERM_GRACE: Final = 5.0  # seconds between SIGTERM after a drain in vain and SIGKILL to the whole tree
+USELESS_GRACE: Final = 1.0  # seconds, the same, of a worker that holds nothing since it was never welcomed
 
 
 class Phase(Enum):
@@ -195,9 +196,13 @@ class Life:
             self.clock = None
         return [], False
 
-    def terminate(self, grace: float, now: float) -> list[Command]:
-        """SIGTERM to the PID alone; SIGKILL to the tree follows after `grace` seconds."""
-        return self._terminate(Clock("fixed", now, grace))
+    def terminate(self, now: float) -> list[Command]:
+        """SIGTERM to the PID alone; SIGKILL to the tree follows after TERM_GRACE."""
+        return self._terminate(Clock("fixed", now, TERM_GRACE))
+
+    def give_up(self, now: float) -> list[Command]:
+        """End a process that can't be of use: SIGTERM, and SIGKILL to the tree after USELESS_GRACE."""
+        return self._terminate(Clock("fixed", now, USELESS_GRACE))
 
     def kill(self, reason: str, browsers: tuple[int, ...]) -> list[Command]:
         """SIGKILL the whole tree; unless an end was ordered before, this is a death."""
@@ -222,7 +227,7 @@ class Life:
 
     def stop_waiting(self) -> None:
         """A worker in backoff is not started again by its clock, but by whoever wants it."""
-        self.terminate(0.0, 0.0)
+        self.terminate(0.0)
 
     # ---- its clock
 

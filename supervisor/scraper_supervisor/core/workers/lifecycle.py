@@ -326,7 +326,7 @@ class Lifecycle:
         worker.last_failure = Failure("permanent", "system", "worker-failed", reason)
         if worker.life.alive:
             worker.current.given_up = True
-            self._state.outbox.commands += worker.life.terminate(1.0, now)
+            self._state.outbox.commands += worker.life.give_up(now)
         else:
             worker.life.gone("fail")
         self.note(worker, now)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from scraper_supervisor.core.fleet_state import Cancelling
-from scraper_supervisor.core.states.worker_life import TERM_GRACE, Phase
+from scraper_supervisor.core.states.worker_life import Phase
 from scraper_worker.protocol import ItemCancel
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Watchdog:
                 self._state.publish("worker_hung", "warning", "workers", worker=worker, reason=reason)
                 self._lifecycle.kill(worker, reason, "start-timeout", now)
             case Phase.DRAINING | Phase.RUNNING:  # running: it said goodbye and stays
-                self._state.outbox.commands += life.terminate(TERM_GRACE, now)
+                self._state.outbox.commands += life.terminate(now)
             case Phase.STOPPING:
                 self._lifecycle.kill_tree(worker, "it did not end after SIGTERM")
             case _:

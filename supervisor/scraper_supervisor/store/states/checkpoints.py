@@ -132,13 +132,13 @@ class CheckpointFiles:
         # Also a generation whose writing fails is used up: the file may have got its name before the disk refused.
         memory.newest += 1
         generation = memory.newest
-        name = sealed.file_name(generation, gzip=op.gzip)
+        name = sealed.file_name(generation, op.compression)
         saved_at = timestamp(self._clock())
         counts = sealed.Counts(op.pending, op.done, op.failed)
         header = sealed.CheckpointHeader(op.worker, op.run, generation, op.schema, saved_at, counts)
         sealing = sealed.seal_parts(header, op.state)
         self._files.make_folder(folder)
-        written = self._files.write(folder / name, sealed.compress(sealing.parts) if op.gzip else sealing.parts)
+        written = self._files.write(folder / name, sealed.compress(sealing.parts, op.compression))
         seconds = time.monotonic() - started
         memory.digests[name] = sealing.digest
         removed = self._retire(op.worker, folder, memory, op.retention)
