@@ -26,6 +26,7 @@ from scraper_worker.protocol import (
     STORAGE_UNAVAILABLE,
     CheckpointLoad,
     CheckpointSave,
+    Claim,
     Drain,
     End,
     Goodbye,
@@ -142,6 +143,19 @@ def test_a_word_before_the_answer_is_refused_since_the_socket_holds_back_what_ma
     play >> a(ItemsOffer(["x"])) << a.refused(NOT_INTRODUCED)
     play.flow() << a.gets(ANY, a.call - 1)
     play >> a(ItemsOffer(["x"])) << a.gets(Offered(1, 0))
+
+
+def test_of_two_hellos_the_later_one_counts_though_the_earlier_takes_longer_to_look_into():
+    play = Play("x")
+    a = play.up()
+    play.leaves(a).hold()
+    earlier = play.back(a, Claim("y", 0))
+    play << writes(LoadState)  # and ConfirmClaims after it, since a supervisor before this one gave the claim
+    later = play.back(a)
+    play << HangUp(earlier.conn) << writes(LoadState)
+    play >> play.durable()
+    play.silence() >> play.durable() << later.gets(ANY)
+    assert play.fleet.state.workers["g-0"].current.conn == later.conn
 
 
 @pytest.mark.parametrize("when", ["waiting", "introduced"])

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from scraper_supervisor.core.checkpoints import state_of, why_unusable
-from scraper_supervisor.core.events import Introduced
+from scraper_supervisor.core.events import HangUp, Introduced
 from scraper_supervisor.core.fleet_state import Handshake, Worker
 from scraper_supervisor.core.ops.item_ops import Confirmed
 from scraper_supervisor.core.ops.state_ops import LoadState
@@ -91,6 +91,8 @@ class Handshakes:
     # ---- the checkpoint was read
 
     def _read(self, handshake: Handshake, answer: StateLoaded, now: float) -> None:
+        if not self._is_open(handshake):
+            return
         worker, hello = self._state.workers.get(handshake.worker), handshake.said.message
         if worker is None or not isinstance(hello, Hello) or not worker.life.introduced:
             self._confirmed(handshake, answer, Confirmed(()), now)  # what a very first hello names is no claim
@@ -120,9 +122,12 @@ class Handshakes:
             worker.last_failure = Failure("transient", "system", "checkpoint-unreadable", fault.message)
             worker.life.hello_was_refused(self._state.groups[worker.group].settings, now)
 
+    def _is_open(self, handshake: Handshake) -> bool:
+        return self._handshakes.get(handshake.said.conn) is handshake
+
     def _close(self, handshake: Handshake) -> bool:
-        """Close a handshake that has come to its end; False if its connection is gone by now."""
-        if self._handshakes.get(handshake.said.conn) is not handshake:
+        """Close a handshake that has come to its end; False if its answer is not waited for any more."""
+        if not self._is_open(handshake):
             return False
         del self._handshakes[handshake.said.conn]
         return True
@@ -140,9 +145,17 @@ class Handshakes:
         if refusal is not None or worker is None:
             self._refuse(handshake, refusal or "")
             return
+        self._replace(handshake)
         self._handshakes[handshake.said.conn] = handshake
         op = LoadState(self._state.outbox.ticket(), worker.name, self._checkpoints.fresh_from(worker))
         self._checkpoints.read(op, partial(self._read, handshake), partial(self._unreadable, handshake))
+
+    def _replace(self, handshake: Handshake) -> None:
+        """A later hello takes the place of those not answered yet, of which one may take longer to look into."""
+        for conn, earlier in list(self._handshakes.items()):
+            if (earlier.worker, earlier.incarnation) == (handshake.worker, handshake.incarnation):
+                del self._handshakes[conn]
+                self._state.outbox.commands.append(HangUp(conn))
 
     def _why_not(self, worker: Worker | None, handshake: Handshake) -> str | None:
         name, hello = handshake.worker, handshake.said.message
