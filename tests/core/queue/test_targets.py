@@ -14,13 +14,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from msgspec import Raw, structs
-from tests.core.playbook import BLIP, Play, a_group
+from tests.core.playbook import ANY, BLIP, Play, a_group, writes
 from tests.sim.model import ModelStore
 
 from scraper_supervisor.core.config.settings import TargetSettings
-from scraper_supervisor.core.events import Asked, Due, Reconfigured, Reply, Spawn
-from scraper_supervisor.core.ops.item_ops import AddItems, NewItem
-from scraper_supervisor.core.ops.run_ops import OpenRun
+from scraper_supervisor.core.events import Answered, Asked, Due, HangUp, Reconfigured, Reply, Spawn, Tell
+from scraper_supervisor.core.ops.item_ops import AddItems, LeaseFresh, NewItem, Requeue
+from scraper_supervisor.core.ops.run_ops import LoadRun, OpenRun
 from scraper_worker.protocol import (
     End,
     Failure,
@@ -134,6 +134,19 @@ def test_the_limits_of_every_other_host_hold_for_each_by_itself():
     assert stage.asks("a-0", "a-0", "a-0") == ["a-0 h1", "a-0 x1"]
     assert stage.asks(*["b-0"] * 5) == ["b-0 free1", "b-0 free2", "b-0 -1", "b-0 -2"], "who has no host has no limit"
     assert stage.ends("a-0 x1") == ["b-0 x2"]
+
+
+def test_what_comes_from_the_ledger_after_a_groups_end_keeps_no_target_known():
+    stage = Stage(ONE, a="h1 x1")
+    play, worker = stage.play, stage.puppets["a-0"]
+    play.hold() >> Asked(1, "items.requeue", ("a",), failed=True) << writes(Requeue)
+    play >> play.durable() << Answered(1, True, ANY) << writes(LoadRun)
+    play >> play.durable() << writes(LeaseFresh)
+    play >> Reconfigured(structs.replace(play.settings, groups={})) << Tell(worker.conn, ANY)
+    play.dies(worker, 0).ignoring(HangUp)
+    assert not play.fleet.state.groups
+    play >> play.durable()
+    assert not play.fleet.state.targets._known
 
 
 # ---- what frees a target ---------------------------------------------------------------------------------------------

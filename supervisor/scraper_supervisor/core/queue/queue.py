@@ -124,10 +124,12 @@ class Queue:
     def close(self) -> None:
         """The run's workers are gone and another run will be opened: nothing stays in memory."""
         self.image = None
+        self._run.run_id = 0  # what is on its way from the ledger is of no run of ours
         self._changes.forget()
         self._in_flight.clear()
         self._out.clear()
         self.frontier.close()
+        self._leasing.begin_anew()
 
     # ---- how it stands
 
