@@ -147,6 +147,8 @@ class Process:
             return None
         call = self.world.number()
         self.calls[call] = message
+        if not self.welcomed and not isinstance(message, Hello):
+            return call  # it is sent when hello is answered, as the socket and the SDK have it
         self.world.called(self.conn, call, message)
         ancestry = (self.pid, 1) if isinstance(message, Hello) else ()
         self.world.feed(Said(self.conn, call, message, ancestry))
