@@ -41,7 +41,7 @@ class Status:
     async def answer(self) -> tuple[bool, Any]:
         """The status; what it shows is in the event log by then, if the disk takes that."""
         self._turn()  # what was asked before shows
-        status = self.document()
+        status = self._telling.shown(self.document())
         await asyncio.to_thread(self._telling.settle, EVENTS_WITHIN)
         return True, status
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from scraper_supervisor.core.config.parser import parse
 from scraper_supervisor.daemon.telling.redact import Redactor, secrets_of
+from scraper_worker import classify
 
 SECRET = "correct horse"
 
@@ -47,9 +48,17 @@ def test_a_key_that_is_changed_can_be_told_apart() -> None:
     assert redactor.key(key) == f"https://u:***@h/x#{mark}"
     assert redactor.key("https://h/x") == "https://h/x"
     assert redactor.key(redactor.key(key)) == redactor.key(key)
-    found = redactor.value({"key": key, "keys": [key, "x"], "url": key, "deep": [{"key": key}]})
+    found = redactor.value({"key": key, "keys": [key, "x"], "url": key, "deep": [{"charged": key}]})
     shown = f"https://u:***@h/x#{mark}"
-    assert found == {"key": shown, "keys": [shown, "x"], "url": "https://u:***@h/x", "deep": [{"key": shown}]}
+    assert found == {"key": shown, "keys": [shown, "x"], "url": "https://u:***@h/x", "deep": [{"charged": shown}]}
+
+
+def test_a_secret_is_hidden_in_signatures_too_which_leave_numbers_out() -> None:
+    redactor = Redactor(["s3cr3t-t0ken", "4711-4712-4713"])
+    signature = classify(RuntimeError("no page with s3cr3t-t0ken on attempt 3")).signature
+    assert redactor.text(signature) == "RuntimeError: no page with *** on attempt N"
+    assert redactor.suspects(signature.encode())
+    assert redactor.text("N-N-N stays: it says nothing") == "N-N-N stays: it says nothing"
 
 
 def test_which_values_of_the_environment_are_secret() -> None:

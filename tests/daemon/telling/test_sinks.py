@@ -70,6 +70,13 @@ def test_every_sink_gets_every_event_redacted(tmp_path: Path) -> None:
     assert (line["key"], line["lines"]) == (data["key"], data["lines"])
 
 
+def test_what_is_shown_hides_texts_and_keeps_names() -> None:
+    telling = Telling((), settings(TOKEN="open sesame", MODE="checkpoint"))
+    status = {"name": "checkpoint-0", "checkpoint": None, "last_failure": {"message": "open sesame"}, "reason": None}
+    assert telling.shown(status) == status | {"last_failure": {"message": "***"}}
+    telling.close()
+
+
 def test_new_settings_hide_their_secrets_and_still_those_of_running_workers() -> None:
     kept = Kept()
     telling = Telling((kept,), settings(TOKEN="first secret"))

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from scraper_worker.classify import normalise
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 HIDDEN: Final = "***"
 SHORTEST: Final = 8  # characters; a shorter value of the environment is no secret
 NO_SECRETS: Final = ("_URL", "_PATH", "_DIR")  # how the names of variables end that hold none
-_KEYS: Final = frozenset({"key", "keys"})  # fields that hold keys of items
+_KEYS: Final = frozenset({"key", "keys", "charged"})  # fields that hold keys of items
+_TEXTS: Final = frozenset({"last_failure", "reason", "idle_reason", "error"})  # fields of `status` that are no names
 _PASSWORD: Final = re.compile(r"(://[^\s/?#@:]*:)[^\s/?#]+@")  # up to the last @ of the authority, as browsers read it
 _PASSWORD_BYTES: Final = re.compile(_PASSWORD.pattern.encode())
 
@@ -46,7 +49,9 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self.secrets = frozenset(secrets)
-        longest_first = sorted(self.secrets, key=lambda secret: (-len(secret), secret))  # one may hold another
+        in_signatures = {form for form in map(normalise, self.secrets) if len(form) >= SHORTEST}  # numbers left out
+        hidden = self.secrets | in_signatures
+        longest_first = sorted(hidden, key=lambda secret: (-len(secret), secret))  # one may hold another
         self._marks = tuple({mark for secret in longest_first for mark in _written(secret)})
         self._in_values = _any_of(longest_first)
         self._in_text = _any_of([mark.decode(errors="surrogatepass") for mark in sorted(self._marks, key=len)[::-1]])
@@ -97,6 +102,14 @@ class Redactor:
             return [self.value(one, is_key=is_key) for one in value]
         if isinstance(value, dict):
             return {self.text(name): self.value(one, is_key=name in _KEYS) for name, one in value.items()}
+        return value
+
+    def texts(self, value: Any) -> Any:
+        """What JSON holds, with everything hidden in its texts; names, which others go by, stay as they are."""
+        if isinstance(value, list):
+            return [self.texts(one) for one in value]
+        if isinstance(value, dict):
+            return {name: self.value(one) if name in _TEXTS else self.texts(one) for name, one in value.items()}
         return value
 
     @staticmethod
