@@ -23,6 +23,7 @@ from scraper_supervisor.core.config.advice import warnings
 from scraper_supervisor.core.config.parser import parse
 from scraper_supervisor.core.ops.item_ops import AddItems, Conclude, NewItem
 from scraper_supervisor.core.ops.run_ops import OpenRun
+from scraper_supervisor.daemon.telling.redact import secrets_of
 from scraper_supervisor.store.event_log import EventRecord
 from scraper_supervisor.store.opening import LedgerLocation
 from scraper_supervisor.store.sqlite.ledger import Ledger
@@ -105,7 +106,9 @@ def test_incidents() -> None:
 
 def test_the_configuration_is_valid(tmp_path: Path) -> None:
     document = configuration("http://127.0.0.1:1")
-    assert warnings(parse(document, str(tmp_path)), document) == []
+    settings = parse(document, str(tmp_path))
+    assert warnings(settings, document) == []
+    assert secrets_of(settings) == set(), "nothing that is watched is shown as ***"
     assert sum(getattr(KNOBS, name) for name in ("error", "limited", "reset", "hang", "crash")) == pytest.approx(0.1)
 
 

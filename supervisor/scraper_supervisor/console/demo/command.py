@@ -266,7 +266,7 @@ def configuration(url: str) -> dict[str, Any]:
             GROUP: {
                 "entrypoint": "scraper_supervisor.console.demo.scraper:scrape",
                 "count": 2,
-                "env": {"DEMO_SITE": url},
+                "env": {"DEMO_SITE_URL": url},
             }
         },
         "resources": {

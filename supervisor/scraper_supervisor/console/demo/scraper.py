@@ -1,6 +1,6 @@
 """The scraper that the demo runs against its own site: a worker like any user's, on the SDK alone.
 
-The address of the site comes in DEMO_SITE. Run as `scraper_supervisor.console.demo.scraper:scrape`.
+The address of the site comes in DEMO_SITE_URL. Run as `scraper_supervisor.console.demo.scraper:scrape`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ async def scrape(worker: Worker) -> None:
     What the queue can't know is the worker's own state: here the goals counted so far, kept in a checkpoint. As it is
     saved now and then, a killed worker's tally goes on from its last checkpoint; the results themselves are exact.
     """
-    site = os.environ["DEMO_SITE"]
+    site = os.environ["DEMO_SITE_URL"]
     tally = await worker.checkpoint.load() or {"matches": 0, "goals": 0}
 
     async def handle_and_count(item: Item) -> dict[str, object]:
