@@ -29,6 +29,7 @@ from scraper_supervisor.core.events import (
     Watch,
     Withdrawn,
 )
+from scraper_supervisor.core.formats.worker_payloads import BrowserRestarted
 from scraper_supervisor.core.measurements import BrowserSample, Sample
 from scraper_supervisor.core.ops.item_ops import AddItems, Cancel, Conclude
 from scraper_supervisor.core.ops.run_ops import CompleteRun, LoadIntents, LoadRun, OpenRun, SetIntent, SetRunState
@@ -49,6 +50,7 @@ from scraper_worker.protocol import (
     ItemDone,
     ItemFailed,
     ItemNext,
+    ItemRelease,
     ItemsOffer,
     Nothing,
     RpcError,
@@ -633,6 +635,11 @@ def test_a_fat_browser_is_recycled_when_nothing_is_in_its_hands():
     play >> a.notes(BrowserStarted("b2", 501))
     play.silence() >> Replied(a.conn, told.call, None) << a.gets(Granted("y", ANY, None, ANY, 1), waiting)
     assert play.fleet.state.workers["g-0"].recycles == 1
+    assert replaced(play) == [BrowserRestarted("b1", "browser_memory", "asked", 0.0)]
+
+
+def replaced(play):
+    return [one.data for one in play.log if one.event == "browser_restarted"]
 
 
 def test_a_browser_that_is_not_replaced_by_the_deadline_is_killed():
@@ -644,6 +651,7 @@ def test_a_browser_that_is_not_replaced_by_the_deadline_is_killed():
     play >> a(ItemNext())
     play.silence() >> a.notes(BrowserStopped("b1", "crash"))
     play >> a.notes(BrowserStarted("b2", 501)) << a.gets(Granted("x", ANY, None, ANY, 1))
+    assert replaced(play) == [BrowserRestarted("b1", "browser_memory", "killed", 20.0)]
 
 
 def test_a_worker_whose_killed_browser_never_comes_back_gets_items_again():
@@ -687,6 +695,32 @@ def test_a_browser_over_its_hard_limit_is_killed_at_once():
     a = with_browser(play)
     play.gives(a)
     play >> sample(play, 2 * GIB + 1) << KillBrowser("g-0", 1, 500)
+    play.at(play.now + 1.0) >> a.notes(BrowserStopped("b1", "crash"))
+    play.at(play.now + 2.0) >> a.notes(BrowserStarted("b2", 501))
+    assert replaced(play) == [BrowserRestarted("b1", "browser_memory_max", "killed", 3.0)]
+
+
+def test_a_browser_that_grows_on_while_its_recycle_waits_is_told_of_by_the_limit_that_ended_it():
+    play = Play("x")
+    a = with_browser(play)
+    x = play.gives(a)
+    play >> sample(play, GIB + 1)
+    play.silence() >> sample(play, 2 * GIB + 1) << KillBrowser("g-0", 1, 500)
+    play >> a.notes(BrowserStopped("b1", "crash"))
+    play >> a(ItemRelease("x", x.claim, "its browser died")) << a.gets(ANY)
+    told = play.seen.pop(0)
+    assert told == Tell(a.conn, BrowserRecycle("b1", ANY, 20.0), ANY)
+    play >> a.notes(BrowserStarted("b2", 501))
+    play >> Replied(a.conn, told.call, None)
+    assert replaced(play) == [BrowserRestarted("b1", "browser_memory_max", "killed", 0.0)]
+
+
+def test_a_browser_that_crashed_was_neither_asked_nor_killed():
+    play = Play("x")
+    a = with_browser(play)
+    play >> a.notes(BrowserStopped("b1", "crash"))
+    play.at(play.now + 2.0) >> a.notes(BrowserStarted("b2", 501))
+    assert replaced(play) == [BrowserRestarted("b1", "crash", None, 2.0)]
 
 
 def test_a_fat_worker_is_restarted_when_its_hands_are_empty():

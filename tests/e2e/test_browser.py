@@ -104,7 +104,7 @@ def test_kill_9_of_the_browser_it_is_replaced_and_the_item_loses_no_attempt(brow
     lost = daemon.events("item_finished", outcome="retry")
     assert {event["data"]["failure"]["kind"] for event in lost} == {"infrastructure"}
     assert len(lost) == 2
-    assert [event["data"]["reason"] for event in daemon.events("browser_restarted")] == ["crash"]
+    assert [event["data"]["cause"] for event in daemon.events("browser_restarted")] == ["crash"]
     assert not daemon.events("worker_exited", signal=9)
     assert daemon.none_left()
 
@@ -178,7 +178,7 @@ def test_a_leaking_page_has_its_browser_recycled_between_items_with_cookies_kept
     (daemon.folder / "gate").unlink()
     breach = daemon.wait_event("threshold_breached", worker="g-0")
     assert breach["data"]["value"] > limit
-    restarted = daemon.wait_event("browser_restarted", outcome="recycled", worker="g-0")
+    restarted = daemon.wait_event("browser_restarted", how="asked", worker="g-0")
     assert restarted["data"]["seconds"] < 15
     worker = daemon.worker("g-0")
     assert worker["recycles"] >= 1

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from scraper_supervisor.core.formats.event_payloads import (
+    ItemFinished,
+    PermanentFailure,
+    RetryAttempted,
+    RetryExhausted,
+    RetrySucceeded,
+    StorageDegraded,
+)
 from scraper_supervisor.core.queue.completion import CANCELLED
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.facts import Claimed, ItemEnded, ProcessEnded, RunRead
     from scraper_supervisor.core.fleet_state import FleetState, Worker
     from scraper_supervisor.core.formats.event_names import Severity
+    from scraper_supervisor.core.formats.event_payloads import EventPayload
     from scraper_supervisor.core.policy.abort import AbortWindow
     from scraper_supervisor.core.policy.slo import Slo
     from scraper_supervisor.core.workers.lifecycle import Lifecycle
@@ -41,7 +50,7 @@ class Bookkeeping:
         self._slo.items(read.missing)
         if read.missing:
             reason = f"{read.missing} done items are missing"
-            self._state.publish("storage_degraded", "critical", "queue", group=read.group, reason=reason)
+            self._state.publish(StorageDegraded(reason), group=read.group)
 
     def ended(self, ended: ItemEnded, now: float) -> None:
         """An attempt was recorded. Its worker may be gone by now; the event is written all the same."""
@@ -59,24 +68,18 @@ class Bookkeeping:
         if outcome != "retry" and group is not None:
             group.ended.append(now)
         self._vote(ended, now)
-        finished = {
-            "key": ended.key,
-            "attempt": ended.attempt,
-            "outcome": outcome,
-            "target": ended.target,
-            "seconds": ended.seconds,
-            "failure": failure,
-        }
-        self._publish(ended, worker, "item_finished", "debug" if outcome == "done" else "info", finished)
+        finished = ItemFinished(ended.key, ended.attempt, outcome, ended.target, ended.seconds, failure)
+        self._publish(ended, worker, finished, "debug" if outcome == "done" else None)
         if outcome == "done" and not ended.first:
-            self._publish(ended, worker, "retry_succeeded", "info", {"key": ended.key, "attempt": ended.attempt})
+            self._publish(ended, worker, RetrySucceeded(ended.key, ended.attempt))
         elif ended.action is not None and failure is not None:
-            verdict = {"key": ended.key, "delay": ended.action.delay, "reason": ended.action.reason}
+            verdict = (ended.key, ended.action.delay, ended.action.reason)
             if outcome == "retry":
-                self._publish(ended, worker, "retry_attempted", "info", verdict)
+                self._publish(ended, worker, RetryAttempted(*verdict))
+            elif failure.kind == "permanent":
+                self._publish(ended, worker, PermanentFailure(*verdict))
             else:
-                name = "permanent_failure" if failure.kind == "permanent" else "retry_exhausted"
-                self._publish(ended, worker, name, "warning", verdict)
+                self._publish(ended, worker, RetryExhausted(*verdict))
 
     def _vote(self, ended: ItemEnded, now: float) -> None:
         """What we, the browser or an operator did is no vote on the site."""
@@ -93,9 +96,9 @@ class Bookkeeping:
                 signature=failure.signature if failure is not None else None,
             )
 
-    def _publish(self, ended: ItemEnded, worker: Worker | None, name: str, severity: Severity, data: Any) -> None:
+    def _publish(
+        self, ended: ItemEnded, worker: Worker | None, data: EventPayload, severity: Severity | None = None
+    ) -> None:
         incident = worker.incident if worker is not None else None
         told = ended.worker if worker is not None else None
-        self._state.outbox.publish(
-            name, severity, "queue", incident=incident, worker=told, group=ended.group, data=data
-        )
+        self._state.outbox.publish(data, severity, incident=incident, worker=told, group=ended.group)

@@ -8,6 +8,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from scraper_supervisor.core.formats.worker_payloads import (
+    CheckpointCorrupted,
+    CheckpointCreated,
+    CheckpointDeleted,
+    CheckpointLoaded,
+)
 from scraper_supervisor.core.ops.state_ops import LoadState, SaveState, StateLoaded, StateSaved
 from scraper_supervisor.core.queue.item_calls import storage_error
 from scraper_worker.protocol import (
@@ -243,47 +249,17 @@ class Checkpoints:
         worker = self._state.workers.get(op.worker)
         if worker is not None:
             worker.saved = (answer.generation, answer.saved_at)
-        self._state.publish(
-            "checkpoint_created",
-            "debug",
-            "checkpoints",
-            worker=worker,
-            generation=answer.generation,
-            bytes=answer.bytes,
-            seconds=answer.seconds,
-            checkpoint_of=op.worker,
-        )
+        created = CheckpointCreated(answer.generation, answer.bytes, answer.seconds, checkpoint_of=op.worker)
+        self._state.publish(created, worker=worker)
         if answer.removed:
-            self._state.publish(
-                "checkpoint_deleted",
-                "debug",
-                "checkpoints",
-                worker=worker,
-                generations=answer.removed,
-                reason=f"retention keeps {op.retention}",
-            )
+            self._state.publish(CheckpointDeleted(answer.removed, f"retention keeps {op.retention}"), worker=worker)
 
     def publish_loaded(self, worker: Worker | None, answer: StateLoaded) -> None:
         """Tell which state a worker was given."""
-        self._state.publish(
-            "checkpoint_loaded",
-            "info",
-            "checkpoints",
-            worker=worker,
-            generation=answer.generation,
-            schema=answer.schema,
-            saved_at=answer.saved_at,
-        )
+        self._state.publish(CheckpointLoaded(answer.generation, answer.schema, answer.saved_at), worker=worker)
 
 
 def publish_damage(state: FleetState, worker: str, answer: StateLoaded) -> None:
     """Tell of every file that was found damaged."""
     for damage in answer.damage:
-        state.publish(
-            "checkpoint_corrupted",
-            "error",
-            "checkpoints",
-            worker=state.workers.get(worker),
-            path=damage.path,
-            reason=damage.reason,
-        )
+        state.publish(CheckpointCorrupted(damage.path, damage.reason), worker=state.workers.get(worker))

@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 from msgspec import Struct
 
 from scraper_supervisor.core.config.settings import GroupSettings, Settings
-from scraper_supervisor.core.formats.event_names import Severity
+from scraper_supervisor.core.formats.event_names import Component, EventName, Severity
+from scraper_supervisor.core.formats.event_payloads import EventPayload
 from scraper_supervisor.core.measurements import Sample
 from scraper_supervisor.core.ops.all_ops import Answer, Op
 from scraper_worker.protocol import FromWorker, RpcError, ToWorker
@@ -294,15 +295,23 @@ class Persist(Struct, frozen=True):
 
 
 class Publish(Struct, frozen=True):
-    """Write an event to the event log and the log."""
+    """Write an event to the event log and the log; what it is called its data say."""
 
-    event: str
+    data: EventPayload
     severity: Severity
-    component: str
     correlation_id: str
-    data: Any
     worker: str | None = None
     group: str | None = None
+
+    @property
+    def event(self) -> EventName:
+        """Its name in the event log."""
+        return self.data.EVENT
+
+    @property
+    def component(self) -> Component:
+        """The part of the supervisor that it is about."""
+        return self.data.COMPONENT
 
 
 class Answered(Struct, frozen=True):

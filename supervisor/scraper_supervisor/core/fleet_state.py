@@ -12,6 +12,7 @@ from msgspec import Raw, Struct, field
 
 from scraper_supervisor.core.config.settings import GroupSettings, RetrySettings, Settings
 from scraper_supervisor.core.events import KillTree, Said, Tell
+from scraper_supervisor.core.formats.worker_payloads import BrowserCause
 from scraper_supervisor.core.measurements import Sample
 from scraper_supervisor.core.ops.run_ops import RunImage, RunState
 from scraper_supervisor.core.ops.state_ops import LoadState, SaveState
@@ -26,6 +27,7 @@ from scraper_worker.protocol import Failure
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.formats.event_names import Severity
+    from scraper_supervisor.core.formats.event_payloads import EventPayload
     from scraper_worker.protocol import ToWorker
 
 Mode = Literal["continue", "next", "fresh"]
@@ -49,17 +51,33 @@ class Browser(Struct):
 class Recycle(Struct):
     """A browser's replacement, from the wish to the new browser.
 
-    `asked` is when the worker was told. `since` is from when recycle_deadline runs: its hands were empty, or its
-    browser was killed, since the deadline had passed. Times are monotonic seconds.
+    `how` is what became of the old one. `asked` is when the worker was told. `since` is from when recycle_deadline
+    runs: its hands were empty, or its browser was killed, since the deadline had passed. Times are monotonic seconds.
     """
 
     browser: str
     reason: str
+    cause: BrowserCause
     incident: str
+    how: Literal["asked", "killed"] = "asked"
     asked: float | None = None
     since: float | None = None
     call: int | None = None
     killed: bool = False
+
+
+class LostBrowser(Struct, frozen=True):
+    """A browser that crashed or was killed, and is not replaced yet.
+
+    `killed` says that we did it. `since` is when it was killed or its loss was told, in monotonic seconds; `incident`
+    is the correlation id, known when its loss is told.
+    """
+
+    browser: str
+    cause: BrowserCause
+    killed: bool
+    since: float
+    incident: str | None = None
 
 
 class Cancelling(Struct, frozen=True):
@@ -86,7 +104,8 @@ class Incarnation(Struct):
     more: bool = False  # its last offer said that others follow
     progress: float | None = None  # when an item last ended, or hands that were empty were filled
     browsers: dict[str, Browser] = {}
-    lost_browser: str | None = None  # the correlation id of one that crashed or was killed, and is not replaced yet
+    killed_browsers: dict[str, LostBrowser] = {}  # by us; their worker has not told of it yet
+    lost_browser: LostBrowser | None = None
     recycle: Recycle | None = None
     limit: str | None = None  # over a soft limit of its own: to be restarted when its hands are empty
     cancelling: dict[int, Cancelling] = {}  # by claim
@@ -244,19 +263,20 @@ class FleetState(Struct):
 
     def publish(
         self,
-        event: str,
-        severity: Severity,
-        component: str,
+        data: EventPayload,
+        severity: Severity | None = None,
         *,
         worker: Worker | None = None,
         group: str | None = None,
         incident: str | None = None,
-        **data: object,
     ) -> None:
-        """Put an event out; its correlation id is the incident's, the worker's, or a new one."""
+        """Put an event out, of its usual severity or this one.
+
+        Its correlation id is the incident's, the worker's, or a new one.
+        """
         incident = incident or (worker.incident if worker is not None else None)
         name, group = (worker.name, worker.group) if worker is not None else (None, group)
-        self.outbox.publish(event, severity, component, incident=incident, worker=name, group=group, data=data)
+        self.outbox.publish(data, severity, incident=incident, worker=name, group=group)
 
     def members(self, group: Group) -> list[Worker]:
         """The group's workers, by index."""

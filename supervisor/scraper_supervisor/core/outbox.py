@@ -28,6 +28,7 @@ from scraper_worker.protocol import RpcError
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.formats.event_names import Severity
+    from scraper_supervisor.core.formats.event_payloads import EventPayload
     from scraper_supervisor.core.ops.operation import AnswerT, Operation
 
 
@@ -118,15 +119,13 @@ class Outbox(Struct):
 
     def publish(
         self,
-        event: str,
-        severity: Severity,
-        component: str,
+        data: EventPayload,
+        severity: Severity | None = None,
         *,
         incident: str | None = None,
         worker: str | None = None,
         group: str | None = None,
-        data: object,
     ) -> None:
-        """Put an event out; its correlation id is the incident's, or a new one."""
+        """Put an event out, of its usual severity or this one; its correlation id is the incident's, or a new one."""
         correlation_id = incident or self.incident_id()
-        self.commands.append(Publish(event, severity, component, correlation_id, data, worker, group))
+        self.commands.append(Publish(data, severity or data.SEVERITY, correlation_id, worker, group))

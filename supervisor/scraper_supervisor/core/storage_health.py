@@ -17,6 +17,7 @@ import msgspec
 from scraper_supervisor.core.checkpoints import publish_damage
 from scraper_supervisor.core.facts import PlaceHealed
 from scraper_supervisor.core.fleet_state import Trouble
+from scraper_supervisor.core.formats.event_payloads import StorageDegraded, StorageRecovered
 from scraper_supervisor.core.ops.import_ops import ImportLines
 from scraper_supervisor.core.ops.item_ops import AddItems, Conclude, NewItem
 from scraper_supervisor.core.ops.run_ops import LoadRun, OpenRun, Probe, SetIntent, SetRunState
@@ -125,7 +126,7 @@ class StorageHealth:
             storage.low = True
             if storage.ledger is None:  # else worse has been told
                 reason = f"{free} bytes are free, disk_free is {limit}: no item is handed out"
-                self._state.publish("storage_degraded", "critical", "storage", incident=storage.incident, reason=reason)
+                self._state.publish(StorageDegraded(reason), incident=storage.incident)
         elif storage.low and free >= min(limit * DISK_RECOVERED, limit + GIB):
             storage.low = False
             self._tell_if_over(now)
@@ -148,7 +149,7 @@ class StorageHealth:
 
     def _degraded(self, reason: str, errno: int) -> None:
         incident = self._state.storage.incident
-        self._state.publish("storage_degraded", "critical", "storage", incident=incident, reason=reason, errno=errno)
+        self._state.publish(StorageDegraded(reason, errno), incident=incident)
 
     def _begin(self, now: float) -> None:
         """Something goes wrong: an incident begins, unless something was wrong already."""
@@ -160,7 +161,7 @@ class StorageHealth:
         storage = self._state.storage
         if storage.ledger is None and not storage.folders and not storage.low:
             seconds = now - storage.since
-            self._state.publish("storage_recovered", "info", "storage", incident=storage.incident, seconds=seconds)
+            self._state.publish(StorageRecovered(seconds), incident=storage.incident)
 
     def _folder_failed(self, op: StateOp, event: PersistFailed, now: float) -> None:
         storage = self._state.storage

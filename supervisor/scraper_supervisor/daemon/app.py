@@ -19,6 +19,7 @@ import structlog
 from scraper_supervisor import __version__
 from scraper_supervisor.core import events
 from scraper_supervisor.core.fleet import Fleet
+from scraper_supervisor.core.formats.event_payloads import SupervisorStarted, SupervisorStopped
 from scraper_supervisor.core.snapshot import supervisor_state
 from scraper_supervisor.daemon.backups import Backups
 from scraper_supervisor.daemon.control_socket import ControlSocket
@@ -140,10 +141,7 @@ class DaemonApp:
         except (OSError, KeyError) as error:
             folder = self._loaded.folders.runtime_dir
             raise CannotStart(f"{folder}: the sockets can't be made: {error}") from None
-        self._tell_of_us(
-            "supervisor_started",
-            {"pid": os.getpid(), "version": __version__, "config": self._loaded.path, "predecessors_ended": ended},
-        )
+        self._tell_of_us(SupervisorStarted(os.getpid(), __version__, self._loaded.path, tuple(ended)))
         self._sampler.start()
         self._carry_out(self._fleet.start(time.monotonic()))
         await self._over
@@ -160,12 +158,12 @@ class DaemonApp:
             await self._loop.run_in_executor(None, step)
         self._processes.stop_all()
         code, reason = (self._leaving.code, self._leaving.reason) if self._leaving is not None else (1, "failed")
-        self._tell_of_us("supervisor_stopped", {"code": code, "reason": reason})
+        self._tell_of_us(SupervisorStopped(code, reason))
         await self._loop.run_in_executor(None, self._telling.close)
         self._notifier.close()
 
-    def _tell_of_us(self, event: str, data: dict[str, Any]) -> None:
-        self._telling.publish(events.Publish(event, "info", "supervisor", f"{self._boot}-0", data))
+    def _tell_of_us(self, data: SupervisorStarted | SupervisorStopped) -> None:
+        self._telling.publish(events.Publish(data, data.SEVERITY, f"{self._boot}-0"))
 
     # ---- events in, commands out
 

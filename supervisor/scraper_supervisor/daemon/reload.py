@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scraper_supervisor.core.config.parser import InvalidSettings, Problem
 from scraper_supervisor.core.config.reload_plan import plan
 from scraper_supervisor.core.events import Publish, Reconfigured
+from scraper_supervisor.core.formats.event_payloads import ConfigRejected
 from scraper_supervisor.daemon.telling.log import utc_now
 from scraper_supervisor.store.config_file import load
 from scraper_worker import protocol
@@ -124,5 +125,5 @@ class Reload:
         details = [{"path": problem.path, "message": problem.message} for problem in problems]
         self._in_force.error = error = "; ".join(str(problem) for problem in problems)
         incident = f"{self._boot}-{utc_now()}"
-        self._telling.publish(Publish("config_rejected", "error", "config", incident, {"problems": details}))
+        self._telling.publish(Publish(ConfigRejected(problems), ConfigRejected.SEVERITY, incident))
         return False, (f"the configuration was rejected, nothing changed: {error}", {"problems": details})

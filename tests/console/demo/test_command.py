@@ -96,8 +96,8 @@ def test_incidents() -> None:
         ("worker_exited", "warning", {"signal": 9}),
         ("worker_exited", "info", {"code": 0}),
         ("retry_attempted", "info", {}),
-        ("browser_restarted", "info", {"seconds": 1.5}),
-        ("browser_restarted", "info", {"reason": "crash"}),
+        ("browser_restarted", "info", {"cause": "browser_memory", "how": "asked", "seconds": 1.5}),
+        ("browser_restarted", "info", {"cause": "crash", "how": None, "seconds": 0.5}),
         ("worker_ready", "info", None),
     ):
         incidents.note(EventRecord("", event, severity, data=data))

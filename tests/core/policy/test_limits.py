@@ -101,7 +101,7 @@ def test_sampling_more_often_changes_nothing(signal, parts):
             {},
             [
                 Breach("browser_memory", GIB, 1331 * MIB, "m-0", "b1"),
-                RecycleBrowser("m-0", "b1", "browser b1 uses 1.3 GiB, over browser_memory 1 GiB"),
+                RecycleBrowser("m-0", "b1", "browser_memory", "browser b1 uses 1.3 GiB, over browser_memory 1 GiB"),
             ],
             id="browser_memory",
         ),
@@ -130,7 +130,7 @@ def test_sampling_more_often_changes_nothing(signal, parts):
         pytest.param(
             sample(browser(age=7200.0)),
             {},
-            [RecycleBrowser("m-0", "b1", "browser b1 has run for 7200 s, browser_lifetime is 2h")],
+            [RecycleBrowser("m-0", "b1", "browser_lifetime", "browser b1 has run for 7200 s, browser_lifetime is 2h")],
             id="browser_lifetime",
         ),
         pytest.param(sample(browser(age=7200.0 - MS)), {}, [], id="a millisecond younger"),
@@ -138,7 +138,7 @@ def test_sampling_more_often_changes_nothing(signal, parts):
         pytest.param(
             sample(browser(pages=50)),
             {"browser_pages": 50},
-            [RecycleBrowser("m-0", "b1", "browser b1 has opened 50 pages, browser_pages is 50")],
+            [RecycleBrowser("m-0", "b1", "browser_pages", "browser b1 has opened 50 pages, browser_pages is 50")],
             id="browser_pages",
         ),
         pytest.param(sample(browser(pages=None)), {"browser_pages": 1}, [], id="browser_pages unknown"),
@@ -271,7 +271,7 @@ def test_a_full_host_costs_the_largest_browser_one_at_a_time_with_growing_pauses
     expected = (
         "85% of the host's memory is in use, host_memory_percent is 80; browser b2 of m-1 is the largest with 300 MiB"
     )
-    assert recycle == RecycleBrowser("m-1", "b2", expected)
+    assert recycle == RecycleBrowser("m-1", "b2", "host_memory_percent", expected)
     assert host.observe(85.0, fleet.values(), settings, 100.0) == []
     del fleet["b2"]
     assert host.observe(85.0, fleet.values(), settings, 101.0) == []
@@ -314,7 +314,7 @@ def test_a_host_limit_switched_off_is_recovered_from():
 
 
 def recycle(name, worker="m-0"):
-    return RecycleBrowser(worker, name, "old")
+    return RecycleBrowser(worker, name, "browser_lifetime", "old")
 
 
 def test_slots_are_granted_in_order_and_come_back():

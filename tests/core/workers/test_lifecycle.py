@@ -54,7 +54,7 @@ def test_a_death_with_one_item_in_hand_charges_it():
     play.dies(a, None, 11).ignoring(HangUp) << Spawn("g-0", 2, ANY)
     assert (play.row("x").state, play.row("x").attempts) == ("open", 1)
     exited = next(one for one in play.log if one.event == "worker_exited")
-    assert (exited.data["signal"], exited.data["charged"], exited.data["ordered"]) == (11, "x", False)
+    assert (exited.data.signal, exited.data.charged, exited.data.ordered) == (11, "x", False)
 
 
 def test_a_death_with_several_charges_none_and_each_is_then_handed_out_alone():
@@ -566,7 +566,10 @@ def test_deaths_with_no_item_done_between_them_abort_the_group():
         play.until(play.now + 100.0)
         play.dies(play.up()).ignoring(HangUp)
     assert play.seen.pop(0).code == 69
-    assert play.published("abort_triggered", "abort_executed") == ["abort_triggered", "abort_executed"]
+    triggered, executed = [one for one in play.log if one.component == "abort"]
+    assert (triggered.event, executed.event) == ("abort_triggered", "abort_executed")
+    assert (executed.data.scope, executed.data.key, executed.data.group, executed.group) == ("group", "g", "g", "g")
+    assert "3 deaths" in executed.data.reason
     assert play.store.newest("g").state == "aborted"
 
 

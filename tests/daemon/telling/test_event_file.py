@@ -11,6 +11,13 @@ import structlog
 
 from scraper_supervisor.core.config.settings import Settings
 from scraper_supervisor.core.events import Publish
+from scraper_supervisor.core.formats.event_payloads import (
+    EventPayload,
+    RetrySucceeded,
+    SupervisorStarted,
+    SupervisorStopped,
+)
+from scraper_supervisor.core.formats.worker_payloads import WorkerCompleted, WorkerExited, WorkerReady, WorkerStarted
 from scraper_supervisor.daemon.telling import batch_thread
 from scraper_supervisor.daemon.telling.event_file import EventFile
 from scraper_supervisor.daemon.telling.sinks import Telling
@@ -19,6 +26,8 @@ from scraper_supervisor.store.event_log import EVENTS_FILE, read_events
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from scraper_supervisor.core.formats.event_names import Severity
 
 
 def until(condition: Callable[[], object], seconds: float = 10) -> None:
@@ -35,21 +44,28 @@ def told() -> Iterator[list[Any]]:
         yield lines
 
 
+def told_of(data: EventPayload, severity: Severity = "info") -> Publish:
+    return Publish(data, severity, "c")
+
+
 def event_log(folder: Path) -> Telling:
     return Telling((EventFile(folder),), Settings())
 
 
 def test_events_are_lines_with_the_fields_of_the_contract(tmp_path: Path) -> None:
     log = event_log(tmp_path)
-    log.publish(Publish("worker_exited", "warning", "worker", "c-1", {"code": 1}, worker="w-0", group="w"))
-    log.publish(Publish("supervisor_started", "info", "supervisor", "c-2", None))
-    log.publish(Publish("supervisor_stopped", "info", "supervisor", "c-2", {"bad": "\ud800", "odd": object()}))
+    log.publish(Publish(WorkerExited(3, 1, None, False, None, None), "warning", "c-1", worker="w-0", group="w"))
+    log.publish(Publish(SupervisorStarted(7, "1", None, ()), "info", "c-2"))
+    log.publish(Publish(SupervisorStopped(0, "\ud800"), "info", "c-2"))
     log.close()
     path = tmp_path / EVENTS_FILE
     assert path.stat().st_mode & 0o777 == 0o600
     first, second, third = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert list(first) == ["time", "event", "severity", "component", "correlation_id", "worker", "group", "data"]
-    assert first["data"] == {"code": 1}
+    assert first["data"] == {
+        "incarnation": 3, "code": 1, "signal": None, "ordered": False, "reason": None, "charged": None,
+        "lines": None, "oom": None, "died": False,
+    }  # fmt: skip
     assert list(second) == ["time", "event", "severity", "component", "correlation_id", "data"]
     assert list(third["data"]) == ["unwritable"]
     records = list(read_events(path))
@@ -65,7 +81,7 @@ def test_a_full_disk_loses_nothing_and_is_told_once(
     monkeypatch.setattr(batch_thread, "RETRY_EVERY", 0.001)
     log = event_log(tmp_path)
     path = tmp_path / EVENTS_FILE
-    log.publish(Publish("item_finished", "info", "queue", "c", 0))
+    log.publish(told_of(RetrySucceeded("x", 0)))
     assert log.settle(10.0)
     old_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     old_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -73,7 +89,7 @@ def test_a_full_disk_loses_nothing_and_is_told_once(
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, old_limit[1]))
         for number in range(1, 4):
-            log.publish(Publish("item_finished", "info", "queue", "c", number))
+            log.publish(told_of(RetrySucceeded("x", number)))
         until(lambda: told)
         assert path.stat().st_size == size
     finally:
@@ -83,7 +99,7 @@ def test_a_full_disk_loses_nothing_and_is_told_once(
     log.close()
     assert (told[0]["event"], told[0]["reason"]) == ("events are not written", "File too large")
     assert told[1]["event"] == "events are written again"
-    assert [record.data for record in read_events(path)] == [0, 1, 2, 3]
+    assert [record.data["attempt"] for record in read_events(path)] == [0, 1, 2, 3]
 
 
 def test_what_cannot_be_written_at_the_end_is_counted(tmp_path: Path, told: list[Any]) -> None:
@@ -91,7 +107,7 @@ def test_what_cannot_be_written_at_the_end_is_counted(tmp_path: Path, told: list
     file._thread._capacity = 2
     log = Telling((file,), Settings())
     for _ in range(5):
-        log.publish(Publish("item_finished", "info", "queue", "c", None))
+        log.publish(told_of(WorkerCompleted()))
     until(lambda: told)
     log.close()
     assert [line["event"] for line in told] == ["events are not written", "events were not written"]
@@ -100,17 +116,17 @@ def test_what_cannot_be_written_at_the_end_is_counted(tmp_path: Path, told: list
 
 def test_a_file_that_is_taken_away_is_begun_anew_and_that_is_logged(tmp_path: Path, told: list[Any]) -> None:
     log = event_log(tmp_path)
-    for name in ("worker_started", "worker_ready"):
-        log.publish(Publish(name, "info", "worker", "c", None))
+    for data in (WorkerStarted(7, 1), WorkerReady(1)):
+        log.publish(told_of(data))
         assert log.settle(10.0)
-        (tmp_path / EVENTS_FILE).rename(tmp_path / name)
-    log.publish(Publish("worker_exited", "info", "worker", "c", None))
+        (tmp_path / EVENTS_FILE).rename(tmp_path / data.EVENT)
+    log.publish(told_of(WorkerCompleted()))
     log.close()
     files = ("worker_started", "worker_ready", EVENTS_FILE)
     assert [[one.event for one in read_events(tmp_path / name)] for name in files] == [
         ["worker_started"],
         ["worker_ready"],
-        ["worker_exited"],
+        ["worker_completed"],
     ]
     assert [line["event"] for line in told] == ["the event log was changed from outside"] * 2
     assert "removed or renamed" in told[0]["found"]
@@ -119,7 +135,7 @@ def test_a_file_that_is_taken_away_is_begun_anew_and_that_is_logged(tmp_path: Pa
 def test_what_was_written_before_can_be_waited_for(tmp_path: Path) -> None:
     log = event_log(tmp_path)
     for number in range(1000):
-        log.publish(Publish("item_finished", "debug", "queue", "c", number))
+        log.publish(told_of(RetrySucceeded("x", number), "debug"))
     assert log.settle(10.0)
     assert len((tmp_path / "events.jsonl").read_bytes().splitlines()) == 1000
     log.close()
@@ -128,6 +144,6 @@ def test_what_was_written_before_can_be_waited_for(tmp_path: Path) -> None:
 def test_a_disk_that_refuses_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").mkdir()
     log = event_log(tmp_path)
-    log.publish(Publish("supervisor_started", "info", "supervisor", "c", None))
+    log.publish(told_of(WorkerCompleted()))
     assert not log.settle(0.02)
     log.close()

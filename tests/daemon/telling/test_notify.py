@@ -10,6 +10,14 @@ import uvloop
 
 from scraper_supervisor.core.config.parser import parse
 from scraper_supervisor.core.events import Publish
+from scraper_supervisor.core.formats.event_payloads import (
+    AbortExecuted,
+    HoldEnded,
+    ItemFinished,
+    StorageDegraded,
+    StorageRecovered,
+)
+from scraper_supervisor.core.formats.worker_payloads import WorkerFailed, WorkerReady, WorkerStarted
 from scraper_supervisor.daemon.processes.processes import Processes
 from scraper_supervisor.daemon.telling.notify import Notify
 from scraper_supervisor.daemon.telling.sinks import Telling
@@ -18,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scraper_supervisor.core.config.settings import Settings
+    from scraper_supervisor.core.formats.event_payloads import EventPayload
 
 KEEP = "cat >> notices; echo >> notices"
 
@@ -50,9 +59,8 @@ def told(folder: Path, events: list[Publish], command: list[str] | None = None) 
     return [json.loads(line) for line in notices.read_text().splitlines()] if notices.exists() else []
 
 
-def of(event: str, worker: str | None = None, group: str | None = None, **data: Any) -> Publish:
-    data |= {"group": group} if event in ("abort_executed", "hold_ended") else {}
-    return Publish(event, "error", "x", "c-1", data, worker, group)
+def of(data: EventPayload, worker: str | None = None, group: str | None = None) -> Publish:
+    return Publish(data, "error", "c-1", worker, group)
 
 
 def names(notices: list[dict[str, Any]]) -> list[tuple[str, str | None]]:
@@ -60,12 +68,12 @@ def names(notices: list[dict[str, Any]]) -> list[tuple[str, str | None]]:
 
 
 def test_the_whole_event_is_on_its_stdin_redacted(tmp_path: Path) -> None:
-    (notice,) = told(tmp_path, [of("worker_failed", "plain-0", "plain", reason="says open sesame")])
+    (notice,) = told(tmp_path, [of(WorkerFailed("says open sesame"), "plain-0", "plain")])
     assert notice.pop("time")[10] == "T"
     assert notice == {
         "event": "worker_failed",
         "severity": "error",
-        "component": "x",
+        "component": "workers",
         "correlation_id": "c-1",
         "worker": "plain-0",
         "group": "plain",
@@ -74,25 +82,24 @@ def test_the_whole_event_is_on_its_stdin_redacted(tmp_path: Path) -> None:
 
 
 def test_each_trouble_and_its_end_are_told_in_order_and_nothing_else(tmp_path: Path) -> None:
-    scope = {"scope": "target", "key": "h", "group": "sdk"}
-    other = {"scope": "target", "key": "i", "group": "sdk"}
+    figures = (20, 20, 1.0, 0.5, "all failed", None)
     events = [
-        of("worker_ready", "sdk-0", "sdk"),
-        of("worker_failed", "sdk-0", "sdk"),
-        of("worker_failed", "plain-0", "plain"),
-        of("worker_started", "sdk-0", "sdk"),  # not up yet
-        of("worker_started", "plain-0", "plain"),  # it has no hello to say
-        of("worker_ready", "sdk-1", "sdk"),
-        of("worker_ready", "sdk-0", "sdk"),
-        of("worker_ready", "sdk-0", "sdk"),
-        of("hold_ended", **scope),  # it was never aborted
-        of("abort_executed", **scope),
-        of("hold_ended", **other),
-        of("hold_ended", **scope),
-        of("storage_recovered"),
-        of("storage_degraded"),
-        of("storage_recovered"),
-        of("item_finished", "sdk-0", "sdk"),
+        of(WorkerReady(1), "sdk-0", "sdk"),
+        of(WorkerFailed("why"), "sdk-0", "sdk"),
+        of(WorkerFailed("why"), "plain-0", "plain"),
+        of(WorkerStarted(7, 1), "sdk-0", "sdk"),  # not up yet
+        of(WorkerStarted(8, 1), "plain-0", "plain"),  # it has no hello to say
+        of(WorkerReady(1), "sdk-1", "sdk"),
+        of(WorkerReady(1), "sdk-0", "sdk"),
+        of(WorkerReady(1), "sdk-0", "sdk"),
+        of(HoldEnded("target", "h", "sdk", *figures)),  # it was never aborted
+        of(AbortExecuted("target", "h", "sdk", *figures, ("sdk",))),
+        of(HoldEnded("target", "i", "sdk", *figures)),
+        of(HoldEnded("target", "h", "sdk", *figures)),
+        of(StorageRecovered(1.0)),
+        of(StorageDegraded("full")),
+        of(StorageRecovered(1.0)),
+        of(ItemFinished("x", 1, "done", None, None, None), "sdk-0", "sdk"),
     ]
     assert names(told(tmp_path, events)) == [
         ("worker_failed", "sdk-0"),
@@ -108,6 +115,6 @@ def test_each_trouble_and_its_end_are_told_in_order_and_nothing_else(tmp_path: P
 
 def test_a_command_that_fails_or_is_not_there_is_logged(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as lines:
-        told(tmp_path, [of("storage_degraded")], ["false"])
-        told(tmp_path, [of("storage_degraded")], ["/no/such/program"])
+        told(tmp_path, [of(StorageDegraded("full"))], ["false"])
+        told(tmp_path, [of(StorageDegraded("full"))], ["/no/such/program"])
     assert [line["event"] for line in lines] == ["the notify command failed", "the notify command can't be started"]

@@ -10,9 +10,12 @@ import structlog
 
 from scraper_supervisor.core.config.parser import parse
 from scraper_supervisor.core.events import Publish
+from scraper_supervisor.core.formats.event_payloads import EventPayload, ItemFinished, RetryAttempted
+from scraper_supervisor.core.formats.worker_payloads import WorkerCompleted, WorkerFailed
 from scraper_supervisor.daemon.telling.event_file import EventFile
 from scraper_supervisor.daemon.telling.log import LogSink, configure_logging
 from scraper_supervisor.daemon.telling.sinks import Sink, Telling, ToldEvent
+from scraper_worker.protocol import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,15 +46,16 @@ class Kept(Sink):
         return [json.loads(event.line)["data"] for event in self.events]
 
 
-def publish(telling: Telling, data: Any, event: str = "worker_exited") -> None:
-    telling.publish(Publish(event, "info", "workers", "c-1", data, "g-0", "g"))
+def publish(telling: Telling, data: EventPayload) -> None:
+    telling.publish(Publish(data, "info", "c-1", "g-0", "g"))
 
 
 def test_every_sink_gets_every_event_redacted(tmp_path: Path) -> None:
     stream = io.StringIO()
     log, kept = configure_logging("debug", "json", stream), Kept()
     telling = Telling((kept, LogSink(log), EventFile(tmp_path)), settings(TOKEN="open sesame"))
-    publish(telling, {"key": "https://u:pw@h", "lines": ["the open sesame!"], "nothing": None})
+    failure = Failure("transient", "network", "timeout", "the open sesame!")
+    publish(telling, ItemFinished("https://u:pw@h", 1, "retry", None, None, failure))
     structlog.get_logger().info("open sesame", worker="g-0")
     assert telling.settle(10.0)
     telling.close()
@@ -59,15 +63,15 @@ def test_every_sink_gets_every_event_redacted(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "events.jsonl").read_text())
     data = written["data"]
     assert data["key"].startswith("https://u:***@h#")
-    assert data["lines"] == ["the ***!"]
+    assert data["failure"]["message"] == "the ***!"
     assert kept.data() == [data]
     logged = {line["event"]: line for line in map(json.loads, stream.getvalue().splitlines())}
     assert logged["***"]["worker"] == "g-0"
-    line = logged["worker_exited"]
-    head = ["time", "level", "event", "component", "correlation_id", "worker", "key", "lines"]
+    line = logged["item_finished"]
+    head = ["time", "level", "event", "component", "correlation_id", "worker", "key", "attempt", "outcome", "failure"]
     assert list(line) == head
     assert line["time"] == written["time"]
-    assert (line["key"], line["lines"]) == (data["key"], data["lines"])
+    assert (line["key"], line["failure"]) == (data["key"], data["failure"])
 
 
 def test_what_is_shown_hides_texts_and_keeps_names() -> None:
@@ -83,18 +87,18 @@ def test_new_settings_hide_their_secrets_and_still_those_of_running_workers() ->
     text = "first secret, second secret, third secret"
     for token in ("second secret", "third secret"):
         telling.configure(settings(TOKEN=token))
-        publish(telling, text)
+        publish(telling, WorkerFailed(text))
         assert telling.handed_over(10.0)
     telling.close()
-    assert kept.data() == ["***, ***, third secret", "first secret, ***, ***"]
+    assert [data["reason"] for data in kept.data()] == ["***, ***, third secret", "first secret, ***, ***"]
 
 
 def test_a_level_that_is_not_written_is_not_made_text() -> None:
     stream = io.StringIO()
     log = configure_logging("debug", "json", stream)
     telling = Telling((LogSink(log),), settings())
-    telling.publish(Publish("item_finished", "debug", "queue", "c-1", {}))
-    telling.publish(Publish("retry_attempted", "info", "queue", "c-1", {"event": "x", "level": "y"}, None, "g"))
+    telling.publish(Publish(ItemFinished("x", 1, "done", None, None, None), "debug", "c-1"))
+    telling.publish(Publish(RetryAttempted("x", 1.0, "y"), "info", "c-1", None, "g"))
     telling.close()
     log.close()
     (line,) = map(json.loads, stream.getvalue().splitlines())
@@ -109,9 +113,9 @@ def test_a_sink_that_fails_takes_nothing_from_the_others() -> None:
     kept = Kept()
     with structlog.testing.capture_logs() as told:
         telling = Telling((Broken(), kept), settings())
-        publish(telling, {})
+        publish(telling, WorkerCompleted())
         telling.close()
-    assert [event.event for event in kept.events] == ["worker_exited"]
+    assert [event.event for event in kept.events] == ["worker_completed"]
     assert (told[0]["event"], told[0]["sink"]) == ("events were not passed on", "Broken")
 
 
@@ -127,7 +131,7 @@ def test_events_that_come_too_fast_are_counted() -> None:
         telling = Telling((Slow(),), settings())
         telling._thread._capacity = 3
         for _ in range(8):
-            publish(telling, {})
+            publish(telling, WorkerCompleted())
         going.set()
         telling.close()
     assert told[0]["events"] == 5

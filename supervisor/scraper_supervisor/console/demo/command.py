@@ -35,6 +35,7 @@ from scraper_worker.protocol import ENV_SOCKET
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from scraper_supervisor.core.formats.event_names import EventName
     from scraper_supervisor.store.event_log import EventRecord
 
 GROUP: Final = "matches"
@@ -60,7 +61,7 @@ KNOBS: Final = Knobs(
     leak=0.05,
     leak_mib=48,
 )
-TOLD: Final = frozenset(
+TOLD: Final[frozenset[EventName]] = frozenset(
     {
         "worker_started", "worker_ready", "worker_exited", "worker_backoff", "worker_failed", "worker_hung",
         "worker_completed", "threshold_breached", "cleanup_initiated", "browser_restarted", "hold_started",

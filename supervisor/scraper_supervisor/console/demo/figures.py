@@ -121,10 +121,10 @@ class Incidents(Struct):
                 self.retries += 1
             case "worker_exited" if event.severity != "info":
                 self.deaths += 1
+            case "browser_restarted" if data.get("cause") == "crash":
+                self.crashed += 1
             case "browser_restarted" if data.get("seconds") is not None:
                 self.recycles.append(data["seconds"])
-            case "browser_restarted":
-                self.crashed += 1
 
 
 def summary(outcome: DemoOutcome, incidents: Incidents, slo: dict[str, Any], duration: float) -> Table:

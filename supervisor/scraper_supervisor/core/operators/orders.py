@@ -119,7 +119,7 @@ class Orders:
                         self._lifecycle.start(worker, now)
             case "recycle":
                 for worker in team:
-                    self._recycling.request(worker, "an operator ordered it")
+                    self._recycling.request(worker)
             case _:
                 raise _Refusal(f"unknown request {event.method!r}")
         if not event.wait:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from msgspec import Struct
 
 from scraper_supervisor.core.config.units import format_duration
+from scraper_supervisor.core.formats.event_payloads import ScopeKind
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.config.settings import AbortSettings
@@ -37,7 +38,7 @@ SLICE: Final = 20  # votes that may end a suspicion, unless min_items asks for m
 SPARE: Final = 64  # votes over those that count which a scope may hold: dropping one at a time would cost more
 LUCKY_SLICE: Final = Fraction(1, 500)  # how likely a scope failing at failure_limit may look that healthy
 
-ScopeId: TypeAlias = tuple[str, str]
+ScopeId: TypeAlias = tuple[ScopeKind, str]
 ScopeState: TypeAlias = Literal["normal", "suspected", "aborted"]
 AbortAction: TypeAlias = Literal["suspected", "cleared", "aborted"]
 
@@ -49,7 +50,7 @@ class Decision(Struct, frozen=True):
 
     time: float
     action: AbortAction
-    scope: str
+    scope: ScopeKind
     key: str
     items: int
     failures: int
@@ -61,7 +62,7 @@ class Decision(Struct, frozen=True):
 class ScopeView(Struct, frozen=True):
     """A scope as it stands. A normal one shows all its votes; others the window that speaks against them."""
 
-    scope: str
+    scope: ScopeKind
     key: str
     state: ScopeState
     items: int

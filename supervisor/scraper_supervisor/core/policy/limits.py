@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from msgspec import Struct
 
 from scraper_supervisor.core.config.units import format_duration
+from scraper_supervisor.core.formats.worker_payloads import BrowserCause
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,10 +28,11 @@ HOST_PAUSE_MAX: Final = 600.0  # seconds
 
 
 class RecycleBrowser(Struct, frozen=True):
-    """Soft: no further item on this browser; when empty, it is replaced."""
+    """Soft: no further item on this browser; when empty, it is replaced. `reason` is a sentence about `cause`."""
 
     worker: str
     browser: str
+    cause: BrowserCause
     reason: str
 
 
@@ -189,15 +191,18 @@ def _browser(
     if isinstance(hard, Breach) and id_ not in watched.killed:
         watched.killed.add(id_)
         actions.append(EndBrowser(worker, id_, f"browser {id_} {_uses(hard)}"))
+    cause: BrowserCause = "browser_memory"
     if isinstance(soft, Breach):
         reason = _uses(soft)
     elif settings.browser_lifetime is not None and browser.age >= settings.browser_lifetime:
+        cause = "browser_lifetime"
         reason = f"has run for {browser.age:.0f} s, browser_lifetime is {format_duration(settings.browser_lifetime)}"
     elif settings.browser_pages is not None and browser.pages is not None and browser.pages >= settings.browser_pages:
+        cause = "browser_pages"
         reason = f"has opened {browser.pages} pages, browser_pages is {settings.browser_pages}"
     if reason and id_ not in watched.asked | watched.killed:
         watched.asked.add(id_)
-        actions.append(RecycleBrowser(worker, id_, f"browser {id_} {reason}"))
+        actions.append(RecycleBrowser(worker, id_, cause, f"browser {id_} {reason}"))
     return actions
 
 
@@ -237,7 +242,7 @@ def _cpu(watched: _Watched, sample: Sample, settings: ResourceSettings, now: flo
     watched.asked.add(subject)
     if subject is None:
         return [news, RestartWorker(sample.worker, reason)]
-    return [news, RecycleBrowser(sample.worker, subject, reason)]
+    return [news, RecycleBrowser(sample.worker, subject, "cpu_percent", reason)]
 
 
 class HostGauge:
@@ -265,7 +270,8 @@ class HostGauge:
         `browsers` are all the living ones with their workers' names, whether they are being recycled or not; `settings`
         are the machine-wide ones and `now` is monotonic seconds.
         """
-        limit, what = settings.host_memory_percent, "host_memory_percent"
+        what: Final = "host_memory_percent"
+        limit = settings.host_memory_percent
         living = {(worker, browser.id): browser for worker, browser in browsers}
         if self._asked is not None and self._asked not in living:
             self._asked, self._not_before = None, now + self._pause
@@ -291,7 +297,7 @@ class HostGauge:
                 f"{memory_percent:.0f}% of the host's memory is in use, {what} is {limit:g}; "
                 f"browser {id_} of {name} is the largest with {_size(memory)}"
             )
-            actions.append(RecycleBrowser(name, id_, reason))
+            actions.append(RecycleBrowser(name, id_, what, reason))
         return actions
 
 

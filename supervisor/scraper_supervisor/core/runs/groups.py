@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from scraper_supervisor.core.config.reload_plan import plan
 from scraper_supervisor.core.facts import RunOpened, StatesOwed
 from scraper_supervisor.core.fleet_state import Group, Mode, Worker
+from scraper_supervisor.core.formats.event_payloads import ConfigReloaded
 from scraper_supervisor.core.ops.run_ops import CompleteRun, LoadIntents, OpenRun, SetIntent, SetRunState
 from scraper_supervisor.core.policy import restart
 from scraper_supervisor.core.queue.queue import Queue
@@ -342,7 +343,7 @@ class Groups:
         for name in changes.added if self._begun else ():  # else they are made when the ledger first answers
             if name not in state.groups:
                 self.create(settings.groups[name], "next" if state.once else "continue")
-        state.publish("config_reloaded", "info", "config", summary=changes.summary)
+        state.publish(ConfigReloaded(changes.summary))
 
     def _reconfigure(self, group: Group, settings: GroupSettings, *, roll: bool, now: float) -> None:
         """New settings take effect in place; a new count hires or drains the highest; `roll` restarts one by one."""

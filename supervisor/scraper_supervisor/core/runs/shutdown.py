@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scraper_supervisor.core.events import Leave
+from scraper_supervisor.core.formats.event_payloads import AbortEvaluated, AbortExecuted, AbortTriggered
 from scraper_supervisor.core.states.group import ENDED, GroupState
 from scraper_supervisor.core.states.supervisor import SupervisorTrigger
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from scraper_supervisor.core.events import Terminated
     from scraper_supervisor.core.fleet_state import FleetState
+    from scraper_supervisor.core.formats.event_names import Severity
     from scraper_supervisor.core.policy.abort import Decision
     from scraper_supervisor.core.runs.groups import Groups
     from scraper_supervisor.core.workers.lifecycle import Lifecycle
@@ -30,25 +32,23 @@ class Shutdown:
         """The abort policy decided something: it is told, and an abort executed."""
         state = self._state
         for decision in decisions:
+            about = decision.key if decision.scope == "group" else None
+            counted = (decision.items, decision.failures, decision.rate, decision.limit)
+            told = (decision.scope, decision.key, about, *counted, decision.reason, None)
             if decision.action != "aborted":
-                state.publish(
-                    "abort_evaluated",
-                    "warning" if decision.action == "suspected" else "info",
-                    "abort",
-                    group=decision.key if decision.scope == "group" else None,
-                    decision=decision,
-                )
+                severity: Severity = "warning" if decision.action == "suspected" else "info"
+                state.publish(AbortEvaluated(*told, decision.action), severity, group=about)
                 continue
             incident = state.outbox.incident_id()
-            names = list(state.groups) if decision.scope == "global" else [decision.key]
-            state.publish("abort_triggered", "critical", "abort", incident=incident, decision=decision)
+            names = tuple(state.groups) if decision.scope == "global" else (decision.key,)
+            state.publish(AbortTriggered(*told), incident=incident, group=about)
             for name in names:
                 group = state.groups.get(name)
                 if group is not None:
                     self._groups.abort(group, f"aborted: {decision.reason}", now)
             if decision.scope == "global":
                 state.go(SupervisorTrigger.ABORT)
-            state.publish("abort_executed", "critical", "abort", incident=incident, decision=decision, groups=names)
+            state.publish(AbortExecuted(*told, names), incident=incident, group=about)
 
     def terminate(self, event: Terminated, now: float) -> None:
         """Drain everything, or end it at once."""

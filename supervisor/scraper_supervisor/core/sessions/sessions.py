@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, assert_never
 
 from scraper_supervisor.core.fleet_state import Browser, Worker
+from scraper_supervisor.core.formats.event_payloads import FailurePatternDetected
 from scraper_supervisor.core.queue.item_calls import Caller
 from scraper_supervisor.core.states.group import ENDED
 from scraper_supervisor.core.states.worker_life import Phase
@@ -97,14 +98,7 @@ class Sessions:
                 group.queue.release(caller, release)
             case FailureReport() as report:
                 worker.last_failure = report.failure
-                self._state.publish(
-                    "failure_pattern_detected",
-                    "warning",
-                    "desk",
-                    worker=worker,
-                    failure=report.failure,
-                    target=report.target,
-                )
+                self._state.publish(FailurePatternDetected(report.failure, report.target), worker=worker)
                 self._state.outbox.reply(event.conn, event.call, Nothing())
             case CheckpointSave() as save:
                 self._checkpoints.save(event, worker, save)

@@ -12,6 +12,15 @@ from zlib import crc32
 from scraper_supervisor.core.events import HangUp, Unwatch, Watch
 from scraper_supervisor.core.facts import ProcessEnded, ProcessKnown
 from scraper_supervisor.core.fleet_state import Group, Incarnation, Worker
+from scraper_supervisor.core.formats.worker_payloads import (
+    CleanupInitiated,
+    WorkerBackoff,
+    WorkerCompleted,
+    WorkerExited,
+    WorkerFailed,
+    WorkerReady,
+    WorkerStarted,
+)
 from scraper_supervisor.core.policy import restart
 from scraper_supervisor.core.policy.limits import lowest_memory_limits
 from scraper_supervisor.core.states.group import GroupState
@@ -78,14 +87,7 @@ class Lifecycle:
         worker.current.heard = now
         self._state.outbox.commands += worker.life.spawned(event.pid, event.token, group.settings, now)
         self.watch(worker)
-        self._state.publish(
-            "worker_started",
-            "info",
-            "workers",
-            worker=worker,
-            pid=event.pid,
-            incarnation=event.incarnation,
-        )
+        self._state.publish(WorkerStarted(event.pid, event.incarnation), worker=worker)
         if self._state.at_once:
             self.kill(worker, "the supervisor ends at once", "stopped", now)
         self.note(worker, now)
@@ -103,9 +105,7 @@ class Lifecycle:
             self._down(worker, "wait", now, Clock("fixed", now, DISK_PAUSE))
             if not told:
                 reason = f"could not be started ({event.message}); it is tried again until the disk allows it"
-                self._state.publish(
-                    "worker_backoff", "warning", "workers", worker=worker, delay=DISK_PAUSE, reason=reason
-                )
+                self._state.publish(WorkerBackoff(DISK_PAUSE, reason), worker=worker)
             return
         self._detected(worker, "death", now)
         if worker.life.after == "stop":
@@ -122,7 +122,7 @@ class Lifecycle:
         worker.current.conn, worker.current.away_since, worker.current.heard = conn, None, now
         self._state.conns[conn] = (worker.name, worker.life.incarnation)
         if worker.life.hello():
-            self._state.publish("worker_ready", "info", "workers", worker=worker, incarnation=worker.life.incarnation)
+            self._state.publish(WorkerReady(worker.life.incarnation), worker=worker)
         self.note(worker, now)
 
     def watch(self, worker: Worker) -> None:
@@ -211,19 +211,8 @@ class Lifecycle:
             self._checkpoints.save_again(worker)
             queue.give_back_all(worker.name)
         self._state.outbox.facts.append(ProcessEnded(worker.name, group.name, died, charged))
-        self._state.publish(
-            "worker_exited",
-            "warning" if died else "info",
-            "workers",
-            worker=worker,
-            incarnation=event.incarnation,
-            code=event.code,
-            signal=event.signal,
-            ordered=ordered,
-            died=died,
-            charged=charged,
-            reason=life.reason,
-        )
+        exited = WorkerExited(event.incarnation, event.code, event.signal, ordered, life.reason, charged, died=died)
+        self._state.publish(exited, "warning" if died else "info", worker=worker)
         if died:
             self._judge(worker, how, charged, now)
         elif ordered:
@@ -232,21 +221,14 @@ class Lifecycle:
             self._judge(worker, how, None, now)
         else:
             self._down(worker, "done", now)
-            self._state.publish("worker_completed", "info", "workers", worker=worker)
+            self._state.publish(WorkerCompleted(), worker=worker)
 
     def tree_ended(self, event: TreeEnded) -> None:
         """Nothing is left of an incarnation."""
         self._state.trees.discard((event.worker, event.incarnation))
         if event.killed:
-            self._state.publish(
-                "cleanup_initiated",
-                "warning",
-                "workers",
-                worker=self._state.workers.get(event.worker),
-                incarnation=event.incarnation,
-                killed=event.killed,
-                cleaned=event.worker,
-            )
+            cleanup = CleanupInitiated(killed=event.killed, incarnation=event.incarnation, cleaned=event.worker)
+            self._state.publish(cleanup, "warning", worker=self._state.workers.get(event.worker))
 
     def _blame(self, worker: Worker, was: Incarnation, how: str, now: float) -> str | None:
         """It died by itself: what was in its hands goes back; the key of the item that is charged, if one is."""
@@ -281,21 +263,19 @@ class Lifecycle:
         if group.settings.restart == "never":
             self._down(worker, "fail", now)
             reason = f'{cause}; restart = "never"'
-            self._state.publish("worker_failed", "error", "workers", worker=worker, reason=reason)
+            self._state.publish(WorkerFailed(reason), worker=worker)
             return
         worker.history, verdict = restart.on_exit(
             worker.history, group.settings.restart_policy, now, blamed=blamed, unit=self._unit(worker), cause=cause
         )
         if verdict.action == "fail":
             self._down(worker, "fail", now)
-            self._state.publish("worker_failed", "error", "workers", worker=worker, reason=verdict.reason)
+            self._state.publish(WorkerFailed(verdict.reason), worker=worker)
             return
         worker.restarts += 1
         self._down(worker, "wait", now, Clock("start", now, verdict.delay))
         if verdict.delay > 0:
-            self._state.publish(
-                "worker_backoff", "warning", "workers", worker=worker, delay=verdict.delay, reason=verdict.reason
-            )
+            self._state.publish(WorkerBackoff(verdict.delay, verdict.reason), worker=worker)
         else:
             self.start(worker, now)
 
@@ -322,7 +302,7 @@ class Lifecycle:
 
     def fail(self, worker: Worker, reason: str, now: float) -> None:
         """Give the worker up until an operator starts it: its process, if any, is ended."""
-        self._state.publish("worker_failed", "critical", "workers", worker=worker, reason=reason)
+        self._state.publish(WorkerFailed(reason), "critical", worker=worker)
         worker.last_failure = Failure("permanent", "system", "worker-failed", reason)
         if worker.life.alive:
             worker.current.given_up = True

@@ -6,12 +6,18 @@ Soft limits: the worker is handed no further item; when its hands are empty it i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Literal, assert_never
 
 from msgspec.structs import replace
 
 from scraper_supervisor.core.events import KillBrowser
-from scraper_supervisor.core.fleet_state import Recycle, Worker
+from scraper_supervisor.core.fleet_state import LostBrowser, Recycle, Worker
+from scraper_supervisor.core.formats.worker_payloads import (
+    BrowserRestarted,
+    CleanupInitiated,
+    ThresholdBreached,
+    ThresholdRecovered,
+)
 from scraper_supervisor.core.policy.limits import (
     Breach,
     EndBrowser,
@@ -30,6 +36,7 @@ from scraper_worker.protocol import BrowserRecycle
 if TYPE_CHECKING:
     from scraper_supervisor.core.events import Replied, Sampled
     from scraper_supervisor.core.fleet_state import FleetState
+    from scraper_supervisor.core.formats.worker_payloads import BrowserCause
     from scraper_supervisor.core.measurements import Sample
     from scraper_supervisor.core.policy.limits import LimitAction
     from scraper_supervisor.core.workers.lifecycle import Lifecycle
@@ -87,7 +94,7 @@ class Recycling:
                     self._slots.want(action)
                 case EndBrowser(browser=browser, reason=reason):
                     if worker is not None:
-                        self._kill(worker, browser, reason, now)
+                        self._kill(worker, browser, "browser_memory_max", reason, now)
                 case RestartWorker(reason=reason):
                     if worker is not None and worker.current.limit is None:
                         worker.current.limit = reason
@@ -99,23 +106,19 @@ class Recycling:
                     assert_never(never)
 
     def _tell_limit(self, action: Breach | Recovered, worker: Worker | None) -> None:
-        self._state.publish(
-            "threshold_breached" if isinstance(action, Breach) else "threshold_recovered",
-            "warning" if isinstance(action, Breach) else "info",
-            "resources",
-            worker=worker,
-            what=action.what,
-            limit=action.limit,
-            value=action.value,
-            browser=action.browser,
-        )
+        if isinstance(action, Breach):
+            breached = ThresholdBreached(action.what, action.limit, action.value, action.browser)
+            self._state.publish(breached, worker=worker)
+        else:
+            recovered = ThresholdRecovered(action.what, action.limit, action.value, action.browser)
+            self._state.publish(recovered, worker=worker)
 
     # ---- wished and carried out
 
-    def request(self, worker: Worker, reason: str) -> None:
-        """Have all browsers of the worker replaced at the next item boundary."""
+    def request(self, worker: Worker) -> None:
+        """An operator wants all browsers of the worker replaced at the next item boundary."""
         for browser in worker.current.browsers:
-            self._slots.want(RecycleBrowser(worker.name, browser, reason))
+            self._slots.want(RecycleBrowser(worker.name, browser, "operator", "an operator ordered it"))
 
     def step(self, now: float) -> None:
         """Begin the recycles whose turn it is, tell workers whose hands are empty, kill what is overdue."""
@@ -136,17 +139,11 @@ class Recycling:
             if worker is None or worker.current.recycle is not None or wanted.browser not in worker.current.browsers:
                 self._slots.release(wanted.worker, wanted.browser)
             else:
-                worker.current.recycle = Recycle(wanted.browser, wanted.reason, state.outbox.incident_id())
+                incident = state.outbox.incident_id()
+                worker.current.recycle = Recycle(wanted.browser, wanted.reason, wanted.cause, incident)
                 self._pending[worker.name] = None
-                state.publish(
-                    "cleanup_initiated",
-                    "info",
-                    "resources",
-                    worker=worker,
-                    incident=worker.current.recycle.incident,
-                    browser=wanted.browser,
-                    reason=wanted.reason,
-                )
+                cleanup = CleanupInitiated(wanted.browser, wanted.reason)
+                state.publish(cleanup, "info", worker=worker, incident=incident)
 
     def _advance(self, worker: Worker, now: float) -> None:
         current = worker.current
@@ -176,22 +173,24 @@ class Recycling:
 
     def _overdue(self, worker: Worker, recycle: Recycle, now: float) -> None:
         if recycle.killed:  # it was killed, and nothing was heard of a new one
-            self._over(worker, now, outcome="killed")
+            self._over(worker, now)
             return
         limits = self._state.groups[worker.group].settings.resources
         recycle.killed, recycle.since = True, now
         reason = f"{recycle.reason}; it was not replaced within recycle_deadline of {limits.recycle_deadline:g} s"
-        self._kill(worker, recycle.browser, reason, now)
+        self._kill(worker, recycle.browser, recycle.cause, reason, now)
 
-    def _kill(self, worker: Worker, name: str, reason: str, now: float) -> None:
+    def _kill(self, worker: Worker, name: str, cause: BrowserCause, reason: str, now: float) -> None:
         browser = worker.current.browsers.get(name)
         if browser is None:
             return
         self._lifecycle.lost_browser(worker, now)
         self._state.outbox.commands.append(KillBrowser(worker.name, worker.life.incarnation, browser.pid))
-        self._state.publish(
-            "cleanup_initiated", "warning", "resources", worker=worker, browser=name, reason=reason, killed=True
-        )
+        worker.current.killed_browsers[name] = LostBrowser(name, cause, killed=True, since=now)
+        recycle = worker.current.recycle
+        if recycle is not None and recycle.browser == name:
+            recycle.cause, recycle.how = cause, "killed"
+        self._state.publish(CleanupInitiated(name, reason, killed=1), "warning", worker=worker)
 
     def replied(self, event: Replied, now: float) -> None:
         """The worker answered browser.recycle."""
@@ -200,28 +199,24 @@ class Recycling:
         if worker is None or worker.current.recycle is None or worker.current.recycle.call != event.call:
             return
         if event.error is None:
-            self._over(worker, now, outcome="recycled")
+            self._over(worker, now)
         else:
             self._overdue(worker, worker.current.recycle, now)
 
-    def _over(self, worker: Worker, now: float, *, outcome: str) -> None:
+    def _over(self, worker: Worker, now: float) -> None:
         recycle = worker.current.recycle
         if recycle is None:
             return
         worker.current.recycle = None
         worker.recycles += 1
         self._slots.release(worker.name, recycle.browser)
-        self._state.publish(
-            "browser_restarted",
-            "info",
-            "resources",
-            worker=worker,
-            incident=recycle.incident,
-            browser=recycle.browser,
-            reason=recycle.reason,
-            outcome=outcome,
+        restarted = BrowserRestarted(
+            recycle.browser,
+            recycle.cause,
+            recycle.how,
             seconds=now - recycle.asked if recycle.asked is not None else None,
         )
+        self._state.publish(restarted, worker=worker, incident=recycle.incident)
 
     # ---- what workers report
 
@@ -232,26 +227,23 @@ class Recycling:
             and worker.current.recycle.killed
             and worker.current.recycle.browser != browser
         ):
-            self._over(worker, now, outcome="killed")
+            self._over(worker, now)
         elif worker.current.recycle is None and worker.current.lost_browser is not None:
             # By now the item may have been claimed again, which ends the incident; its correlation id is kept.
             worker.recycles += 1
-            self._state.publish(
-                "browser_restarted",
-                "info",
-                "resources",
-                worker=worker,
-                incident=worker.current.lost_browser,
-                browser=browser,
-                reason="crash",
-            )
+            lost = worker.current.lost_browser
+            how: Literal["killed"] | None = "killed" if lost.killed else None
+            restarted = BrowserRestarted(lost.browser, lost.cause, how, seconds=now - lost.since)
+            self._state.publish(restarted, worker=worker, incident=lost.incident)
         worker.current.lost_browser = None
 
     def stopped(self, worker: Worker, browser: str, reason: str, now: float) -> None:
         """A browser is gone."""
         if reason == "crash":
             self._lifecycle.lost_browser(worker, now)
-            worker.current.lost_browser = worker.incident
+            killed = worker.current.killed_browsers.pop(browser, None)
+            lost = killed or LostBrowser(browser, "crash", killed=False, since=now)
+            worker.current.lost_browser = replace(lost, incident=worker.incident)
         if worker.current.recycle is not None and worker.current.recycle.browser == browser and reason == "close":
             self._slots.release(worker.name, browser)
             worker.current.recycle = None

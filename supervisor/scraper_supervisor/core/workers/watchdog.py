@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from scraper_supervisor.core.fleet_state import Cancelling
+from scraper_supervisor.core.formats.worker_payloads import WorkerHung
 from scraper_supervisor.core.states.worker_life import Phase
 from scraper_worker.protocol import ItemCancel
 
@@ -120,7 +121,7 @@ class Watchdog:
             return
         hung = self._hung(worker, group, now)
         if hung is not None:
-            self._state.publish("worker_hung", "warning", "workers", worker=worker, reason=hung[1])
+            self._state.publish(WorkerHung(hung[1]), worker=worker)
             self._lifecycle.kill(worker, hung[1], hung[0], now)
 
     def _worker_deadline(self, worker: Worker) -> float | None:
@@ -144,7 +145,7 @@ class Watchdog:
                 self._lifecycle.start(worker, now)
             case Phase.STARTING:
                 reason = f"no hello within start_timeout of {group.settings.start_timeout:g} s"
-                self._state.publish("worker_hung", "warning", "workers", worker=worker, reason=reason)
+                self._state.publish(WorkerHung(reason), worker=worker)
                 self._lifecycle.kill(worker, reason, "start-timeout", now)
             case Phase.DRAINING | Phase.RUNNING:  # running: it said goodbye and stays
                 self._state.outbox.commands += life.terminate(now)

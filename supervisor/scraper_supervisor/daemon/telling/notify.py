@@ -15,14 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from scraper_supervisor.core.config.settings import Settings
+    from scraper_supervisor.core.formats.event_names import EventName
     from scraper_supervisor.daemon.processes.processes import Processes
     from scraper_supervisor.daemon.telling.redact import Redactor
     from scraper_supervisor.daemon.telling.sinks import ToldEvent
 
 NOTIFY_WITHIN: Final = 30.0  # seconds that the command has
 IN_ORDER_WITHIN: Final = 1.0  # seconds that a command waits for the end of the one before
-_BEGINS: Final = frozenset({"abort_executed", "worker_failed", "storage_degraded"})
-_ENDS: Final = frozenset({"hold_ended", "worker_started", "worker_ready", "worker_completed", "storage_recovered"})
+_BEGINS: Final[frozenset[EventName]] = frozenset({"abort_executed", "worker_failed", "storage_degraded"})
+_ENDS: Final[frozenset[EventName]] = frozenset(
+    {"hold_ended", "worker_started", "worker_ready", "worker_completed", "storage_recovered"}
+)
 _log = structlog.get_logger()
 
 

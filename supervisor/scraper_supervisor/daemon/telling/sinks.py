@@ -9,7 +9,7 @@ import msgspec
 import structlog
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from scraper_supervisor.core.formats.event_names import Severity
+from scraper_supervisor.core.formats.event_names import EventName, Severity
 from scraper_supervisor.core.formats.timestamps import timestamp
 from scraper_supervisor.daemon.telling.batch_thread import BatchThread
 from scraper_supervisor.daemon.telling.redact import Redactor, secrets_of
@@ -27,7 +27,7 @@ _log = structlog.get_logger()
 class ToldEvent(Struct, frozen=True):
     """A redacted event; `line` is its line in the event log: one JSON object and a newline."""
 
-    event: str
+    event: EventName
     severity: Severity
     worker: str | None
     group: str | None
