@@ -172,11 +172,13 @@ def test_what_workers_start_with_is_changed_by_a_rolling_restart(daemon, how):
         change = {"env": {**daemon.config["workers"]["g"]["env"], "MORE": "2"}}
     else:
         change = {"entrypoint": "scrapers:remember"}
-    before = daemon.pids()
     incarnation = max(worker["incarnation"] for worker in daemon.status()["workers"]) + 1
+    wait_ready(daemon, incarnation - 1)
+    before = daemon.pids()
     seen = len(daemon.events())
     hup(daemon, "config_reloaded", changed(daemon, **change))
     wait_rolled(daemon, incarnation)
+    wait_ready(daemon, incarnation)
     after = daemon.pids()
     assert after["other-0"] == before["other-0"]
     assert not {after[f"g-{index}"] for index in range(3)} & set(before.values())
@@ -188,6 +190,15 @@ def test_what_workers_start_with_is_changed_by_a_rolling_restart(daemon, how):
     if how != "entrypoint":
         environ = Path(f"/proc/{after['g-1']}/environ").read_bytes().split(b"\0")
         assert b"MORE=2" in environ
+
+
+def wait_ready(daemon, incarnation):
+    """Until the event log tells that all of g are ready as this incarnation; it follows the status."""
+
+    def ready():
+        return {event["worker"] for event in daemon.events("worker_ready", group="g", incarnation=incarnation)}
+
+    daemon.wait(lambda: len(ready()) == 3, f"all of g are told to be ready as incarnation {incarnation}")
 
 
 def wait_rolled(daemon, incarnation):
