@@ -117,6 +117,12 @@ def document() -> dict[str, Any]:
             "restarts": 1, "started_at": "2026-05-01T12:00:00.000Z", "memory": {"rss": 90 * 2**20, "pss": 60 * 2**20},
             "cpu_percent": 12.5, "processes": 9,
             "browsers": [{"id": "b1", "pid": 4712, "memory": 300 * 2**20, "age_seconds": 75.0, "pages": 40}],
+            "doing": [
+                {
+                    "key": "match-1017", "claim": 12, "target": None, "seconds": 41.0, "attempt": 2,
+                    "message": "reading the line-ups", "done": 3, "total": 11,
+                },
+            ],
             "idle_reason": None, "recycles": 3, "items": {"done": 50, "failed": 1, "in_flight": 2},
             "checkpoint": {"generation": 7, "saved_at": "2026-05-01T12:00:00.000Z"}, "last_failure": None,
         }  # fmt: skip

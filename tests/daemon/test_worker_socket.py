@@ -6,9 +6,17 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
-from scraper_supervisor.core.events import Disconnected, Event, Said
+from scraper_supervisor.core.events import Disconnected, Event, Heard, Said
 from scraper_supervisor.daemon.worker_socket import WorkerSocket
-from scraper_worker.protocol import MAX_LINE_BEFORE_HELLO, TOO_LARGE
+from scraper_worker.protocol import (
+    BAD_PARAMS,
+    INVALID_REQUEST,
+    MAX_LINE_BEFORE_HELLO,
+    METHOD_NOT_FOUND,
+    NOT_INTRODUCED,
+    PARSE_ERROR,
+    TOO_LARGE,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,4 +76,42 @@ async def test_before_hello_the_limit_stays_small(tmp_path: Path) -> None:
     peer.hub.limit_lines(400_000)
     peer.call("hello", size=MAX_LINE_BEFORE_HELLO + 1)
     assert json.loads(await peer.reader.readline())["error"]["code"] == TOO_LARGE
+    await peer.close()
+
+
+async def test_what_says_nothing_is_answered_and_told_as_a_sign_of_life(tmp_path: Path) -> None:
+    peer = Peer(tmp_path / "worker.sock", 4_000_000)
+    await peer.connect()
+    peer.writer.write(b"nonsense\n")
+    assert json.loads(await peer.reader.readline())["error"]["code"] == PARSE_ERROR
+    assert peer.heard.empty(), "nobody knows yet whose sign of life it is"
+    conn = await peer.welcome()
+    for line, code in (
+        (b"nonsense", PARSE_ERROR),
+        (b"[" * 1_100 + b"]" * 1_100, PARSE_ERROR),
+        (b'{"jsonrpc":"2.0","id":2,"method":"item.done","params":{"key":%s}}' % (b"[" * 900 + b"]" * 900), PARSE_ERROR),
+        (b"\xff\xfe", PARSE_ERROR),
+        (b"[]", INVALID_REQUEST),
+        (b'{"jsonrpc":"2.0","id":2,"method":"no.such"}', METHOD_NOT_FOUND),
+        (b'{"jsonrpc":"2.0","id":2,"method":"goodbye"}', BAD_PARAMS),
+    ):
+        peer.writer.write(line + b"\n")
+        answer = json.loads(await peer.reader.readline())
+        assert answer["error"]["code"] == code, line[:40]
+        assert await peer.heard.get() == Heard(conn)
+    for line in (b'{"jsonrpc":"2.0","method":"no.such"}', b'{"jsonrpc":"2.0","id":"odd","result":1}'):
+        peer.writer.write(line + b"\n")
+        assert await peer.heard.get() == Heard(conn)
+    await peer.close()
+
+
+async def test_after_goodbye_every_request_is_told_so(tmp_path: Path) -> None:
+    peer = Peer(tmp_path / "worker.sock", 200_000)
+    await peer.connect()
+    await peer.welcome()
+    peer.call("goodbye", reason="complete")
+    assert isinstance(await peer.heard.get(), Said)
+    for method in ("item.next", "no.such", "hello", "goodbye"):
+        peer.call(method)
+        assert json.loads(await peer.reader.readline())["error"]["code"] == NOT_INTRODUCED
     await peer.close()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from itertools import accumulate
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -17,6 +18,7 @@ MAX_LINE: Final = 16 * 1024 * 1024  # bytes; larger where max_state asks for it
 MAX_LINE_BEFORE_HELLO: Final = 64 * 1024  # bytes
 MAX_OPEN_CALLS: Final = 256
 MAX_KEY: Final = 4096  # bytes of UTF-8
+MAX_DEPTH: Final = 512  # arrays and objects of a line inside one another, the message itself included
 SUPERVISOR_LOST_AFTER: Final = 300.0  # seconds without a supervisor, after which a worker ends itself
 
 ENV_SOCKET: Final = "SCRAPER_WORKER_SOCKET"
@@ -131,6 +133,16 @@ class ItemRelease(Struct, frozen=True, omit_defaults=True):
     reason: str = ""
 
 
+class ItemProgress(Struct, frozen=True, omit_defaults=True):
+    """A sign of life of one item, and how far it is, in whatever unit; people are shown it."""
+
+    key: str
+    claim: int | None = None
+    message: str | None = None
+    done: int | float | None = None
+    total: int | float | None = None
+
+
 class FailureReport(Struct, frozen=True, omit_defaults=True):
     """A failure outside any item."""
 
@@ -182,6 +194,7 @@ FromWorker: TypeAlias = (
     | ItemDone
     | ItemFailed
     | ItemRelease
+    | ItemProgress
     | FailureReport
     | CheckpointSave
     | CheckpointLoad
@@ -198,6 +211,7 @@ WORKER_METHODS: Final[dict[str, type[FromWorker]]] = {
     "item.done": ItemDone,
     "item.failed": ItemFailed,
     "item.release": ItemRelease,
+    "item.progress": ItemProgress,
     "failure.report": FailureReport,
     "checkpoint.save": CheckpointSave,
     "checkpoint.load": CheckpointLoad,
@@ -234,8 +248,18 @@ class Held(Struct, frozen=True):
     attempt: int
 
 
+class Evidence(Struct, frozen=True):
+    """Where a worker puts the files that a failure may name, and whether it shall trace an item's last attempt."""
+
+    dir: str
+    trace: bool
+
+
 class Welcome(Struct, frozen=True):
-    """The answer to `hello`."""
+    """The answer to `hello`.
+
+    `offered` says that a worker of this run has offered its source to the end. Without `evidence`, none is kept.
+    """
 
     protocol: int
     worker: str
@@ -248,6 +272,8 @@ class Welcome(Struct, frozen=True):
     checkpoint: CheckpointState | None
     items: ItemCounts
     in_flight: list[Held]
+    offered: bool = False
+    evidence: Evidence | None = None
 
 
 class Offered(Struct, frozen=True):
@@ -258,13 +284,14 @@ class Offered(Struct, frozen=True):
 
 
 class Granted(Struct, frozen=True):
-    """The answer to `item.next` when there is an item."""
+    """The answer to `item.next` when there is an item. `last` says that a charged failure now would be final."""
 
     key: str
     claim: int
     target: str | None
     data: Raw
     attempt: int
+    last: bool = False
 
 
 class End(Struct, frozen=True):
@@ -397,6 +424,8 @@ _EMPTY = Raw(b"{}")
 
 def decode_line(line: bytes | bytearray) -> Request | Response | Malformed:
     """One line, without or with its newline, to a message. Never raises."""
+    if len(line) > 2 * MAX_DEPTH and nested_too_deep(line):  # a shorter one that is JSON can't be
+        return Malformed(RpcError(PARSE_ERROR, f"nested deeper than {MAX_DEPTH}"))
     try:
         if not line.isascii():
             line.decode()  # msgspec checks the syntax of what it skips, but not that it is UTF-8
@@ -405,7 +434,7 @@ def decode_line(line: bytes | bytearray) -> Request | Response | Malformed:
                 save = _large_decoder.decode(line)
                 return Request(save.method, save.params, save.id)
         envelope = _decoder.decode(line)
-    except (UnicodeDecodeError, msgspec.DecodeError) as error:
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
         return Malformed(_explain(line, error))
     if isinstance(envelope.method, str):
         params = envelope.params if isinstance(envelope.params, Raw) else _EMPTY
@@ -422,12 +451,44 @@ def _explain(line: bytes | bytearray, error: Exception) -> RpcError:
     if isinstance(error, msgspec.ValidationError):
         try:
             value = msgspec.json.decode(line)
-        except msgspec.DecodeError as syntax:
+        except (msgspec.DecodeError, RecursionError) as syntax:
             return RpcError(PARSE_ERROR, f"not JSON: {syntax}")
         if isinstance(value, list):
             return RpcError(INVALID_REQUEST, "batches are not supported: send one request a line")
         return RpcError(INVALID_REQUEST, f"not a JSON-RPC 2.0 request: {error}")
     return RpcError(PARSE_ERROR, f"not UTF-8 JSON: {error}")
+
+
+_OPENING: Final = ord("[")
+_BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
+_ALL_ELSE: Final = bytes(set(range(256)) - set(b'[]{}"'))
+_STRING: Final = re.compile(rb'"[^"]*+"')
+_PORTION: Final = 128  # brackets
+
+
+def nested_too_deep(line: bytes | bytearray) -> bool:
+    """True if a line, where it is JSON at all, holds arrays and objects more than MAX_DEPTH inside one another.
+
+    Decoders recurse, and what one of them takes another may not, so a bound of our own keeps out what nobody could
+    read back. It is found without a step of the interpreter for each byte: of megabytes, that would hold up everybody.
+    """
+    if line.count(b"[") + line.count(b"{") <= MAX_DEPTH:
+        return False
+    if b"\\" in line:
+        line = line.replace(b"\\\\", b"").replace(b'\\"', b"")
+    brackets = line.translate(_BRACKETS, _ALL_ELSE).replace(b'""', b"")
+    if b'"' in brackets:  # strings that hold brackets
+        brackets = _STRING.sub(b"", brackets)
+    depth = 0
+    for start in range(0, len(brackets), _PORTION):
+        portion = brackets[start : start + _PORTION]
+        opening = portion.count(b"[")
+        if depth + opening > MAX_DEPTH:  # perhaps
+            steps = (1 if bracket == _OPENING else -1 for bracket in portion)
+            if depth + max(accumulate(steps)) > MAX_DEPTH:
+                return True
+        depth += 2 * opening - len(portion)
+    return False
 
 
 class BadParams(ValueError):
@@ -461,7 +522,20 @@ def decode_params(kind: type[Any], params: Raw | CheckpointSave) -> Any:
         at = _AT.search(text)
         missing = _MISSING.search(text)
         path = ".".join(part for part in (at and at.group(1), missing and missing.group(1)) if part)
-        raise BadParams(path, _AT.sub("", text)) from None
+        message = _AT.sub("", text)
+        choices = _choices(kind, path)
+        if not choices:
+            raise BadParams(path, message) from None
+        raise BadParams(path, f"{message}: expected one of {', '.join(choices)}", expected=choices) from None
+    except RecursionError:
+        raise BadParams("", f"nested deeper than {MAX_DEPTH}") from None
+
+
+def _choices(kind: type[Any], path: str) -> tuple[str, ...]:
+    """The right values of a field that takes only some, as in `failure.kind`; none if it takes any."""
+    for name in path.split("."):
+        kind = get_type_hints(kind).get(name, object)
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")

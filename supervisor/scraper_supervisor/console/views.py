@@ -300,7 +300,23 @@ def worker_view(worker: Document) -> Group:
                 ],
             ),
         ]
+    if worker["doing"]:
+        columns = [("ITEM", False), ("FOR", True), ("ATTEMPT", True), ("DONE", True), ("", False)]
+        parts += [Text(), grid(columns, [_in_hand(one) for one in worker["doing"]])]
     return Group(*parts)
+
+
+def _in_hand(one: Document) -> tuple[RenderableType, ...]:
+    done = UNKNOWN if one["done"] is None else str(one["done"])
+    if one["total"] is not None:
+        done += f" of {one['total']}"
+    return (
+        Text(clean(one["key"])),
+        seconds(one["seconds"]),
+        str(one["attempt"]),
+        done,
+        Text(clean(one["message"] or "")),
+    )
 
 
 def scope_name(scope: Document) -> str:

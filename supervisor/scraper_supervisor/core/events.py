@@ -28,6 +28,12 @@ class Said(Struct, frozen=True):
     ancestry: tuple[int, ...] = ()
 
 
+class Heard(Struct, frozen=True):
+    """A worker's connection sent a line that said nothing to us: no JSON, no method that there is, no good params."""
+
+    conn: int
+
+
 class Replied(Struct, frozen=True):
     """A worker answered our own request `call`; `error` is None if it went well."""
 
@@ -170,6 +176,7 @@ class Terminated(Struct, frozen=True):
 
 Event: TypeAlias = (
     Said
+    | Heard
     | Replied
     | Disconnected
     | Spawned

@@ -18,6 +18,7 @@ from scraper_supervisor.core.events import (
     Due,
     Event,
     Exited,
+    Heard,
     ItemsChanged,
     LeasesLost,
     News,
@@ -154,7 +155,10 @@ class Fleet:
                 self._learn(news, now)
             case Due():
                 self._due(now)
+            case Heard(conn=conn):
+                self.sessions.heard(conn, now)
             case Replied():
+                self.sessions.heard(event.conn, now)
                 self.recycling.replied(event, now)
             case Disconnected(conn=conn):
                 self.sessions.disconnected(conn, now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Struct
@@ -16,6 +16,11 @@ from scraper_supervisor.core.workers.readiness import idle_reason, why_closed
 if TYPE_CHECKING:
     from scraper_supervisor.core.fleet import Fleet
     from scraper_supervisor.core.fleet_state import Group, Worker
+    from scraper_supervisor.core.queue.queue import InHand
+
+
+MOST_IN_HAND: Final = 5  # items of a worker that are told of
+LONGEST_TEXT: Final = 200  # characters of what a worker says of an item
 
 
 class Daemon(Struct, frozen=True):
@@ -156,6 +161,7 @@ def _worker(fleet: Fleet, worker: Worker, group: Group, daemon: Daemon) -> dict[
             }
             for browser in worker.current.browsers.values()
         ],
+        "doing": [_in_hand(one) for one in group.queue.in_hand(worker.name, daemon.now)[:MOST_IN_HAND]],
         "idle_reason": idle_reason(fleet.state, worker, daemon.now, daemon.wall),
         "recycles": worker.recycles,
         "items": {"done": worker.done, "failed": worker.failed, "in_flight": group.queue.held_by(worker.name)},
@@ -164,3 +170,8 @@ def _worker(fleet: Fleet, worker: Worker, group: Group, daemon: Daemon) -> dict[
         else dict(zip(("generation", "saved_at"), worker.saved, strict=True)),
         "last_failure": worker.last_failure,
     }
+
+
+def _in_hand(one: InHand) -> dict[str, Any]:
+    view = asdict(one)
+    return {name: value[:LONGEST_TEXT] if isinstance(value, str) else value for name, value in view.items()}

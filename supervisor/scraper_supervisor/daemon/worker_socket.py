@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
-from scraper_supervisor.core.events import Disconnected, Replied, Said
+from scraper_supervisor.core.events import Disconnected, Heard, Replied, Said
 from scraper_supervisor.daemon.connections import Connection, Listener
 from scraper_supervisor.daemon.processes import procfs
 from scraper_worker import protocol
-from scraper_worker.protocol import BadParams, CallId, Hello, Malformed, Request, RpcError
+from scraper_worker.protocol import BadParams, CallId, Goodbye, Hello, Malformed, Request, RpcError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +44,7 @@ class WorkerConnection(Connection):
         self._hub = hub
         self._pid = 0
         self.introduced = False
+        self._said_goodbye = False
         self._hello: int | None = None  # the call that is being looked into; what follows it waits
         self._held: deque[bytes | bytearray] = deque()
         self._unsent: list[bytes] = []
@@ -89,9 +90,17 @@ class WorkerConnection(Connection):
                 self._requested(message)
             case Malformed(error=error):
                 self.send(protocol.encode_error(None, error))
+                self._heard()
             case _:
                 if isinstance(message.id, int):
                     self._hub.feed(Replied(self.number, message.id, message.error))
+                else:
+                    self._heard()
+
+    def _heard(self) -> None:
+        """A line came that means nothing; from a worker it is a sign of life all the same."""
+        if self.introduced:
+            self._hub.feed(Heard(self.number))
 
     def _hold(self, line: bytes | bytearray) -> None:
         self._held.append(line)
@@ -102,7 +111,9 @@ class WorkerConnection(Connection):
         kind = protocol.WORKER_METHODS.get(request.method)
         call_id = request.id
         error: RpcError | None = None
-        if not self.introduced and kind is not Hello:
+        if self._said_goodbye:
+            error = RpcError(protocol.NOT_INTRODUCED, "you said goodbye")
+        elif not self.introduced and kind is not Hello:
             error = RpcError(protocol.NOT_INTRODUCED, "say hello first")
         elif kind is None:
             error = RpcError(protocol.METHOD_NOT_FOUND, f"there is no method {request.method!r}")
@@ -118,6 +129,7 @@ class WorkerConnection(Connection):
                 return
         if call_id is not UNSET and error is not None:
             self.send(protocol.encode_error(call_id, error))
+        self._heard()
 
     def _hand_on(self, request: Request, call_id: CallId | msgspec.UnsetType, params: Any) -> None:
         call: int | None = None
@@ -125,7 +137,9 @@ class WorkerConnection(Connection):
             call = self._hub.next_call()
             self.calls[call] = call_id
         elif request.method in POINTLESS:
+            self._heard()
             return
+        self._said_goodbye = isinstance(params, Goodbye)
         ancestry: tuple[int, ...] = ()
         if isinstance(params, Hello):
             ancestry = procfs.ancestry(self._pid)

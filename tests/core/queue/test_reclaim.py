@@ -17,6 +17,8 @@ from scraper_worker.protocol import (
     ItemDone,
     ItemFailed,
     ItemNext,
+    ItemRelease,
+    Nothing,
 )
 
 NULL = Raw(b"null")
@@ -133,6 +135,36 @@ def test_a_released_claim_is_taken_up_by_its_own_worker_alone():
     play.leaves(a)
     _, mine = held(play, a, Claim("x", x.claim))
     assert mine == [Held("x", x.claim, 1)]
+
+
+def test_a_released_claim_is_not_taken_up_once_another_has_had_the_item():
+    play = Play("x", count=2)
+    a, b = play.up("g-0"), play.up("g-1")
+    x = play.gives(a, "x")
+    play.leaves(a)
+    a = play.back(a)
+    play.ignoring(object)
+    other = play.gives(b, "x")
+    play >> b(ItemRelease("x", other.claim)) << b.gets(Nothing())
+    play >> a(ItemRelease("x", x.claim)) << a.gets(Nothing()), "a repeated call gets its answer again"
+    play.leaves(a)
+    _, mine = held(play, a, Claim("x", x.claim))
+    assert mine == [], "it was another's since"
+    play.leaves(b)
+    _, mine = held(play, b, Claim("x", other.claim))
+    assert mine == [Held("x", other.claim, 1)]
+
+
+def test_a_released_claim_is_not_taken_up_by_a_later_incarnation():
+    play = Play("x")
+    a = play.up()
+    x = play.gives(a, "x")
+    play >> a(ItemRelease("x", x.claim)) << a.gets(Nothing())
+    play.dies(a)
+    again = play.up()
+    play.ignoring(object).leaves(again)
+    _, mine = held(play, again, Claim("x", x.claim))
+    assert mine == []
 
 
 def test_an_end_that_comes_too_late_is_refused_and_the_run_read_again():

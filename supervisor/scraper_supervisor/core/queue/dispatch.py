@@ -15,6 +15,7 @@ from scraper_worker.protocol import End, Granted
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from scraper_supervisor.core.config.settings import RetrySettings
     from scraper_supervisor.core.outbox import Outbox
     from scraper_supervisor.core.queue.frontier import Frontier
     from scraper_supervisor.core.queue.in_flight import InFlight
@@ -75,9 +76,14 @@ class _Waiter(Struct):
 
 
 class Dispatcher:
-    """Hands items from the lanes to the workers that ask."""
+    """Hands items from the lanes to the workers that ask.
 
-    def __init__(self, outbox: Outbox, frontier: Frontier, in_flight: InFlight) -> None:
+    Args:
+        retry: the group's retry settings; replaceable at any time.
+    """
+
+    def __init__(self, outbox: Outbox, retry: RetrySettings, frontier: Frontier, in_flight: InFlight) -> None:
+        self.retry = retry
         self.numbers = ClaimNumbers()
         self._outbox = outbox
         self._frontier = frontier
@@ -200,6 +206,7 @@ class Dispatcher:
         claim = self.numbers.take()
         idle = not self._in_flight.busy(caller.worker)
         self._in_flight.acquire(item, claim, caller.worker, caller.incarnation, now)
-        granted = Granted(item.key, claim, item.target, item.data, item.attempts + 1)
+        attempt = item.attempts + 1
+        granted = Granted(item.key, claim, item.target, item.data, attempt, attempt >= self.retry.max_attempts)
         self._outbox.reply(caller.conn, caller.call, granted)
         self._outbox.facts.append(Claimed(caller.worker, caller.incarnation, item.key, idle))

@@ -10,7 +10,7 @@ from msgspec import Struct
 from scraper_supervisor.core.ops.item_ops import Conclude
 from scraper_supervisor.core.queue.item import Item
 from scraper_supervisor.core.queue.item_calls import Caller
-from scraper_worker.protocol import FailedAnswer, Failure
+from scraper_worker.protocol import FailedAnswer, Failure, ItemProgress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,16 @@ class InFlightItem(Struct):
     since: float
     ending: UnwrittenEnd | None = None
     left: bool = False  # its worker is gone: should the write fail, nobody would come again to repeat the call
+    told: ItemProgress | None = None  # what its worker last said of it
     cancelled: bool = False  # an operator cancelled it: however it leaves the hands, unless done, it is failed
+
+
+class Release(Struct, frozen=True):
+    """Who gave back which item, with nothing recorded."""
+
+    key: str
+    worker: str
+    incarnation: int
 
 
 class InFlight:
@@ -47,9 +56,8 @@ class InFlight:
     def __init__(self) -> None:
         self._in_flight: dict[int, InFlightItem] = {}
         self._of: dict[str, set[int]] = {}  # worker → its claims
-        self._released: OrderedDict[int, tuple[str, str]] = (
-            OrderedDict()
-        )  # the latest that were given back: key, worker
+        self._released: OrderedDict[int, Release] = OrderedDict()  # the latest that were given back, by claim
+        self._unowned: dict[str, int] = {}  # key → the claim that was given back, while nobody else has had the item
 
     def __len__(self) -> int:
         return len(self._in_flight)
@@ -61,6 +69,8 @@ class InFlight:
         """Nothing is in anybody's hands."""
         self._in_flight.clear()
         self._of.clear()
+        self._released.clear()
+        self._unowned.clear()
 
     def get(self, claim: int) -> InFlightItem | None:
         """What this claim holds."""
@@ -102,6 +112,7 @@ class InFlight:
     def acquire(self, item: Item, claim: int, worker: str, incarnation: int, now: float) -> InFlightItem:
         """An item goes into a worker's hands."""
         self._released.pop(claim, None)
+        self._unowned.pop(item.key, None)
         held = self._in_flight[claim] = InFlightItem(item, claim, worker, incarnation, now)
         self._of.setdefault(worker, set()).add(claim)
         return held
@@ -114,13 +125,20 @@ class InFlight:
         if not mine:
             del self._of[held.worker]
         if released:
-            self._released[held.claim] = (held.item.key, held.worker)
+            self._released[held.claim] = Release(held.item.key, held.worker, held.incarnation)
+            self._unowned[held.item.key] = held.claim
             if len(self._released) > REMEMBERED_RELEASES:
-                self._released.popitem(last=False)
+                oldest, release = self._released.popitem(last=False)
+                if self._unowned.get(release.key) == oldest:
+                    del self._unowned[release.key]
 
-    def was_released(self, claim: int, key: str, worker: str) -> bool:
-        """True if this worker gave back this claim of that key, and nothing was recorded of it since."""
-        return self._released.get(claim) == (key, worker)
+    def was_released(self, claim: int, key: str, worker: str, incarnation: int) -> bool:
+        """True if this incarnation gave back this claim of that key, and nothing was recorded of it since."""
+        return self._released.get(claim) == Release(key, worker, incarnation)
+
+    def may_return(self, claim: int, key: str, worker: str, incarnation: int) -> bool:
+        """True if this incarnation gave back this claim of that key, and nobody has had the item since."""
+        return self._unowned.get(key) == claim and self.was_released(claim, key, worker, incarnation)
 
     def of_item(self, item: int) -> InFlightItem | None:
         """The claim that holds the item of this number."""

@@ -29,6 +29,7 @@ from scraper_worker.protocol import (
     ItemCounts,
     ItemDone,
     ItemFailed,
+    ItemProgress,
     ItemRelease,
     ItemsOffer,
     Nothing,
@@ -54,6 +55,19 @@ class OpenClaim(Struct, frozen=True):
     claim: int
     key: str
     since: float
+
+
+class InHand(Struct, frozen=True):
+    """An item in a worker's hands as people are told of it. `seconds` is how long it has been there."""
+
+    key: str
+    claim: int
+    target: str | None
+    seconds: float
+    attempt: int
+    message: str | None = None
+    done: int | float | None = None
+    total: int | float | None = None
 
 
 class QueueCounts(Struct, frozen=True):
@@ -86,7 +100,7 @@ class Queue:
         self._run = RunRef(group)
         self._in_flight = InFlight()
         self._completion = Completion(outbox, self._run, retry, self.frontier, self._in_flight, seed)
-        self._out = Dispatcher(outbox, self.frontier, self._in_flight)
+        self._out = Dispatcher(outbox, retry, self.frontier, self._in_flight)
         numbers = self._out.numbers
         self._leasing = Leasing(outbox, self._run, self.frontier, numbers)
         self._changes = ItemChanges(outbox, self._run, self.frontier, self.reread)
@@ -94,7 +108,7 @@ class Queue:
 
     def configure(self, retry: RetrySettings) -> None:
         """Go on under these settings."""
-        self._completion.retry = retry
+        self._completion.retry = self._out.retry = retry
 
     # ---- the run
 
@@ -195,6 +209,20 @@ class Queue:
         """(key, worker, claim) of all items in flight, as operators are told of them."""
         return [(held.item.key, held.worker, held.claim) for held in self._in_flight]
 
+    def in_hand(self, worker: str, now: float) -> list[InHand]:
+        """The items in this worker's hands, those first that have been there the longest."""
+        return [
+            InHand(
+                held.item.key,
+                held.claim,
+                held.item.target,
+                max(0.0, now - held.since),
+                held.item.attempts + 1,
+                *((held.told.message, held.told.done, held.told.total) if held.told is not None else ()),
+            )
+            for held in sorted(self._in_flight.of(worker), key=lambda held: held.since)
+        ]
+
     def stood_still(self, worker: str, since: float, now: float) -> None:
         """The disk refused from `since` to `now`: for that long, the clocks of the items in its hands stood still."""
         for held in self._in_flight.of(worker):
@@ -292,7 +320,14 @@ class Queue:
 
     def _gave_back(self, caller: Caller, message: ItemRelease) -> bool:
         claim = message.claim
-        return claim is not None and self._in_flight.was_released(claim, message.key, caller.worker)
+        return claim is not None and self._in_flight.was_released(claim, message.key, caller.worker, caller.incarnation)
+
+    def progress(self, caller: Caller, message: ItemProgress) -> bool:
+        """item.progress; true if the item is in the caller's hands."""
+        held = self._in_flight.find(caller, message.key, message.claim)
+        if held is not None:
+            held.told = message
+        return held is not None
 
     def of_predecessors(self, named: Iterable[Claim]) -> tuple[NamedClaim, ...]:
         """Those of the claims that a supervisor before this one gave: the ledger has to confirm them."""

@@ -89,7 +89,7 @@ class Reclaim:
             if (held.claim, held.item.key) not in wanted:
                 self._completion.give_back(held)
         for claim, key in sorted(wanted):
-            released = self._in_flight.was_released(claim, key, worker) and not frozen
+            released = self._in_flight.may_return(claim, key, worker, incarnation) and not frozen
             item = self._frontier.find(key) if released else None
             if item is not None:
                 self._frontier.pull(item, now)

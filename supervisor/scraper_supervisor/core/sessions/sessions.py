@@ -26,6 +26,7 @@ from scraper_worker.protocol import (
     ItemDone,
     ItemFailed,
     ItemNext,
+    ItemProgress,
     ItemRelease,
     ItemsOffer,
     Nothing,
@@ -75,6 +76,12 @@ class Sessions:
         except BadParams as error:
             self._state.outbox.refuse(event.conn, event.call, BAD_PARAMS, str(error), error.data)
 
+    def heard(self, conn: int, now: float) -> None:
+        """A line came that says nothing to us, or answers us: whoever sends lines lives."""
+        worker = self._speaker(conn)
+        if worker is not None:
+            worker.current.heard = now
+
     def _dispatch(self, event: Said, worker: Worker, now: float) -> None:  # noqa: C901 - one arm a method
         group = self._state.groups[worker.group]
         caller = Caller(worker.name, worker.life.incarnation, event.conn, event.call)
@@ -89,6 +96,7 @@ class Sessions:
                 for browser, count in pages.items():
                     if browser in worker.current.browsers:
                         worker.current.browsers[browser].pages = count
+                self._state.outbox.reply(event.conn, event.call, Nothing())
             case ItemsOffer() as offer:
                 group.queue.offer(caller, offer)
                 worker.current.more = offer.more
@@ -96,6 +104,10 @@ class Sessions:
                 group.queue.conclude_failed(caller, failed)
             case ItemRelease() as release:
                 group.queue.release(caller, release)
+            case ItemProgress() as progress:
+                if group.queue.progress(caller, progress):
+                    worker.current.progress = now
+                self._state.outbox.reply(event.conn, event.call, Nothing())
             case FailureReport() as report:
                 worker.last_failure = report.failure
                 self._state.publish(FailurePatternDetected(report.failure, report.target), worker=worker)
