@@ -12,7 +12,7 @@ from harness import Line, Puppet, Refused
 pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-GROUPS = 20
+GROUPS = 28
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,8 @@ def test_it_is_told_to_drain(puppet, line):
     assert line.call("item.next") == {"end": "draining"}
     assert line.call("item.done", key="a", claim=item["claim"])["duplicate"] is False
     assert line.call("goodbye", reason="drained") == {}
-    assert refusal(line, "item.next").code == -32002
+    for method in ("item.next", "heartbeat", "no.such.method", "hello", "goodbye"):
+        assert refusal(line, method).code == -32002
     assert refusal(line, "checkpoint.save", schema="a/1", state={}).code == -32002
     puppet.exit()
     puppet.daemon.wait_worker(puppet.name, state="stopped")
@@ -180,6 +181,55 @@ def test_what_is_no_request_gets_an_error_and_the_connection_stays_open(puppet):
         line.send([1])
         assert line.read()["error"]["code"] == -32600
         assert line.call("items.offer", items=[]) == {"added": 0, "known": 0}
+
+
+@pytest.mark.parametrize("depth", [513, 1_100, 50_000])
+def test_deep_json_is_answered_and_harms_nobody(puppet, depth):
+    line, _ = puppet.hello()
+    deep = b"[" * depth + b"]" * depth
+    for data in (deep, b'{"jsonrpc":"2.0","id":1,"method":"item.done","params":{"key":"a","result":' + deep + b"}}"):
+        line.send(data + b"\n")
+        answer = line.read()
+        assert (answer["error"]["code"], answer["id"]) == (-32700, None)
+    assert line.call("items.offer", items=[{"key": "a", "data": "[" * depth}]) == {"added": 1, "known": 0}
+    result = "x"
+    for _ in range(500):
+        result = [result]
+    item = line.call("item.next")
+    assert line.call("item.done", key="a", claim=item["claim"], result=result)["seq"] == 1
+
+
+def test_notifications_that_come_with_ids_are_answered_and_leave_the_door_open(line):
+    notes = {
+        "heartbeat": {"lag_ms": 1},
+        "item.progress": {"key": "a", "message": "half"},
+        "browser.stopped": {"browser": "b1", "reason": "close"},
+    }
+    for _ in range(100):
+        assert all(line.call(method, **params) == {} for method, params in notes.items())
+    assert line.call("items.offer", items=["a"])["added"] == 1
+
+
+def test_status_tells_what_a_worker_says_of_its_item(puppet, line):
+    line.call("items.offer", items=["a"])
+    item = line.call("item.next")
+    assert item["last"] is False
+    line.call("item.progress", key="a", claim=item["claim"], message="reading", done=1, total=2.5)
+    (doing,) = puppet.daemon.worker(puppet.name)["doing"]
+    assert doing.pop("seconds") >= 0
+    assert doing == {
+        "key": "a", "claim": item["claim"], "target": None, "attempt": 1, "message": "reading", "done": 1, "total": 2.5,
+    }  # fmt: skip
+
+
+def test_hello_tells_whether_the_source_was_offered_to_its_end(puppet):
+    line, welcome = puppet.hello()
+    assert (welcome["offered"], welcome["evidence"]) == (False, None)
+    line.call("items.offer", items=["a"], more=True)
+    line, welcome = puppet.hello()
+    assert welcome["offered"] is False
+    line.call("items.offer", items=["b"])
+    assert puppet.hello()[1]["offered"] is True
 
 
 def test_a_long_line_before_hello_closes_the_connection(puppet):
@@ -263,6 +313,8 @@ def test_bad_params_are_named_by_their_path(line):
         error = refusal(line, method, **params)
         assert error.code == -32005, (method, params)
         assert error.data["path"].startswith(path), (method, params, error.data)
+    error = refusal(line, "item.failed", key="a", failure={**FAILURE, "category": "odd"})
+    assert error.data["expected"] == ["network", "browser", "system", "application", "external"]
     assert line.call("items.offer", items=["good"]) == {"added": 1, "known": 0}  # a bad entry refused the whole call
     assert line.call("items.offer", items=["ünï", "a" * 4096, {"key": "x", "unheard": "of"}])["added"] == 3
 

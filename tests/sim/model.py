@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
 from scraper_supervisor.core.ops.item_ops import (
     RETRY_ORIGIN,
@@ -41,6 +41,7 @@ from scraper_supervisor.core.ops.run_ops import (
     OpenRun,
     Prefetch,
     Probe,
+    ReportedHosts,
     RunEnd,
     RunImage,
     SetIntent,
@@ -77,6 +78,7 @@ class Row(Struct):
     outcome: str | None = None
     answer: Raw | None = None
     worker: str | None = None
+    given: bool = True
 
 
 class Run(Struct):
@@ -91,6 +93,8 @@ class Run(Struct):
     items: dict[int, Row] = {}
     keys: dict[str, int] = {}
     totals: dict[str, list[int]] = {}
+    offered: bool = False
+    hosts: ReportedHosts = field(default_factory=ReportedHosts)
 
     def row(self, key: str) -> Row | None:
         """The item of that key."""
@@ -130,7 +134,8 @@ class ModelStore:
                 return self._image(group)
             case SetRunState(run_id=run_id, state=state):
                 self.run(run_id).state = state
-            case AddItems(run_id=run_id, items=items):
+            case AddItems(run_id=run_id, items=items, last=last):
+                self.run(run_id).offered |= last
                 return self._add(self.run(run_id), items)
             case Conclude():
                 return self._conclude(op, now)
@@ -203,6 +208,9 @@ class ModelStore:
             None,
             tuple(WorkerTotals(worker, *totals) for worker, totals in run.totals.items()),
             prefetch=self.prefetch,
+            offered=run.offered,
+            host=run.hosts.host,
+            hosts=run.hosts.count,
         )
 
     def _complete(self, op: CompleteRun) -> RunEnd:
@@ -234,6 +242,7 @@ class ModelStore:
             run.keys[item.key] = self._ids
             order = float(run.orders)
             run.items[self._ids] = Row(self._ids, item.key, item.target, item.data, item.priority, order)
+            run.items[self._ids].given = item.target is not None
             added.append((index, self._ids, order))
         return Added(tuple(added), known)
 
@@ -248,6 +257,8 @@ class ModelStore:
         assert not again, f"claim {op.claim} of {op.key} ended as {row.outcome} and once more as {op.outcome}"
         row.claim, row.outcome, row.answer, row.worker = op.claim, op.outcome, op.answer, op.worker
         row.attempts, row.infrastructure, row.blocked, row.alone = op.attempts, op.infrastructure, op.blocked, op.alone
+        if op.reported is not None:
+            run.hosts.learn(op.reported)
         row.target = op.target if op.target is not None else row.target
         row.not_before = None
         if op.outcome == "done":
@@ -327,4 +338,5 @@ def _entry(row: Row, now: float) -> Entry:
         row.blocked,
         row.alone,
         due_in,
+        row.given,
     )

@@ -16,6 +16,7 @@ from scraper_supervisor.core.events import (
     SpawnFailed,
     Tell,
 )
+from scraper_supervisor.core.ops.item_ops import AddItems
 from scraper_supervisor.core.ops.state_ops import LoadState, SaveState, StateLoaded
 from scraper_worker.protocol import (
     BAD_PARAMS,
@@ -304,3 +305,40 @@ def test_introduced_goes_before_the_answer():
     play >> a.hello() << writes(LoadState)
     commands = [type(command) for command in play.fleet.handle(play.durable(), 0.0)]
     assert commands.index(Introduced) < commands.index(Reply)
+
+
+def offered_of(play, puppet):
+    """What a hello on a new connection is told of the source."""
+    again = play.back(puppet)
+    welcome = play.ignoring(HangUp).seen.pop(0).result
+    assert isinstance(welcome, Welcome)
+    assert welcome.evidence is None, "this version keeps none"
+    return again, welcome.offered
+
+
+def test_it_is_told_whether_a_source_was_offered_to_its_end():
+    play = Play(on_complete="wait")
+    a = play.up()
+    a, offered = offered_of(play, a)
+    assert not offered
+    play >> a(ItemsOffer(["x"], more=True)) << a.gets(Offered(1, 0))
+    a, offered = offered_of(play, a)
+    assert not offered
+    play.hold() >> a(ItemsOffer([])) << writes(AddItems)
+    play >> play.durable() << a.gets(Offered(0, 0))  # not before it is known for good
+    play.flow()
+    a, offered = offered_of(play, a)
+    assert offered
+    play >> a(ItemsOffer(["y"], more=True)) << a.gets(Offered(1, 0))
+    a, offered = offered_of(play, a)
+    assert offered, "once is enough"
+    again = Play(store=play.store, on_complete="wait")
+    assert offered_of(again, again.up())[1], "it is kept with the run"
+
+
+def test_an_offer_of_nothing_more_is_written_once():
+    play = Play(on_complete="wait")
+    a = play.up()
+    play >> a(ItemsOffer([])) << a.gets(Offered(0, 0))
+    play.hold() >> a(ItemsOffer([])) << a.gets(Offered(0, 0))
+    play.silence()

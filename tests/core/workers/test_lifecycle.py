@@ -38,6 +38,7 @@ from scraper_worker.protocol import (
     ItemRelease,
     ItemsOffer,
     Nothing,
+    Offered,
 )
 
 SIGTERM = 15
@@ -259,10 +260,33 @@ def test_exit_0_without_hello_is_an_end_as_well():
 def test_an_exit_with_nothing_left_to_do_is_no_failure():
     play = Play("x")
     a = play.up()
+    play >> a(ItemsOffer(["x"])) << a.gets(Offered(0, 1))
     x = play.gives(a)
     play >> a(ItemDone("x", x.claim)) << a.gets(ANY)
     play.dies(a, 3).ignoring(HangUp).silence()
     assert play.state() == "completed"
+
+
+def test_an_exit_before_the_source_was_offered_to_its_end_is_a_failure():
+    play = Play()
+    a = play.up()
+    play >> a(ItemsOffer(["x"], more=True)) << a.gets(Offered(1, 0))
+    x = play.gives(a)
+    play >> a(ItemDone("x", x.claim)) << a.gets(ANY)
+    play.dies(a, 3).ignoring(HangUp)
+    assert play.state() == "starting", "what else it would have offered nobody knows"
+
+
+@pytest.mark.parametrize("offered", [False, True])
+def test_a_group_whose_workers_all_failed_is_complete_only_if_the_source_was_offered_to_its_end(offered):
+    play = Play(count=2, restart="never")
+    a, b = play.up("g-0"), play.up("g-1")
+    play >> b(ItemsOffer(["x"], more=not offered)) << b.gets(Offered(1, 0))
+    x, _ = play.gives(a), play.dies(b, 1)
+    play.ignoring(HangUp) >> a(ItemDone("x", x.claim)) << a.gets(ANY)
+    play.dies(a, 1).ignoring(HangUp)
+    assert play.state("g-1") == "failed"
+    assert play.fleet.state.groups["g"].state.public == ("completed" if offered else "failed")
 
 
 @pytest.mark.parametrize(
@@ -305,6 +329,7 @@ def test_a_worker_that_is_starting_can_still_offer():
     play = Play("x", count=2)
     a = play.up("g-0")
     b = play.puppet(play.seen.pop(0))
+    play >> a(ItemsOffer(["x"])) << a.gets(Offered(0, 1))
     x = play.gives(a)
     play >> a(ItemDone("x", x.claim)) << a.gets(ANY)
     play >> a(ItemNext())

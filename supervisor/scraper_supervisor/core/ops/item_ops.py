@@ -44,6 +44,7 @@ class Entry(Struct, frozen=True):
     blocked: int = 0
     alone: bool = False  # to be handed out to a worker holding nothing else
     due_in: float | None = None
+    given: bool = True  # the target is the item's own, not what an attempt reported
 
 
 class Added(Struct, frozen=True):
@@ -54,11 +55,12 @@ class Added(Struct, frozen=True):
 
 
 class AddItems(Operation[Added], frozen=True):
-    """Offer items."""
+    """Offer items. `last`: with these, a worker has offered its source to the end."""
 
     group: str
     run_id: int
     items: tuple[NewItem, ...]
+    last: bool = False
 
 
 class Concluded(Struct, frozen=True):
@@ -77,7 +79,8 @@ class Conclude(Operation[Concluded | LeaseLost], frozen=True):
     """End a claim: outcome, result and offers in one transaction, if the claim is still the item's latest.
 
     outcome "open" gives the item back at no cost (its `alone` changed). `answer` is the recorded reply to item.failed.
-    A result's row carries its SHA-256. An item that is done already stays as it is, and its seq is answered.
+    `target` is the item's from now on, `reported` the host that the attempt reported. A result's row carries its
+    SHA-256. An item that is done already stays as it is, and its seq is answered.
     """
 
     group: str
@@ -97,6 +100,7 @@ class Conclude(Operation[Concluded | LeaseLost], frozen=True):
     failure: Raw | None = None
     answer: Raw | None = None
     offers: tuple[NewItem, ...] = ()
+    reported: str | None = None
 
 
 class Leased(Struct, frozen=True):

@@ -33,6 +33,23 @@ class Prefetch(Struct, frozen=True):
     waiting: int = 8192
 
 
+class ReportedHosts(Struct):
+    """What the attempts of a run reported as their host: none, one, or several, which `count` tells as 2."""
+
+    host: str | None = None
+    count: int = 0
+
+    def learn(self, host: str) -> bool:
+        """An attempt reported this one; true if that changes anything."""
+        if self.count == 0:
+            self.host, self.count = host, 1
+        elif self.count == 1 and host != self.host:
+            self.host, self.count = None, 2
+        else:
+            return False
+        return True
+
+
 class RunImage(Struct, frozen=True):
     """A group's run as the ledger has it."""
 
@@ -50,6 +67,9 @@ class RunImage(Struct, frozen=True):
     workers: tuple[WorkerTotals, ...]
     owed: tuple[str, ...] = ()  # workers whose imported states are to become checkpoints before any of them starts
     prefetch: Prefetch = Prefetch()
+    offered: bool = False  # a worker has offered its source to the end
+    host: str | None = None  # what attempts reported, where all of them reported the same
+    hosts: int = 0  # how many they reported: 0, 1, or 2 for several
 
 
 class OpenRun(Operation[RunImage], frozen=True):

@@ -70,7 +70,7 @@ class Completion:
         """The item succeeded."""
         item = held.item
         counts = (item.attempts + 1, item.infrastructure, item.blocked)  # the attempt that succeeded is one, too
-        op = self._op(held, "done", counts=counts, target=message.target, result=message.result, offers=offers)
+        op = self._op(held, "done", counts=counts, reported=message.target, result=message.result, offers=offers)
         self._write(held, UnwrittenEnd(op, [caller], message.seconds))
 
     def fail(
@@ -91,7 +91,7 @@ class Completion:
             "retry" if ruling.action == "retry" else "failed",
             counts=(ruling.attempts, ruling.infrastructure, ruling.blocked),
             delay=ruling.delay,
-            target=target,
+            reported=target,
             failure=Raw(_encode(ruling.failure)),
             answer=Raw(_encode(answer)),
         )
@@ -152,6 +152,8 @@ class Completion:
             self._frontier.reopened(item)
             self._end_once_more(held, now)
             return
+        if op.reported is not None and self._run.hosts.learn(op.reported):
+            self._frontier.assume(self._run.hosts.host)
         attempt = item.attempts + 1
         first = item.attempts + item.infrastructure + item.blocked == 0
         told: DoneAnswer | FailedAnswer | None = ending.answer
@@ -178,7 +180,7 @@ class Completion:
                 held.incarnation,
                 op.outcome,
                 attempt,
-                op.target,
+                op.reported or op.target or self._run.hosts.host,
                 ending.seconds if ending.seconds is not None else now - held.since,
                 ending.failure,
                 ending.answer,
@@ -250,7 +252,7 @@ class Completion:
         *,
         counts: tuple[int, int, int] | None = None,
         delay: float | None = None,
-        target: str | None = None,
+        reported: str | None = None,
         result: Raw | None = None,
         failure: Raw | None = None,
         answer: Raw | None = None,
@@ -272,9 +274,10 @@ class Completion:
             blocked,
             alone=item.alone,
             delay=delay,
-            target=item.target if item.target is not None else target,
+            target=item.target if reported is None or (item.given and item.target is not None) else reported,
             result=result,
             failure=failure,
             answer=answer,
             offers=offers,
+            reported=reported,
         )

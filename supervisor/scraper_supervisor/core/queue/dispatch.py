@@ -207,6 +207,7 @@ class Dispatcher:
         idle = not self._in_flight.busy(caller.worker)
         self._in_flight.acquire(item, claim, caller.worker, caller.incarnation, now)
         attempt = item.attempts + 1
-        granted = Granted(item.key, claim, item.target, item.data, attempt, attempt >= self.retry.max_attempts)
+        target = item.target if item.target is not None else self._frontier.assumed
+        granted = Granted(item.key, claim, target, item.data, attempt, attempt >= self.retry.max_attempts)
         self._outbox.reply(caller.conn, caller.call, granted)
         self._outbox.facts.append(Claimed(caller.worker, caller.incarnation, item.key, idle))

@@ -73,6 +73,7 @@ class Frontier:
     def __init__(self, targets: Targets) -> None:
         self._targets = targets
         self._prefetch = Prefetch()
+        self.assumed: str | None = None  # the target of the items that have none, where all attempts had but one
         self._lanes: dict[str | None, _Lane] = {}
         self._heads: list[tuple[Rank, int, _Lane]] = []  # lanes by their first item, but for those that are blocked
         self._pushed = 0  # numbers what is pushed, since lanes can't be compared
@@ -104,7 +105,7 @@ class Frontier:
         self._prefetch = prefetch or self._prefetch
         for lane in self._lanes.values():
             self._targets.leave(lane.target, self, lane.in_flight)
-        self._lanes = {one.target: _Lane(self._targets.join(one.target), one.open) for one in lanes}
+        self._lanes = {one.target: _Lane(self._join(one.target), one.open) for one in lanes}
         self._fresh_open = sum(lane.open for lane in self._lanes.values())
         self._heads.clear()
         self._retries.clear()
@@ -122,6 +123,20 @@ class Frontier:
                 lane.loaded += 1
             else:
                 self._retries_loaded += 1
+
+    def assume(self, target: str | None) -> None:
+        """From now on, items without a target talk to this one; None: nobody knows."""
+        if target == self.assumed:
+            return
+        self.assumed = target
+        lane = self._lanes.get(None)
+        if lane is not None:
+            before, lane.target = lane.target, self._join(None)
+            for _ in range(lane.in_flight):
+                self._targets.held(lane.target)
+            self._targets.leave(before, self, lane.in_flight)
+            self._look_at(before.name)
+            self._push_head(lane)
 
     def close(self) -> None:
         """Hold nothing any more, and no target."""
@@ -225,9 +240,7 @@ class Frontier:
 
     def look_again(self, target: str | None) -> None:
         """A target that was blocked may be free."""
-        lane = self._lanes.get(target)
-        if lane is not None:
-            self._push_head(lane)
+        self._look_at(target)
 
     def take(self, item: Item, now: float) -> None:
         """The item that `peek` gave goes into a worker's hands."""
@@ -292,6 +305,7 @@ class Frontier:
         if not (lane.open or lane.in_flight or lane.ready or lane.fetching):
             del self._lanes[item.target]
             self._targets.leave(lane.target, self)
+            self._look_at(lane.target.name)  # two lanes may have one target, and wait for it together
 
     def find(self, key: str) -> Item | None:
         """The open item of that key, if memory holds it outside anybody's hands."""
@@ -353,13 +367,27 @@ class Frontier:
     def _lane(self, target: str | None) -> _Lane:
         lane = self._lanes.get(target)
         if lane is None:
-            lane = self._lanes[target] = _Lane(self._targets.join(target))
+            lane = self._lanes[target] = _Lane(self._join(target))
         return lane
+
+    def _join(self, target: str | None) -> Target:
+        return self._targets.join(target if target is not None else self.assumed)
+
+    def _look_at(self, target: str | None) -> None:
+        """Look again at the lanes of this target: its own, and that of the items without one where it is theirs."""
+        names = (target,) if self.assumed is None or target != self.assumed else (target, None)
+        for name in names:
+            lane = self._lanes.get(name)
+            if lane is not None:
+                self._push_head(lane)
 
     def _start(self, lane: _Lane, now: float) -> None:
         lane.in_flight += 1
         self._targets.started(lane.target, self, now)
-        self._push_head(lane)
+        if self.assumed is None:
+            self._push_head(lane)
+        else:
+            self._look_at(lane.target.name)
 
     def _left_hands(self, target: str | None) -> _Lane:
         lane = self._lane(target)

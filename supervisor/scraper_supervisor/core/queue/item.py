@@ -26,6 +26,7 @@ class Item(Struct):
     blocked: int = 0
     alone: bool = False
     due: float | None = None
+    given: bool = True  # the target is the item's own, not what an attempt reported
     rank: Rank = ()  # type: ignore[assignment]  # made of the others
 
     def __post_init__(self) -> None:
@@ -52,4 +53,5 @@ def from_entry(entry: Entry, now: float) -> Item:
         entry.blocked,
         entry.alone,
         None if entry.due_in is None else now + entry.due_in,
+        entry.given,
     )

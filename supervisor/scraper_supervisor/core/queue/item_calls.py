@@ -6,9 +6,10 @@ import re
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
 from scraper_supervisor.core.ops.item_ops import NewItem
+from scraper_supervisor.core.ops.run_ops import ReportedHosts
 from scraper_worker.protocol import (
     NOT_CLAIMED,
     STORAGE_UNAVAILABLE,
@@ -42,6 +43,7 @@ class RunRef(Struct):
 
     group: str
     run_id: int = 0
+    hosts: ReportedHosts = field(default_factory=ReportedHosts)
 
 
 def target_of(key: str, given: str | None) -> str | None:

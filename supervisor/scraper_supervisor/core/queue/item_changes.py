@@ -50,9 +50,11 @@ class ItemChanges:
         told: Callable[[Added], None],
         refused: Callable[[PersistFailed], None],
         conn: int | None = None,
+        *,
+        last: bool = False,
     ) -> None:
-        """Have items added to the run, and tell whoever offered them."""
-        op = AddItems(self._outbox.ticket(), self._run.group, self._run.run_id, items)
+        """Have items added to the run, the `last` ones of a worker's source perhaps, and tell whoever offered them."""
+        op = AddItems(self._outbox.ticket(), self._run.group, self._run.run_id, items, last)
 
         def added(answer: Added, _: float) -> None:
             self.offers -= 1

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from scraper_supervisor.core.events import Refuse
 from scraper_supervisor.core.facts import RunRead
-from scraper_supervisor.core.ops.run_ops import LoadRun
+from scraper_supervisor.core.ops.run_ops import LoadRun, ReportedHosts
 from scraper_supervisor.core.queue.completion import CANCELLED, Completion
 from scraper_supervisor.core.queue.dispatch import Dispatcher
 from scraper_supervisor.core.queue.frontier import Frontier
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from scraper_supervisor.core.config.settings import RetrySettings
     from scraper_supervisor.core.events import PersistFailed
-    from scraper_supervisor.core.ops.item_ops import Confirmed, NamedClaim, NewItem
+    from scraper_supervisor.core.ops.item_ops import Added, Confirmed, NamedClaim, NewItem
     from scraper_supervisor.core.ops.run_ops import RunImage
     from scraper_supervisor.core.outbox import Outbox
     from scraper_supervisor.core.queue.completion import Ended
@@ -96,6 +96,7 @@ class Queue:
         self.group = group
         self.frontier = Frontier(targets)
         self.image: RunImage | None = None
+        self._offered = False
         self._outbox = outbox
         self._run = RunRef(group)
         self._in_flight = InFlight()
@@ -116,8 +117,10 @@ class Queue:
         """Take over a run as the ledger has it; items in hands stay there."""
         if self.image is None or self.image.run_id != image.run_id:
             self._completion.forget_unwritten()
+        self._offered = image.offered
         self.image = image
-        self._run.run_id = image.run_id
+        self._run.run_id, self._run.hosts = image.run_id, ReportedHosts(image.host, image.hosts)
+        self.frontier.assume(image.host)
         ended = self.ended
         ended.done, ended.failed, ended.parked = image.done, image.failed, image.parked
         self._out.forget_reservations()
@@ -151,6 +154,11 @@ class Queue:
     def ended(self) -> Ended:
         """How many items have ended, and how."""
         return self._completion.ended
+
+    @property
+    def offered(self) -> bool:
+        """True if a worker of this run has offered its source to the end."""
+        return self._offered
 
     @property
     def open_items(self) -> int:
@@ -215,7 +223,7 @@ class Queue:
             InHand(
                 held.item.key,
                 held.claim,
-                held.item.target,
+                held.item.target if held.item.target is not None else self.frontier.assumed,
                 max(0.0, now - held.since),
                 held.item.attempts + 1,
                 *((held.told.message, held.told.done, held.told.total) if held.told is not None else ()),
@@ -264,14 +272,22 @@ class Queue:
             BadParams: one entry is bad; none is offered.
         """
         items = new_items(message.items, "items")
-        if not items:
+        last = not message.more and not self.offered
+        if not items and not last:
             self._outbox.reply(caller.conn, caller.call, Offered(0, 0))
             return
+
+        def offered(answer: Added) -> None:
+            self._offered = self._offered or (last and self._run.run_id == run_id)
+            self._outbox.reply(caller.conn, caller.call, Offered(len(answer.added), answer.known))
+
+        run_id = self._run.run_id
         self._changes.offer(
             items,
-            lambda answer: self._outbox.reply(caller.conn, caller.call, Offered(len(answer.added), answer.known)),
+            offered,
             lambda fault: self._unavailable(caller, fault),
             caller.conn,
+            last=last,
         )
 
     def _unavailable(self, caller: Caller, fault: PersistFailed) -> None:

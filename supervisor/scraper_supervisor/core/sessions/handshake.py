@@ -214,6 +214,7 @@ class Handshakes:
                 state_of(answer) if sound else None,
                 group.queue.summary(),
                 in_flight,
+                group.queue.offered,
             ),
         )
         self._recycling.reconnected(worker)

@@ -195,7 +195,7 @@ class Lifecycle:
         was = worker.current
         ordered = life.after != "decide" or was.given_up
         well = event.code == 0 and (was.goodbye == "complete" or not life.introduced)
-        nothing_left = not queue.unfinished and queue.ended.any
+        nothing_left = not queue.unfinished and queue.ended.any and queue.offered
         how = f"exited with code {event.code}" if event.signal is None else f"was killed by signal {event.signal}"
         if life.killed and life.reason is not None:
             how = life.reason

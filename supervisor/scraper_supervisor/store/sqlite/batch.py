@@ -56,7 +56,7 @@ from scraper_supervisor.core.ops.run_ops import (
     WorkerTotals,
 )
 from scraper_supervisor.store.sqlite import run_import as importing
-from scraper_supervisor.store.sqlite.items import conclude, offer
+from scraper_supervisor.store.sqlite.items import NOTHING_ADDED, conclude, offer
 from scraper_supervisor.store.sqlite.run_counters import RunCounters
 from scraper_supervisor.store.sqlite.run_numbers import next_number
 
@@ -78,8 +78,8 @@ _CANCELLED: Final = (
 )
 
 _ENTRY: Final = (
-    "SELECT id, key, target, CAST(data AS BLOB), -rank, ord, attempts, infrastructure, blocked, alone, not_before"
-    " FROM items WHERE run_id = ? AND state = 'open'"
+    "SELECT id, key, target, CAST(data AS BLOB), -rank, ord, attempts, infrastructure, blocked, alone, not_before,"
+    " given FROM items WHERE run_id = ? AND state = 'open'"
 )
 _LANE: Final = f"{_ENTRY} AND target IS ? AND not_before IS NULL AND (rank, ord) > (?, ?) ORDER BY rank, ord LIMIT ?"
 _LANE_FROM_START: Final = f"{_ENTRY} AND target IS ? AND not_before IS NULL ORDER BY rank, ord LIMIT ?"
@@ -158,7 +158,9 @@ class Batch:
     def _perform_on_items(self, op: _ItemOp) -> Answer:
         match op:
             case AddItems():
-                return self._add(self._counters(op.run_id), op.items)
+                if op.last:
+                    self._cursor.execute("UPDATE runs SET offered = 1 WHERE id = ? AND NOT offered", (op.run_id,))
+                return self._add(self._counters(op.run_id), op.items) if op.items else NOTHING_ADDED
             case LeaseFresh():
                 return self._lease_fresh(op)
             case LeaseWaiting():
@@ -250,9 +252,9 @@ class Batch:
         return [
             Entry(
                 item, key, target, Raw(_NULL if data is None else data), priority, order, attempts, infrastructure,
-                blocked, bool(alone), None if not_before is None else not_before - now,
+                blocked, bool(alone), None if not_before is None else not_before - now, bool(given),
             )
-            for item, key, target, data, priority, order, attempts, infrastructure, blocked, alone, not_before
+            for item, key, target, data, priority, order, attempts, infrastructure, blocked, alone, not_before, given
             in self._cursor.execute(query, values).fetchall()
         ]  # fmt: skip
 
@@ -368,13 +370,14 @@ class Batch:
     def _image(self, group: str) -> RunImage:
         self.write_counters()
         row = self._one(
-            "SELECT runs.id, run, state, fresh_from, done, failed, parked, waiting, started_at, finished_at"
-            " FROM runs JOIN groups ON groups.id = group_id WHERE name = ? AND NOT removed ORDER BY run DESC LIMIT 1",
+            "SELECT runs.id, run, state, fresh_from, done, failed, parked, waiting, started_at, finished_at,"
+            " offered, host, hosts FROM runs JOIN groups ON groups.id = group_id WHERE name = ? AND NOT removed"
+            " ORDER BY run DESC LIMIT 1",
             (group,),
         )
         if row is None:
             raise LookupError(f"the ledger has no run of group {group!r}")
-        run_id, run, state, fresh_from, done, failed, parked, waiting, started_at, finished_at = row
+        run_id, run, state, fresh_from, done, failed, parked, waiting, started_at, finished_at, offered, *hosts = row
         execute = self._cursor.execute
         lanes = execute("SELECT target, open FROM lanes WHERE run_id = ? ORDER BY target", (run_id,)).fetchall()
         totals = execute(
@@ -383,7 +386,7 @@ class Batch:
         return RunImage(
             run_id, run, state, fresh_from, done, failed, parked, waiting, tuple(Lane(*lane) for lane in lanes),
             started_at, finished_at, tuple(WorkerTotals(*each) for each in totals),
-            importing.owed(self._cursor, run_id), PREFETCH,
+            importing.owed(self._cursor, run_id), PREFETCH, bool(offered), *hosts,
         )  # fmt: skip
 
     # ---- helpers -----------------------------------------------------------------------------------------------------

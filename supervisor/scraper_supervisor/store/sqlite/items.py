@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NOTHING_ADDED: Final = Added((), 0)
 
 _RESULT: Final = ("run_id", "seq", "item_id", "result", "sha256", "attempts", "finished_at")
-_NEW: Final = ("run_id", "key", "target", "data", "rank", "ord")
+_NEW: Final = ("run_id", "key", "target", "data", "given", "rank", "ord")
 _ITEM: Final = (
     "id", "state", "target", "ord", "not_before", "attempts", "infrastructure", "blocked", "alone", "last_claim",
     "last_outcome", "last_answer", "last_failure", "worker", "seq",
@@ -51,7 +51,8 @@ def offer(cursor: sqlite3.Cursor, counters: RunCounters, items: Sequence[NewItem
     first = counters.next_order(len(items))
     for order, item in enumerate(items, first):
         data = str(item.data, "utf-8")
-        row = (run_id, item.key, item.target, None if data == "null" else data, -item.priority, float(order))
+        told = (run_id, item.key, item.target, None if data == "null" else data, item.target is not None)
+        row = (*told, -item.priority, float(order))
         rows.append(row)
     for chunk in chunks(rows):
         cursor.execute(_insert_items(len(chunk)), flat(chunk))
@@ -103,6 +104,8 @@ def conclude(
             answers.append(LeaseLost())
             continue
         counters.count(was, was_target, bool(was_timed), -1)
+        if op.reported is not None:
+            counters.reported(op.reported)
         state = _STATES[op.outcome]
         target = op.target if op.target is not None else was_target
         order = not_before = None

@@ -56,7 +56,16 @@ def _to_2(db: sqlite3.Connection) -> None:
     db.execute(_RESTORES_2)
 
 
-STEPS: Final[tuple[Callable[[sqlite3.Connection], None], ...]] = (_to_2,)  # from version 1, from version 2, …
+def _to_3(db: sqlite3.Connection) -> None:
+    """Sources that were offered to their end are known, and targets that are what an attempt reported."""
+    db.execute("ALTER TABLE runs ADD COLUMN offered INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE runs ADD COLUMN host TEXT")
+    db.execute("ALTER TABLE runs ADD COLUMN hosts INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE items ADD COLUMN given INTEGER NOT NULL DEFAULT 1")
+    db.execute("UPDATE items SET given = 0 WHERE target IS NULL")  # of the others nobody knows any more: they stay
+
+
+STEPS: Final[tuple[Callable[[sqlite3.Connection], None], ...]] = (_to_2, _to_3)  # from version 1, from version 2, …
 VERSION: Final = len(STEPS) + 1  # PRAGMA user_version
 
 

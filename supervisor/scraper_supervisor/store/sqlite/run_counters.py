@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from scraper_supervisor.core.ops.run_ops import ReportedHosts
 from scraper_supervisor.store.sqlite.bulk_sql import chunks, flat, values
 
 if TYPE_CHECKING:
@@ -33,12 +34,15 @@ class RunCounters:
     """
 
     def __init__(self, cursor: sqlite3.Cursor, run_id: int) -> None:
-        row = cursor.execute("SELECT done, next_order FROM runs WHERE id = ? AND NOT removed", (run_id,)).fetchone()
+        row = cursor.execute(
+            "SELECT done, next_order, host, hosts FROM runs WHERE id = ? AND NOT removed", (run_id,)
+        ).fetchone()
         if row is None:
             raise LookupError(f"the ledger has no run {run_id}")
         self.run_id = run_id
         self._done: int = row[0]
         self._next_order: int = row[1]
+        self._hosts = ReportedHosts(*row[2:])
         self._failed = self._parked = self._waiting = 0
         self._lanes: defaultdict[str | None, int] = defaultdict(int)
         self._workers: defaultdict[str, WorkerChange] = defaultdict(WorkerChange)
@@ -65,6 +69,10 @@ class RunCounters:
         else:
             self._parked += by
 
+    def reported(self, host: str) -> None:
+        """An attempt reported its host."""
+        self._hosts.learn(host)
+
     def worker_did(self, worker: str, state: str) -> None:
         """A worker ended an item for good."""
         if state == "done":
@@ -76,9 +84,12 @@ class RunCounters:
         """Write the counts and begin to count anew."""
         run_id = self.run_id
         cursor.execute(
-            "UPDATE runs SET done = ?, next_order = ?, failed = failed + ?, parked = parked + ?, waiting = waiting + ?"
-            " WHERE id = ?",
-            (self._done, self._next_order, self._failed, self._parked, self._waiting, run_id),
+            "UPDATE runs SET done = ?, next_order = ?, failed = failed + ?, parked = parked + ?, waiting = waiting + ?,"
+            " host = ?, hosts = ? WHERE id = ?",
+            (
+                *(self._done, self._next_order, self._failed, self._parked, self._waiting),
+                *(self._hosts.host, self._hosts.count, run_id),
+            ),
         )
         self._write_lanes(cursor)
         totals = [(run_id, worker, change.done, change.failed) for worker, change in self._workers.items()]

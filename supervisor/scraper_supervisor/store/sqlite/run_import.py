@@ -43,8 +43,8 @@ _TABLE: Final = (
 )
 _ITEM: Final = (
     "INSERT INTO items (run_id, key, target, data, rank, ord, state, not_before, attempts, infrastructure, blocked,"
-    " alone, last_failure, worker, seq)"
-    " VALUES (?, ?, ?, CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?, ?)"
+    " alone, last_failure, worker, seq, given)"
+    " VALUES (?, ?, ?, CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?)"
 )
 _RESULT: Final = (
     "INSERT INTO results (run_id, seq, item_id, result, sha256, attempts, finished_at)"
@@ -205,6 +205,7 @@ def _put_item(cursor: sqlite3.Cursor, run_id: int, group: str, item: PortableIte
         None if item.last_failure is UNSET else bytes(item.last_failure),
         None if item.worker is None else portable.renamed(item.worker, group),
         None if item.result is None else item.result.seq,
+        item.target is not None,
     )
     _insert(cursor, _ITEM, values, f"item {item.key!r}")
     result = item.result

@@ -31,6 +31,8 @@ _WAL_LIMIT: Final = 64 * 1024 * 1024  # bytes that the log keeps on disk after i
 
 # items.state is open, parked, done or failed; who holds an open item is the daemon's knowledge. `rank` is the priority
 # negated and `ord` the place within it (see item_ops.Entry), so that (rank, ord) > (?, ?) is one range of an index.
+# `given` tells a target that was offered with the item, or is its key's host, from one that an attempt reported.
+# runs.offered: a worker has offered its source to the end; `host` is what the attempts reported, while `hosts` is 1.
 # An open item with a not_before is waiting, also when that time has passed. lanes, totals and the counts in runs are
 # kept in the transaction that changes the items: starting with a million of them counts none.
 _TABLES: Final = """
@@ -52,7 +54,7 @@ CREATE TABLE runs (
     next_order INTEGER NOT NULL DEFAULT 1,
     started_at TEXT NOT NULL,
     finished_at TEXT,
-    removed INTEGER NOT NULL DEFAULT 0,
+    removed INTEGER NOT NULL DEFAULT 0, offered INTEGER NOT NULL DEFAULT 0, host TEXT, hosts INTEGER NOT NULL DEFAULT 0,
     UNIQUE (group_id, run)
 );
 CREATE TABLE items (
@@ -74,7 +76,7 @@ CREATE TABLE items (
     last_answer TEXT,
     last_failure TEXT,
     worker TEXT,
-    seq INTEGER,
+    seq INTEGER, given INTEGER NOT NULL DEFAULT 1,
     UNIQUE (run_id, key)
 );
 CREATE INDEX items_lane ON items (run_id, target, rank, ord) WHERE state = 'open' AND not_before IS NULL;
