@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from scraper_worker.classify import (
     Facts,
     classify,
     classify_facts,
+    failure_of,
     kind_of_status,
     normalise,
     parse_retry_after,
@@ -214,3 +216,90 @@ def test_retry_after(value, seconds):
 def test_any_retry_after_is_a_number_or_none(value):
     found = parse_retry_after(value, NOW)
     assert found is None or 0 <= found <= 31_536_000
+
+
+# ---- strangers' exceptions -------------------------------------------------------------------------------------------
+
+
+class Unreadable(Exception):
+    """Its text and its attributes raise."""
+
+    def __str__(self):
+        raise RuntimeError("no text")
+
+    @property
+    def response(self):
+        raise RuntimeError("no response")
+
+
+class Nowhere(Exception):
+    """Its module is no name."""
+
+    __module__ = None
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "signature"),
+    [
+        (Unreadable(), "transient", "Unreadable"),
+        (Nowhere("x"), "transient", "Nowhere: x"),
+        (PermanentError("cut \ud83d"), "permanent", "PermanentError: cut \ufffd"),
+        (PermanentError("x", status="404"), "permanent", "PermanentError: x"),
+        (PermanentError("x", status=10**30), "permanent", "PermanentError: x"),
+        (PermanentError("x", signature=404), "permanent", "N"),
+        (BlockedError("x", retry_after="5"), "blocked", "BlockedError: x"),
+        (BlockedError("x", retry_after=float("nan")), "blocked", "BlockedError: x"),
+        (BlockedError("x", retry_after=10**400), "blocked", "BlockedError: x"),
+        (SystemExit(3), "transient", "SystemExit: N"),
+        (KeyboardInterrupt(), "transient", "KeyboardInterrupt"),
+        (GeneratorExit(), "transient", "GeneratorExit"),
+        (asyncio.CancelledError(), "transient", "CancelledError"),
+        (BaseExceptionGroup("g", [SystemExit(1), PermanentError("x")]), "permanent", "PermanentError: x"),
+        (BaseExceptionGroup("g", [SystemExit(1)]), "transient", "BaseExceptionGroup: g (N sub-exception)"),
+    ],
+)
+def test_whatever_a_handler_raises_has_a_failure_that_can_be_sent(error, kind, signature):
+    found = failure_of(error)
+    assert (found.kind, found.signature) == (kind, signature)
+    assert msgspec.json.decode(msgspec.json.encode(found), type=type(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("leaves", "kind", "signature"),
+    [
+        ([PermanentError("gone", status=404)], "permanent", "http-404"),
+        ([BlockedError("slow", status=429, retry_after=2)], "blocked", "http-429"),
+        ([ValueError("x"), PermanentError("never")], "permanent", "PermanentError: never"),
+        ([ValueError("x"), InfrastructureError("y"), BlockedError("z")], "blocked", "BlockedError: z"),
+        ([ExceptionGroup("inner", [ValueError("x"), NameError("y")])], "permanent", "NameError: y"),
+        ([ValueError("first"), KeyError("second")], "transient", "ValueError: first"),
+    ],
+)
+def test_of_an_exception_group_the_deciding_leaf_counts(leaves, kind, signature):
+    found = classify(ExceptionGroup("unhandled errors in a TaskGroup", leaves))
+    assert (found.kind, found.signature) == (kind, signature)
+
+
+def test_a_group_s_retry_after_is_that_of_its_leaf():
+    assert classify(ExceptionGroup("g", [BlockedError("x", retry_after=2)])).retry_after == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("asyncio.run() cannot be called from a running event loop"),
+        RuntimeError("This event loop is already running"),
+        RuntimeError("Cannot run the event loop while another loop is running"),
+        Exception("It looks like you are using Playwright Sync API inside the asyncio loop.\nPlease use the Async API"),
+    ],
+)
+def test_what_blocks_the_loop_is_the_handler_s_fault_and_the_remedy_is_named(error):
+    found = classify(error, status=503)
+    assert (found.kind, found.category, found.signature) == ("permanent", "application", "blocking-call")
+    assert "asyncio.to_thread" in found.message
+
+
+def test_what_is_about_none_may_be_there_the_next_time():
+    assert classify(AttributeError("'NoneType' object has no attribute 'text'")).kind == "transient"
+    assert classify(TypeError("'NoneType' object is not subscriptable")).kind == "transient"
+    assert classify(AttributeError("'Page' object has no attribute 'gooto'")).kind == "permanent"

@@ -175,3 +175,57 @@ def test_a_second_signal_ends_at_once(scraper):
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
     assert "interrupted" in err
+
+
+@pytest.mark.slow
+def test_what_a_handler_leaves_behind_ends_neither_the_loop_nor_the_process_s_exit(scraper):
+    folder = scraper(
+        "import asyncio, sys, threading, time\n"
+        "kept = []\n"
+        "async def scrape(worker):\n"
+        "    await worker.process(['exit', 'interrupt', 'stop', 'stubborn', 'thread', 'good'], one, browser=False)\n"
+        "async def one(item):\n"
+        "    loop = asyncio.get_running_loop()\n"
+        "    if item.key in ('exit', 'interrupt'):\n"
+        "        kept.append(loop.create_task(late(SystemExit if item.key == 'exit' else KeyboardInterrupt)))\n"
+        "        await asyncio.sleep(0.05)\n"
+        "    if item.key == 'stop':\n"
+        "        loop.stop()\n"
+        "        await asyncio.sleep(0.05)\n"
+        "    if item.key == 'stubborn':\n"
+        "        kept.append(loop.create_task(stubborn()))\n"
+        "    if item.key == 'thread':\n"
+        "        threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "    return item.key\n"
+        "async def late(error):\n"
+        "    raise error\n"
+        "async def stubborn():\n"
+        "    while True:\n"
+        "        try:\n"
+        "            await asyncio.sleep(600)\n"
+        "        except asyncio.CancelledError:\n"
+        "            pass\n"
+    )
+    done = start(folder, "scraper:scrape")
+    assert done.returncode == 0, done.stderr
+    assert "6 done, 0 failed, 0 left" in done.stderr
+    assert done.stderr.count("came out of the event loop") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["async def", "def"])
+def test_a_source_that_fails_is_a_failure_of_the_worker(scraper, kind):
+    folder = scraper(
+        f"{kind} keys():\n"
+        "    for number in range(6):\n"
+        "        yield str(number)\n"
+        "    raise ValueError('no more pages')\n"
+        "async def scrape(worker):\n"
+        "    await worker.process(keys(), one, browser=False)\n"
+        "async def one(item):\n"
+        "    return None\n"
+    )
+    done = start(folder, "scraper:scrape")
+    assert done.returncode == 1
+    assert "6 done, 0 failed, 0 left" in done.stderr
+    assert "ValueError: no more pages" in done.stderr

@@ -11,13 +11,15 @@ import importlib
 import logging
 import os
 import sys
+import threading
+import time
 import traceback
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from scraper_worker import protocol
 from scraper_worker.errors import BrowserUnavailable, Refused, SupervisorLost, UsageError
 from scraper_worker.item import trace
-from scraper_worker.runner import run
+from scraper_worker.runner import LEFT_TIMEOUT, run_process
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
             function = load(entrypoint)
         except UsageError as error:
             return _say(str(error), EXIT_USAGE)
-        asyncio.run(run(function))
+        run_process(function)
     except (Refused, SupervisorLost, BrowserUnavailable) as error:
         return _say(f"{_name()}: {error}", EXIT_FAILED)
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -90,7 +92,16 @@ def _say(text: str, code: int) -> int:
 
 
 def _exit() -> NoReturn:
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    deadline = time.monotonic() + LEFT_TIMEOUT
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():  # a handler's thread that never ends would keep the process for ever
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

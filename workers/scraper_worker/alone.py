@@ -18,6 +18,9 @@ from scraper_worker import protocol
 from scraper_worker.errors import CallError
 from scraper_worker.link import Link
 from scraper_worker.protocol import (
+    MAX_REFUSED,
+    BadEntry,
+    BadParams,
     CheckpointState,
     DoneAnswer,
     End,
@@ -30,14 +33,16 @@ from scraper_worker.protocol import (
     Nothing,
     Offer,
     Offered,
+    Refused,
     Saved,
     Welcome,
+    check_key,
 )
 from scraper_worker.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from scraper_worker.link import Listener
-    from scraper_worker.protocol import BrowserStarted, BrowserStopped, FromWorker
+    from scraper_worker.protocol import BrowserStarted, BrowserStopped, FromWorker, WireEntry
 
 FREE_BLOCKED: Final = 20  # times an item that cost no attempt; the supervisor's figures
 FREE_INFRASTRUCTURE: Final = 3
@@ -140,17 +145,24 @@ class Alone(Link):
 
     # ---- the queue -------------------------------------------------------------------------------------------------
 
-    def _offer(self, entries: list[str | Offer]) -> Offered:
-        added = 0
-        for entry in entries:
-            offer = Offer(entry) if isinstance(entry, str) else entry
+    def _offer(self, entries: list[WireEntry]) -> Offered:
+        added, refused = 0, []
+        for index, entry in enumerate(entries):
+            try:
+                if isinstance(entry, BadEntry):
+                    raise BadParams("key", entry.reason)
+                offer = Offer(entry) if isinstance(entry, str) else entry
+                check_key(offer.key, "key")
+            except BadParams as error:
+                refused.append(Refused(index, str(error)))
+                continue
             if offer.key in self._items:
                 continue
             item = _Item(offer.key, offer.target, offer.data, offer.priority, next(self._numbers), free={})
             self._items[item.key] = item
             self._make_ready(item)
             added += 1
-        return Offered(added, len(entries) - added)
+        return Offered(added, len(entries) - added - len(refused), refused[:MAX_REFUSED])
 
     def _make_ready(self, item: _Item) -> None:
         item.state = "pending"
@@ -195,9 +207,9 @@ class Alone(Link):
         item.attempts += 1
         item.state = "done"
         self._counts["done"] += 1
-        self._offer(message.offers)
+        offered = self._offer(message.offers)
         self._print(item, message.result)
-        return DoneAnswer(self._counts["done"], duplicate=False)
+        return DoneAnswer(self._counts["done"], duplicate=False, refused=offered.refused)
 
     def _print(self, item: _Item, result: Raw) -> None:
         if self._quiet:

@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from scraper_worker.belongings import Belongings, unowned, watch_browser, watch_context
 from scraper_worker.classify import kind_of_status, parse_retry_after
 from scraper_worker.errors import (
     BlockedError,
@@ -36,6 +37,7 @@ LAUNCH_TRIES: Final = 3
 LAUNCH_PAUSE: Final = 0.5  # seconds before the second try, doubling
 CLOSE_TIMEOUT: Final = 10.0  # seconds for a browser to close
 PAGE_CLOSE_TIMEOUT: Final = 5.0  # seconds; a browser that can't close a page in this time hangs
+CONTEXT_GRACE: Final = 0.1  # seconds; a browser that dies closes its context first, and that it died says more
 STORAGE_INTERVAL: Final = 10.0  # seconds between two looks at cookies and storage
 STORAGE_TIMEOUT: Final = 5.0  # seconds
 
@@ -57,6 +59,9 @@ class Tab:
         self.host: str | None = None
         """Host of the last main document asked for."""
         self.gone = asyncio.Event()
+        self.belongings = Belongings()
+        self.belongings.add(page)
+        self.began = asyncio.get_running_loop().time()
         self._lost = lost
         page.on("crash", lambda _: self.lose("page-crashed", "the page crashed"))
         page.on("request", self._requested)
@@ -100,9 +105,23 @@ class _Current:
         self.holders = 0
         self.pages = 0
         self.tabs: set[Tab] = set()
+        self.closed = False
+        """True if its context is closed, and it is to get another before the next page."""
+        self.opened: dict[Page, float] = {}
+        """Pages open in the shared context, and when they opened by the loop's clock."""
         self.idle = asyncio.Event()
         self.idle.set()
         self.lost: str | None = None
+
+    def strays(self) -> list[Page]:
+        """Pages of the shared context that nobody owns, and whose opener must be gone: no item in hand is older."""
+        oldest = min((tab.began for tab in self.tabs), default=float("inf"))
+        owned = [tab.belongings for tab in self.tabs]
+        return [
+            page
+            for page, since in self.opened.items()
+            if since < oldest and not any(belongings.holds(page) for belongings in owned)
+        ]
 
 
 class SupervisedBrowser:
@@ -166,7 +185,7 @@ class SupervisedBrowser:
 
     @contextlib.asynccontextmanager
     async def tab(self, lost: Callable[[str, str], None]) -> AsyncIterator[Tab]:
-        """A fresh page in the shared context, closed at the end.
+        """A fresh page in the shared context, closed at the end with all that was opened beside it.
 
         Args:
             lost: called with a signature and a message if page, browser or driver is lost meanwhile.
@@ -205,25 +224,39 @@ class SupervisedBrowser:
     async def _open(self, current: _Current, lost: Callable[[str, str], None]) -> Tab:
         try:
             async with asyncio.timeout(CALL_TIMEOUT):
-                page = await current.context.new_page()
+                page = await self._new_page(current)
         except TimeoutError:
             current.running.kill()
             raise InfrastructureError(f"no page after {CALL_TIMEOUT:.0f} s", signature="browser-hung") from None
         except Exception as error:  # Playwright's errors, and the builtin Exception of older drivers
             raise InfrastructureError(f"no page: {error}", signature=current.lost or "browser-died") from error
         tab = Tab(page, lost)
-        current.pages += 1
         current.tabs.add(tab)
         if current.lost:
             tab.lose(current.lost, f"{current.name} is gone")
         return tab
 
+    async def _new_page(self, current: _Current) -> Page:
+        """A page in the shared context, which is opened anew where it is gone and the browser lives."""
+        if not current.closed:
+            try:
+                return await current.context.new_page()
+            except Exception as error:
+                if current.lost:
+                    raise
+                log.warning("the context of %s gives no page (%s) and is opened anew", current.name, error)
+        await self._open_context(current)
+        return await current.context.new_page()
+
     async def _close_tab(self, current: _Current, tab: Tab) -> None:
         if not tab.gone.is_set():
             await self._remember(current)
+        await tab.belongings.close(PAGE_CLOSE_TIMEOUT, spared=tab.page)
         try:
             async with asyncio.timeout(PAGE_CLOSE_TIMEOUT):
                 await tab.page.close()
+                for page in current.strays():
+                    await page.close()
         except TimeoutError:
             log.warning("%s could not close a page in %.0f s and is killed", current.name, PAGE_CLOSE_TIMEOUT)
             current.running.kill()
@@ -287,6 +320,10 @@ class SupervisedBrowser:
             self._notify(BrowserStopped(current.name, "recycle" if reason == "recycle" else "close"))
 
     async def _launch(self) -> _Current:
+        with unowned():  # a handler may be who wants it
+            return await self._launch_anew()
+
+    async def _launch_anew(self) -> _Current:
         if self._closed:
             raise BrowserUnavailable("the worker is ending")
         previous, self._current = self._current, None
@@ -316,14 +353,55 @@ class SupervisedBrowser:
         current.running = running = await launch(self.launch_options, lambda what: self._died(current, what))
         try:
             async with asyncio.timeout(CALL_TIMEOUT):
-                options = self.context_options
-                if self._storage is not None:
-                    options = {**options, "storage_state": self._storage}
-                current.context = await running.browser.new_context(**options)
+                await self._open_context(current)
         except BaseException:
             await running.stop(1.0)
             raise
+        watch_browser(running.browser, PAGE_CLOSE_TIMEOUT, lambda context: self._counted(current, context))
         return current
+
+    async def _open_context(self, current: _Current) -> None:
+        """Open the shared context, with the cookies and the storage that are known."""
+        options = self.context_options
+        if self._storage is not None:
+            options = {**options, "storage_state": self._storage}
+        with unowned():
+            context = await current.running.browser.new_context(**options)
+        current.context, current.closed = context, False
+        watch_context(context, PAGE_CLOSE_TIMEOUT)
+        context.on("page", lambda page: self._opened(current, page))
+        context.on("close", lambda _: self._context_closed(current, context))
+
+    @staticmethod
+    def _opened(current: _Current, page: Page) -> None:
+        current.pages += 1
+        current.opened[page] = asyncio.get_running_loop().time()
+
+        def closed(_: Page) -> None:
+            current.opened.pop(page, None)
+
+        page.on("close", closed)
+
+    @staticmethod
+    def _counted(current: _Current, context: BrowserContext) -> None:
+        """A context of a scraper's own: its pages count, too, from the first on, which may be open already."""
+        current.pages += len(context.pages)
+
+        def opened(_: Page) -> None:
+            current.pages += 1
+
+        context.on("page", opened)
+
+    def _context_closed(self, current: _Current, context: BrowserContext) -> None:
+        """The shared context is gone: with its browser, which is told by itself, or alone, by DevTools."""
+        current.closed = current.closed or context is current.context
+        victims = [tab for tab in current.tabs if tab.page.context is context]
+
+        def tell() -> None:
+            for tab in victims:
+                tab.lose(current.lost or "context-closed", f"the context of {current.name} was closed under the item")
+
+        asyncio.get_running_loop().call_later(CONTEXT_GRACE, tell)
 
     def _died(self, current: _Current, what: str) -> None:
         if current.lost:

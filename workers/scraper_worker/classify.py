@@ -10,6 +10,7 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from msgspec import Struct
 
 from scraper_worker.errors import (
@@ -22,10 +23,11 @@ from scraper_worker.errors import (
     SupervisorLost,
     TransientError,
 )
+from scraper_worker.portable import encodable
 from scraper_worker.protocol import Category, Failure, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 MAX_SIGNATURE: Final = 120  # characters
 MAX_MESSAGE: Final = 2000  # characters; Playwright appends whole browser logs
@@ -112,12 +114,13 @@ def normalise(text: str) -> str:
 
 
 def _signature(text: str) -> str:
+    text = encodable(text)
     return text if len(text) <= MAX_SIGNATURE else text[: MAX_SIGNATURE - 1].rstrip() + "…"
 
 
 def _trim(message: str) -> str:
     """The message without Playwright's browser log, and no longer than an operator would read."""
-    text = message.split("\nBrowser logs:", 1)[0].strip()
+    text = encodable(message.split("\nBrowser logs:", 1)[0].strip())
     return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
 
 
@@ -187,9 +190,18 @@ _MESSAGES: Final[tuple[tuple[re.Pattern[str], Kind, Category, str | None], ...]]
     ),
 )
 
+# Calls that only block: one thread can't wait in two loops.
+_BLOCKING: Final = re.compile(
+    r"cannot be called from a running event loop|event loop is already running"
+    r"|Cannot run the event loop while another loop is running|Playwright Sync API inside the asyncio loop"
+)
+_TO_THREAD: Final = "a handler must not block the event loop it runs in: await it, or use `await asyncio.to_thread(f)`"
+
 _PROGRAMMING: Final = frozenset(
     {"NameError", "AttributeError", "TypeError", "SyntaxError", "ImportError", "NotImplementedError", "UsageError"}
 )
+# About None they tell of something that the page did not have this time.
+_MAY_BE_ABSENT: Final = frozenset({"AttributeError", "TypeError"})
 _BY_CLASS: Final[tuple[tuple[frozenset[str], Verdict], ...]] = (
     (frozenset({"TimeoutError", "TimeoutException", "Timeout"}), ("transient", "network")),
     (
@@ -211,6 +223,9 @@ def classify_facts(facts: Facts) -> Failure:
     An infrastructure failure stays one whatever the document said; otherwise the status of the document that the item
     was on explains it best (a selector that never came, on a page that answered 429, is a block and no slow page).
     """
+    if _BLOCKING.search(facts.message):
+        message = f"{_TO_THREAD} ({facts.message.strip().splitlines()[0]})"
+        return Failure("permanent", "application", "blocking-call", _trim(message))
     net = _NET.search(facts.message)
     playwright = facts.module.startswith("playwright.") or "TargetClosedError" in facts.mro or facts.name == "Exception"
     if playwright or net:
@@ -255,7 +270,7 @@ def _of_playwright(facts: Facts, net: re.Match[str] | None) -> tuple[Kind, Categ
 
 def _of_class(facts: Facts) -> Verdict:
     names = {facts.name, *facts.mro}
-    if names & _PROGRAMMING:
+    if names & _PROGRAMMING and not (names & _MAY_BE_ABSENT and "NoneType" in facts.message):
         return "permanent", "application"
     for classes, verdict in _BY_CLASS:
         if names & classes:
@@ -271,35 +286,65 @@ _ITEM_ERRORS: Final[tuple[tuple[type[ItemError], Kind, Category], ...]] = (
 )
 
 
-def facts_of(error: Exception) -> Facts:
-    """An exception's facts; the status and Retry-After of httpx's, requests' and aiohttp's errors are found, too."""
+def facts_of(error: BaseException) -> Facts:
+    """An exception's facts; the status and Retry-After of httpx's, requests' and aiohttp's errors are found, too.
+
+    An exception is a stranger's object: what its attributes or its text raise counts as not there.
+    """
     cls = type(error)
     mro = tuple(base.__name__ for base in cls.__mro__ if base is not object)
-    response = getattr(error, "response", None)
+    response = _attribute(error, "response")
     status = next((s for s in map(_status_in, (response, error)) if s is not None), None)
-    headers = getattr(response, "headers", None) or getattr(error, "headers", None)
+    headers = _attribute(response, "headers") or _attribute(error, "headers")
     retry_after = _retry_after_in(headers) if status is not None else None
     return Facts(
-        name=cls.__name__, module=cls.__module__, message=str(error), mro=mro, status=status, retry_after=retry_after
-    )
+        name=cls.__name__, module=str(cls.__module__), message=_text(error), mro=mro, status=status,
+        retry_after=retry_after,
+    )  # fmt: skip
+
+
+def _attribute(thing: object, name: str) -> Any:
+    try:
+        return getattr(thing, name, None)
+    except Exception:  # noqa: BLE001 - a property may raise anything
+        return None
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return encodable(str(error))
+    except Exception:  # noqa: BLE001 - as above
+        return ""
 
 
 def _status_in(thing: object) -> int | None:
     for name in ("status_code", "status"):
-        value = getattr(thing, name, None)
+        value = _attribute(thing, name)
         if isinstance(value, int) and 400 <= value <= 599:
             return int(value)
     return None
 
 
 def _retry_after_in(headers: Mapping[str, Any] | None) -> float | None:
-    value = headers.get("Retry-After") if headers is not None and hasattr(headers, "get") else None
+    get = _attribute(headers, "get")
+    try:
+        value = get("Retry-After") if callable(get) else None
+    except Exception:  # noqa: BLE001 - as above
+        return None
     # Only seconds: a date would need the clock, and this module has none.
     return parse_retry_after(value, 0.0) if isinstance(value, str) and value.strip().isdigit() else None
 
 
+# ---- whole exceptions ------------------------------------------------------------------------------------------------
+
+_DECIDING: Final[dict[Kind, int]] = {"permanent": 0, "blocked": 1, "infrastructure": 2, "transient": 3}
+
+
 def classify(error: BaseException, *, status: int | None = None, retry_after: float | None = None) -> Failure:
     """What `error` means for the item that it ended.
+
+    In an exception group one leaf decides: a permanent one before a blocked one, before an infrastructure one, before
+    a transient one; among equals the first.
 
     Args:
         error: the exception.
@@ -310,22 +355,51 @@ def classify(error: BaseException, *, status: int | None = None, retry_after: fl
         BaseException: `error` itself, if it is no failure but an order to stop (CancelledError, KeyboardInterrupt,
             SystemExit).
     """
-    if not isinstance(error, Exception):
+    failures = [_of_leaf(leaf, status, retry_after) for leaf in _leaves(error) if isinstance(leaf, Exception)]
+    if not failures:
         raise error
+    return min(failures, key=lambda failure: _DECIDING[failure.kind])
+
+
+def failure_of(error: BaseException, *, status: int | None = None, retry_after: float | None = None) -> Failure:
+    """What any exception that came out of a handler means for its item. Raises nothing, whatever `error` is.
+
+    An order to stop that nobody gave (SystemExit, KeyboardInterrupt, GeneratorExit, the CancelledError of a task that
+    the handler awaited) is a failure like another here.
+    """
+    try:
+        return classify(error, status=status, retry_after=retry_after)
+    except BaseException as raised:  # noqa: BLE001 - the error itself, or what is wrong with it
+        name = encodable(type(error).__name__)
+        if raised is not error:
+            message = f"{name}, of which nothing more can be told: reading it raised {type(raised).__name__}"
+            return Failure("transient", "application", _signature(name), _trim(message))
+    text = _text(error)
+    if name == "CancelledError":
+        return Failure("transient", "application", name, text or "something that the handler awaited was cancelled")
+    signature = _signature(f"{name}: {normalise(text)}".rstrip(": "))
+    return Failure("transient", "application", signature, _trim(f"the handler raised {name}: {text}".rstrip(": ")))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions in a group, in any depth, or the exception that is none."""
+    rest = [error]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, BaseExceptionGroup):
+            rest += reversed(one.exceptions)
+        else:
+            yield one
+
+
+def _of_leaf(error: Exception, status: int | None, retry_after: float | None) -> Failure:
     if isinstance(error, ItemError):
         return _of_item_error(error, status, retry_after)
     if isinstance(error, BrowserUnavailable | Refused | SupervisorLost):
-        return Failure("infrastructure", "system", type(error).__name__, _trim(str(error)) or type(error).__name__)
+        return Failure("infrastructure", "system", type(error).__name__, _trim(_text(error)) or type(error).__name__)
     facts = facts_of(error)
     if facts.status is None and status is not None and status >= 400:
-        facts = Facts(
-            name=facts.name,
-            module=facts.module,
-            message=facts.message,
-            mro=facts.mro,
-            status=status,
-            retry_after=retry_after,
-        )
+        facts = msgspec.structs.replace(facts, status=status, retry_after=retry_after)
     return classify_facts(facts)
 
 
@@ -335,16 +409,29 @@ def _of_item_error(error: ItemError, status: int | None, retry_after: float | No
     for cls, its_kind, its_category in _ITEM_ERRORS:
         if isinstance(error, cls):
             kind, category = its_kind, its_category
-    own = error.status
+    given = _http_status(error.status)
+    own = given
     if own is None and status is not None and status >= 400:
         own = status
-    if error.status is not None and category == "application":
+    if given is not None and category == "application":
         category = "external"
-    asked = error.retry_after if error.retry_after is not None else retry_after
+    asked = _seconds(error.retry_after)
     if error.signature is not None:
-        signature = normalise(error.signature)
-    elif error.status is not None:
-        signature = f"http-{error.status}"
+        signature = normalise(str(error.signature))
+    elif given is not None:
+        signature = f"http-{given}"
     else:
-        signature = f"{type(error).__name__}: {normalise(str(error))}".removesuffix(f": {type(error).__name__}")
-    return Failure(kind, category, _signature(signature), _trim(str(error)), own, asked)
+        signature = f"{type(error).__name__}: {normalise(_text(error))}".removesuffix(f": {type(error).__name__}")
+    message = _trim(_text(error)) or type(error).__name__
+    return Failure(kind, category, _signature(signature), message, own, asked if asked is not None else retry_after)
+
+
+def _http_status(value: object) -> int | None:
+    """The status, if it is one: what users put there must not make the failure itself unspeakable."""
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) and 100 <= value <= 999 else None
+
+
+def _seconds(value: object) -> float | None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
+        return None
+    return float(min(max(0, value), _MAX_RETRY_AFTER))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from scraper_worker.errors import UsageError
-from scraper_worker.offers import as_entries, as_offer
+from scraper_worker.offers import as_entries, as_offer, key_of
+from scraper_worker.portable import encodable
 
 if TYPE_CHECKING:
     from playwright.async_api import Page
 
     from scraper_worker.offers import Entries, Entry
-    from scraper_worker.protocol import Failure, Granted, Offer
+    from scraper_worker.protocol import Failure, Granted, WireEntry
 
 MAX_TRACEBACK: Final = 4096  # characters
 _OWN_FOLDER: Final = str(Path(__file__).parent)
@@ -41,7 +42,7 @@ class Item:
         self.attempt: int = granted.attempt
         """1 plus the attempts charged so far."""
         self._page = page
-        self._offers: dict[str, str | Offer] = {}
+        self._offers: dict[str, WireEntry] = {}
 
     @property
     def page(self) -> Page:
@@ -57,11 +58,13 @@ class Item:
     async def offer(self, entries: Entries | Entry) -> None:
         """Add items found on the way: they are queued together with this item's own completion, or not at all.
 
+        An entry that can be no item is left out of the queue and told in the log; the others are queued all the same.
+
         Args:
             entries: keys or mappings with key, target, data and priority; one or many, an async iterable too.
 
         Raises:
-            UsageError: an entry can't be an item.
+            UsageError: it is nothing to iterate over.
         """
         source = as_entries(entries)
         if isinstance(source, AsyncIterable):
@@ -73,10 +76,10 @@ class Item:
 
     def _add(self, entry: Entry) -> None:
         offer = as_offer(entry)
-        self._offers.setdefault(offer if isinstance(offer, str) else offer.key, offer)
+        self._offers.setdefault(key_of(offer), offer)
 
     @property
-    def offers(self) -> list[str | Offer]:
+    def offers(self) -> list[WireEntry]:
         """What was offered so far, each key once."""
         return list(self._offers.values())
 
@@ -85,7 +88,7 @@ class Item:
 
 
 class Attempt:
-    """One item under work: it can be cut short from outside, with the failure that this is to be reported as.
+    """One item under work: its handler runs in a task of its own, which can be cut short from outside.
 
     Args:
         granted: the item as the queue gave it.
@@ -94,19 +97,32 @@ class Attempt:
     def __init__(self, granted: Granted) -> None:
         self.granted = granted
         self.failure: Failure | None = None
+        """What the handler was cut short for, to be reported in the place of its own end."""
         self.dropped = False
         self.began = asyncio.get_running_loop().time()
-        self._patience: asyncio.Timeout | None = None
+        self._task: asyncio.Task[tuple[Any, BaseException | None]] | None = None
         self._over = False
 
-    def begin(self) -> None:
-        """Start the clock: waiting for a browser is not the item's time."""
-        self.began = asyncio.get_running_loop().time()
+    async def run(self, work: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
+        """Run the handler to its end: what it returned, and what it raised.
 
-    def limit(self) -> asyncio.Timeout:
-        """The scope to run the handler in."""
-        self._patience = asyncio.timeout(None)
-        return self._patience
+        Nothing that it raises comes through, an order to stop that nobody gave (SystemExit, or the CancelledError of
+        something that it awaited) as little as an error. Only whoever awaits this can be cancelled through it.
+        """
+        self.began = asyncio.get_running_loop().time()  # waiting for a browser is not the item's time
+        if self.stopped:
+            return None, None
+        loop = asyncio.get_running_loop()
+        task = self._task = loop.create_task(_contained(work), name=f"item {self.granted.key}")
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait([task])
+            raise
+        finally:
+            self._task = None
+        return (None, asyncio.CancelledError()) if task.cancelled() else task.result()
 
     def conclude(self) -> None:
         """From now on the outcome stands."""
@@ -126,8 +142,8 @@ class Attempt:
 
     def _stop(self) -> None:
         # A handler that has ended already, or has not begun, finds out by looking.
-        if self._patience is not None and not self._over:
-            self._patience.reschedule(asyncio.get_running_loop().time())
+        if self._task is not None and not self._over:
+            self._task.cancel()
 
     @property
     def stopped(self) -> bool:
@@ -140,10 +156,21 @@ class Attempt:
         return round(asyncio.get_running_loop().time() - self.began, 3)
 
 
+async def _contained(work: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
+    try:
+        return await work(), None
+    except BaseException as error:  # noqa: BLE001 - a task that ends with SystemExit would end the whole loop
+        return None, error
+
+
 def trace(error: BaseException) -> str:
     """The traceback of `error` from the user's first frame on, cut in front to 4,096 characters."""
     entry = error.__traceback__
     while entry is not None and entry.tb_frame.f_code.co_filename.startswith(_OWN_FOLDER):
         entry = entry.tb_next
-    text = "".join(traceback.format_exception(type(error), error, entry or error.__traceback__))
+    try:
+        lines = traceback.format_exception(type(error), error, entry or error.__traceback__)
+    except Exception as raised:  # noqa: BLE001 - an exception's own attributes may raise anything
+        lines = [*traceback.format_tb(entry), f"{type(error).__name__}: reading it raised {type(raised).__name__}\n"]
+    text = encodable("".join(lines))
     return text if len(text) <= MAX_TRACEBACK else "…" + text[1 - MAX_TRACEBACK :]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import asyncio
     from typing import Literal
 
-    from scraper_worker.protocol import BrowserRecycle, Drain, ItemCancel, Offer, Welcome
+    from scraper_worker.protocol import BrowserRecycle, Drain, ItemCancel, Welcome, WireEntry
 
 
 class Listener(Protocol):
@@ -83,7 +83,7 @@ class Link(ABC):
     async def give_back(self, reason: str) -> None:
         """Release every claim that is still held; gives up quietly where there is nobody to give them to."""
 
-    async def offer(self, items: list[str | Offer], *, more: bool) -> Offered:
+    async def offer(self, items: list[WireEntry], *, more: bool) -> Offered:
         """Add items to the run; durable when this returns."""
         answer: Offered = await self.call(ItemsOffer(items, more))
         return answer

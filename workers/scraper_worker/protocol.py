@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 from itertools import accumulate
-from typing import Annotated, Any, Final, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -71,6 +71,29 @@ class Offer(Struct, frozen=True, omit_defaults=True):
     priority: Priority = 0
 
 
+class BadEntry(NamedTuple):
+    """An entry among offers that can be no item. On the wire it is an array, so that no supervisor takes it for one.
+
+    The SDK sends one for what it can't put into JSON, and reading an offer makes one of each entry that is neither a
+    key nor an object of the right shape: it is left out, and the others count.
+    """
+
+    reason: str
+    entry: str = ""
+
+
+WireEntry: TypeAlias = str | Offer | BadEntry
+
+
+class Refused(Struct, frozen=True):
+    """One of the entries that were left out: its place in the call, and why."""
+
+    index: int
+    reason: str
+
+
+MAX_REFUSED: Final = 10  # of these in an answer
+
 # ---- worker → supervisor --------------------------------------------------------------------------------------------
 
 
@@ -94,7 +117,7 @@ class Heartbeat(Struct, frozen=True, omit_defaults=True):
 class ItemsOffer(Struct, frozen=True, omit_defaults=True):
     """Items for the run; `more` says that another offer will follow."""
 
-    items: list[str | Offer]
+    items: list[WireEntry]
     more: bool = False
 
 
@@ -112,7 +135,7 @@ class ItemDone(Struct, frozen=True, omit_defaults=True):
     seconds: float | None = None
     target: str | None = None
     result: Raw = Raw(b"null")
-    offers: list[str | Offer] = []
+    offers: list[WireEntry] = []
 
 
 class ItemFailed(Struct, frozen=True, omit_defaults=True):
@@ -276,11 +299,12 @@ class Welcome(Struct, frozen=True):
     evidence: Evidence | None = None
 
 
-class Offered(Struct, frozen=True):
-    """The answer to `items.offer`."""
+class Offered(Struct, frozen=True, omit_defaults=True):
+    """The answer to `items.offer`; `refused` names the first ten entries that were left out."""
 
     added: int
     known: int
+    refused: list[Refused] = []
 
 
 class Granted(Struct, frozen=True):
@@ -300,11 +324,12 @@ class End(Struct, frozen=True):
     end: Literal["complete", "draining", "empty"]
 
 
-class DoneAnswer(Struct, frozen=True):
-    """The answer to `item.done`."""
+class DoneAnswer(Struct, frozen=True, omit_defaults=True):
+    """The answer to `item.done`; `refused` names the first ten of its offers that were left out."""
 
     seq: int
     duplicate: bool
+    refused: list[Refused] = []
 
 
 class FailedAnswer(Struct, frozen=True):
@@ -518,6 +543,9 @@ def decode_params(kind: type[Any], params: Raw | CheckpointSave) -> Any:
     try:
         return decoder.decode(params)
     except msgspec.DecodeError as error:
+        name = _ENTRIES.get(kind)
+        if name is not None and f"$.{name}[" in str(error):
+            return _decode_entries(kind, params, name)
         text = str(error)
         at = _AT.search(text)
         missing = _MISSING.search(text)
@@ -536,6 +564,34 @@ def _choices(kind: type[Any], path: str) -> tuple[str, ...]:
     for name in path.split("."):
         kind = get_type_hints(kind).get(name, object)
     return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+_ENTRIES: Final[dict[type[Any], str]] = {ItemsOffer: "items", ItemDone: "offers"}
+_item_decoder: Final = msgspec.json.Decoder(str | Offer)
+_bad_entry_decoder: Final = msgspec.json.Decoder(BadEntry)
+_SHOWN: Final = 200  # characters of a bad entry
+
+
+def _decode_entries(kind: type[Any], params: Raw, name: str) -> Any:
+    """Params with an entry that is none: it alone is bad.
+
+    Raises:
+        BadParams: something else does not fit, either.
+    """
+    fields = msgspec.json.decode(params, type=dict[str, Raw])
+    entries = msgspec.json.decode(fields.pop(name), type=list[Raw])
+    without = decode_params(kind, Raw(msgspec.json.encode({**fields, name: []})))
+    return msgspec.structs.replace(without, **{name: [_decode_entry(entry) for entry in entries]})
+
+
+def _decode_entry(entry: Raw) -> WireEntry:
+    with contextlib.suppress(msgspec.DecodeError):
+        return _bad_entry_decoder.decode(entry)
+    try:
+        item: str | Offer = _item_decoder.decode(entry)
+    except msgspec.DecodeError as error:
+        return BadEntry(_AT.sub("", str(error)), bytes(entry)[: 4 * _SHOWN].decode(errors="replace")[:_SHOWN])
+    return item
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from scraper_worker.alone import Alone
 from scraper_worker.client import Client
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     from scraper_worker.link import Link
 
     Function = Callable[[Worker], Awaitable[Any]]
+
+
+log = logging.getLogger("scraper_worker")
+
+LEFT_TIMEOUT: Final = 5.0  # seconds for tasks that were left behind
+_RAISES_INTERRUPT: Final = signal.default_int_handler
 
 
 async def run(function: Function, link: Link | None = None) -> None:
@@ -48,6 +55,49 @@ async def run(function: Function, link: Link | None = None) -> None:
             await _live(function, worker, link)
     except BaseExceptionGroup as group:
         raise first_of(group) from None
+
+
+def run_process(function: Function) -> None:
+    """`run`, in an event loop that nothing but this function's own end ends.
+
+    A task that a handler left behind may raise SystemExit, and a handler may stop the loop: either comes out of the
+    loop, and the loop simply goes on. What is left when the function has ended gets a moment to end, too.
+
+    Raises:
+        BaseException: what `run` raises; KeyboardInterrupt for a SIGINT that comes before there is anything to drain.
+    """
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    task = loop.create_task(run(function), name="worker")
+    try:
+        while not task.done():
+            try:
+                loop.run_until_complete(task)
+            except BaseException as error:
+                if task.done():
+                    raise
+                # While the worker runs, SIGINT is a callback of the loop, and raises nothing.
+                if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is _RAISES_INTERRUPT:
+                    raise
+                log.warning("%r came out of the event loop from something that a handler began; it goes on", error)
+    finally:
+        _end(loop)
+    task.result()
+
+
+def _end(loop: asyncio.AbstractEventLoop) -> None:
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    try:
+        if left:
+            loop.run_until_complete(asyncio.wait(left, timeout=LEFT_TIMEOUT))
+        loop.run_until_complete(asyncio.wait_for(loop.shutdown_asyncgens(), LEFT_TIMEOUT))
+    except BaseException as error:  # noqa: BLE001 - whatever the leftovers raise, this is their end
+        log.warning("%r came from what the worker left behind", error)
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
 
 
 async def _live(function: Function, worker: Worker, link: Link) -> None:

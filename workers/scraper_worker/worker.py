@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
-from msgspec import Raw
 
 from scraper_worker import protocol
 from scraper_worker.browser import SupervisedBrowser, Tab
 from scraper_worker.checkpoint import Checkpoint
-from scraper_worker.classify import classify
-from scraper_worker.errors import BrowserUnavailable, CallError, InfrastructureError, UsageError
+from scraper_worker.classify import classify, failure_of
+from scraper_worker.errors import BrowserUnavailable, CallError, InfrastructureError, UsageError, WorkerError
 from scraper_worker.item import Attempt, Item, trace
-from scraper_worker.offers import as_entries, offer_all
-from scraper_worker.protocol import End, Failure, FailureReport, Granted, ItemDone, ItemFailed, Offer
+from scraper_worker.offers import as_entries, offer_all, tell_refused
+from scraper_worker.portable import NotPortable, encodable, to_json
+from scraper_worker.protocol import End, Failure, FailureReport, Granted, ItemDone, ItemFailed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Mapping
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from scraper_worker.link import Link
     from scraper_worker.offers import Entries, Entry
-    from scraper_worker.protocol import BrowserRecycle, Drain, ItemCancel, Welcome
+    from scraper_worker.protocol import BrowserRecycle, Drain, ItemCancel, Welcome, WireEntry
 
     Handler = Callable[[Item], Awaitable[Any]]
 
@@ -37,6 +38,7 @@ log = logging.getLogger("scraper_worker")
 # A crash is told a moment after the call that it broke: this long an unclear failure waits for it. Seconds.
 CRASH_GRACE: Final = 0.25
 EARLY_ORDERS: Final = 256
+LAST_WAIT: Final = 5.0  # seconds that an item may be waited for once the source has failed
 _UNCLEAR: Final = frozenset({"net::ERR_ABORTED", "TargetClosedError", "driver-died"})
 
 
@@ -76,6 +78,7 @@ class Worker:
         self._early: dict[int, Failure | None] = {}
         self._waits: set[asyncio.Timeout] = set()
         self._processed = False
+        self._source_failure: BaseException | None = None
         self._ended: str | None = None
         self.checkpoint = Checkpoint(link)
         """Save and load this worker's state."""
@@ -148,6 +151,7 @@ class Worker:
             UsageError: a second call, or arguments that can't be meant.
             BrowserUnavailable: no browser can be started; the items in hand were given back.
             CallError: the supervisor refused what was offered.
+            Exception: what the source of keys raised, after the items that it had offered until then were worked on.
         """
         self._check(handler, concurrency)
         self._browser.launch_options = dict(launch or {})
@@ -163,9 +167,14 @@ class Worker:
                     for number in range(concurrency)
                 ]
                 await asyncio.wait(pullers)
+                failed = self._source_failure
                 offering.cancel()
         except BaseExceptionGroup as group:
             raise first_of(group) from None
+        if isinstance(failed, Exception):
+            raise failed
+        if failed is not None:
+            raise WorkerError(f"the source of keys ended with {type(failed).__name__}: {failed}") from failed
 
     def browser(self) -> BrowserHandle:
         """The supervised browser, started when it is first wanted.
@@ -204,12 +213,20 @@ class Worker:
     # ---- offering and pulling ----------------------------------------------------------------------------------------
 
     async def _offer(self, entries: Any) -> None:
-        async def send(batch: list[str | Offer], more: bool) -> None:
-            await self._link.offer(batch, more=more)
+        """Offer the keys. A source that fails ends nothing by itself: what it gave until then is worked on first."""
+
+        async def send(batch: list[WireEntry], more: bool) -> None:
+            answer = await self._link.offer(batch, more=more)
+            tell_refused(batch, answer.refused)
             self._offered.set()
 
-        await offer_all(entries, send)
-        self._offered.set()
+        try:
+            await offer_all(entries, send)
+        except BaseException as error:  # noqa: BLE001 - a source may raise anything, as its own order to stop
+            self._source_failure = error
+            self._wake()
+        finally:
+            self._offered.set()
 
     async def _pull(self, handler: Handler, browser: bool) -> None:
         while True:
@@ -229,17 +246,23 @@ class Worker:
                 await self._conclude(outcome)
 
     async def _next(self) -> Granted | End:
-        if self.draining:
-            return End("draining")
-        wait = asyncio.timeout(None)
-        self._waits.add(wait)
-        try:
-            async with wait:
-                return await self._link.next()
-        except TimeoutError:  # drained while waiting; what is granted after all is released by the link
-            return End("draining")
-        finally:
-            self._waits.discard(wait)
+        while not self.draining:
+            wait = asyncio.timeout(None)
+            self._waits.add(wait)
+            try:
+                async with wait:
+                    # A failed source is not at its end, so that the run can't be complete; nobody must wait for that.
+                    return await self._link.next(None if self._source_failure is None else LAST_WAIT)
+            except TimeoutError:
+                continue  # woken while waiting; what is granted after all is released by the link
+            finally:
+                self._waits.discard(wait)
+        return End("draining")
+
+    def _wake(self) -> None:
+        """Have those who wait for an item look again at how things stand."""
+        for wait in list(self._waits):
+            wait.reschedule(asyncio.get_running_loop().time())
 
     # ---- one item ----------------------------------------------------------------------------------------------------
 
@@ -263,40 +286,41 @@ class Worker:
     async def _handle(
         self, attempt: Attempt, handler: Handler, item: Item, tab: Tab | None
     ) -> ItemDone | ItemFailed | None:
-        result: Any = None
-        failure: Failure | None = None
-        attempt.begin()
-        if not attempt.stopped:
-            try:
-                async with attempt.limit():
-                    result = await handler(item)
-            except Exception as error:  # noqa: BLE001 - what a handler raises is the item's failure, whatever it is
-                if not attempt.stopped:
-                    failure = await self._explain(error, attempt, tab)
+        """The one place where a handler's end becomes its item's outcome, whatever that end is."""
+
+        async def work() -> Any:
+            with tab.belongings.owned() if tab is not None else contextlib.nullcontext():
+                return await handler(item)
+
+        result, error = await attempt.run(work)
+        failure = None
+        if error is not None and not attempt.stopped:
+            failure = await self._explain(error, attempt, tab)
         attempt.conclude()
-        if attempt.failure is not None:
-            failure = attempt.failure
+        failure = attempt.failure or failure
         if failure is not None:
             return self._failed(attempt, failure, tab)
         return self._done(attempt, item, result, tab)
 
-    async def _explain(self, error: Exception, attempt: Attempt, tab: Tab | None) -> Failure:
+    async def _explain(self, error: BaseException, attempt: Attempt, tab: Tab | None) -> Failure:
         status, retry_after = (tab.status, tab.retry_after) if tab is not None else (None, None)
-        failure = classify(error, status=status, retry_after=retry_after)
+        failure = failure_of(error, status=status, retry_after=retry_after)
         if tab is not None and failure.signature in _UNCLEAR:
             try:
                 async with asyncio.timeout(CRASH_GRACE):
                     await tab.gone.wait()
             except TimeoutError:
                 log.debug("%s: %s without a crash", attempt.granted.key, failure.signature)
+                if failure.signature == "TargetClosedError":  # nothing died: the handler, or the page itself, closed it
+                    message = f"the page was closed, and used after that: {failure.message}"
+                    failure = Failure("transient", "application", "page-closed", message)
         return msgspec.structs.replace(failure, traceback=trace(error))
 
     def _done(self, attempt: Attempt, item: Item, result: Any, tab: Tab | None) -> ItemDone | ItemFailed:
         try:
-            encoded = Raw(msgspec.json.encode(result))
-        except (TypeError, ValueError) as error:
-            problem = f"the handler's result is not JSON: {error}"
-            return self._failed(attempt, Failure("permanent", "application", "result-not-json", problem), tab)
+            encoded = to_json(result)
+        except NotPortable as error:
+            return self._failed(attempt, Failure("permanent", "application", error.signature, str(error)), tab)
         granted = attempt.granted
         return ItemDone(granted.key, granted.claim, attempt.seconds, _target(granted, tab), encoded, item.offers)
 
@@ -310,7 +334,8 @@ class Worker:
             if isinstance(outcome, ItemFailed):
                 await self._link.failed(outcome)
             else:
-                await self._link.done(outcome)
+                answer = await self._link.done(outcome)
+                tell_refused(outcome.offers, answer.refused)
         except CallError as error:
             if error.code == protocol.NOT_CLAIMED:
                 log.warning("%s was taken back meanwhile; its outcome does not count", outcome.key)
@@ -339,8 +364,7 @@ class Worker:
         log.info("draining: %s", order.reason if order is not None else "asked to end")
         self._draining.set()
         self._offered.set()  # whoever waits for the first offer has nothing to wait for any more
-        for wait in list(self._waits):
-            wait.reschedule(asyncio.get_running_loop().time())
+        self._wake()
 
     def cancel(self, order: ItemCancel) -> None:
         """End one item."""
@@ -380,7 +404,7 @@ def _target(granted: Granted, tab: Tab | None) -> str | None:
     """The host that the attempt talked to, where the queue can't know it from the item itself."""
     if granted.target is not None or tab is None or urlsplit(granted.key).hostname:
         return None
-    return tab.host
+    return encodable(tab.host) if tab.host is not None else None
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -6,9 +6,9 @@ from tests.core.playbook import ANY, BLIP, Play, Some, writes
 from scraper_supervisor.core.events import Due, HangUp, Persist, Said, Spawn
 from scraper_supervisor.core.ops.item_ops import AddItems, Conclude, FindConclusion
 from scraper_worker.protocol import (
-    BAD_PARAMS,
     NOT_CLAIMED,
     STORAGE_UNAVAILABLE,
+    BadEntry,
     Claim,
     DoneAnswer,
     End,
@@ -24,6 +24,7 @@ from scraper_worker.protocol import (
     Nothing,
     Offer,
     Offered,
+    Refused,
 )
 
 # ---- offers ----------------------------------------------------------------------------------------------------------
@@ -42,14 +43,42 @@ def test_an_offer_is_answered_when_durable_and_counts_what_is_new():
 
 
 @pytest.mark.parametrize(
-    ("entry", "path"),
-    [("", "items[1]"), ("a\nb", "items[1]"), ("x" * 4097, "items[1]"), (Offer("\x00"), "items[1].key")],
+    ("entry", "reason"),
+    [
+        ("", "1 to 4096 bytes"),
+        ("a\nb", "control characters"),
+        ("x" * 4097, "this one has 4097"),
+        (Offer("\x00"), "control characters"),
+        (BadEntry("what the SDK said", "<object>"), "what the SDK said"),
+    ],
 )
-def test_one_bad_entry_refuses_the_whole_offer(entry, path):
+def test_one_bad_entry_is_left_out_and_told(entry, reason):
     play = Play()
     a = play.up()
-    play >> a(ItemsOffer(["good", entry])) << a.refused(BAD_PARAMS, {"path": path})
-    assert not play.store.newest("g").items
+    answer = Some()
+    play >> a(ItemsOffer(["good", entry, "more"])) << a.gets(answer)
+    assert (answer.value.added, answer.value.known, [one.index for one in answer.value.refused]) == (2, 0, [1])
+    assert reason in answer.value.refused[0].reason
+    (told,) = [one for one in play.log if one.event == "failure_pattern_detected"]
+    assert told.data["failure"].signature == "offer-refused"
+    assert [play.gives(a).key for _ in range(2)] == ["good", "more"]
+
+
+def test_a_bad_offer_of_an_item_does_not_fail_it():
+    play = Play("x")
+    a = play.up()
+    x = play.gives(a)
+    refused = [Refused(1, "a key must not contain control characters")]
+    play >> a(ItemDone("x", x.claim, offers=["good", "bad\n", "x"])) << a.gets(DoneAnswer(1, False, refused))
+    play.gives(a, "good")
+
+
+def test_only_the_first_ten_that_are_left_out_are_named():
+    play = Play()
+    a = play.up()
+    answer = Some()
+    play >> a(ItemsOffer([""] * 30)) << a.gets(answer)
+    assert (answer.value.added, len(answer.value.refused)) == (0, 10)
 
 
 def test_a_key_may_have_4096_bytes():
@@ -204,14 +233,6 @@ def test_offers_that_come_with_a_done_are_handed_out_after_it():
     x = play.gives(a)
     play >> a(ItemDone("x", x.claim, offers=["child"])) << a.gets(DoneAnswer(1, False))
     assert play.gives(a).key == "child"
-
-
-def test_a_done_with_a_bad_offer_records_nothing():
-    play = Play("x")
-    a = play.up()
-    x = play.gives(a)
-    play >> a(ItemDone("x", x.claim, offers=[""])) << a.refused(BAD_PARAMS, {"path": "offers[0]"})
-    play >> a(ItemDone("x", x.claim)) << a.gets(DoneAnswer(1, False))
 
 
 def test_a_failure_beyond_the_last_attempt_is_final():

@@ -21,6 +21,7 @@ from scraper_supervisor.core.events import (
     TreeEnded,
 )
 from scraper_supervisor.core.ops.item_ops import AddItems, Conclude
+from scraper_supervisor.core.states.group import GroupState
 from scraper_worker.protocol import (
     Claim,
     DoneAnswer,
@@ -323,6 +324,17 @@ def test_a_worker_that_said_more_can_still_offer():
     play >> a(ItemNext())
     waiting = a.call
     play.silence() >> a(ItemsOffer([])) << a.gets(ANY) << a.gets(End("complete"), waiting)
+
+
+def test_a_worker_that_ends_in_the_middle_of_its_source_has_failed_though_no_item_is_left():
+    play = Play(restart="never")
+    a = play.up()
+    play >> a(ItemsOffer(["x"], more=True)) << a.gets(ANY)
+    x = play.gives(a)
+    play >> a(ItemDone("x", x.claim)) << a.gets(ANY)
+    play.ignoring(Persist).dies(a)
+    assert play.state() == "failed"
+    assert play.fleet.state.groups["g"].state is GroupState.FAILED
 
 
 def test_a_worker_that_is_starting_can_still_offer():

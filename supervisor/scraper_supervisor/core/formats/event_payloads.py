@@ -109,11 +109,11 @@ class RetrySucceeded(Payload, frozen=True):
 
 
 class FailurePatternDetected(Payload, frozen=True):
-    """A worker reported a failure outside any item: a login, a feed.
+    """A worker reported a failure outside any item (a login, a feed), or what it offered could in part be no items.
 
     Attributes:
-        failure: as the worker told it.
-        target: the host that it talked to.
+        failure: as the worker told it, or what was left out and why.
+        target: the host that it talked to; null of offers.
     """
 
     EVENT = "failure_pattern_detected"

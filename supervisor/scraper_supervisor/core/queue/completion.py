@@ -11,7 +11,7 @@ from msgspec import Raw, Struct
 
 from scraper_supervisor.core.events import ItemsChanged, Refuse
 from scraper_supervisor.core.facts import ItemEnded
-from scraper_supervisor.core.ops.item_ops import Conclude, Concluded, FindConclusion, LeaseLost, NewItem, Outcome
+from scraper_supervisor.core.ops.item_ops import Conclude, Concluded, FindConclusion, LeaseLost, Outcome
 from scraper_supervisor.core.queue.in_flight import InFlight, InFlightItem, UnwrittenEnd
 from scraper_supervisor.core.queue.item_calls import not_claimed, recorded, storage_error
 from scraper_supervisor.core.queue.retry_decision import decide_retry
@@ -20,10 +20,10 @@ from scraper_worker.protocol import DoneAnswer, FailedAnswer, Failure, ItemDone,
 if TYPE_CHECKING:
     from scraper_supervisor.core.config.settings import RetrySettings
     from scraper_supervisor.core.events import PersistFailed
-    from scraper_supervisor.core.ops.item_ops import Conclusion
+    from scraper_supervisor.core.ops.item_ops import Conclusion, NewItem
     from scraper_supervisor.core.outbox import Outbox
     from scraper_supervisor.core.queue.frontier import Frontier
-    from scraper_supervisor.core.queue.item_calls import Caller, RunRef
+    from scraper_supervisor.core.queue.item_calls import Caller, Entries, RunRef
 
 CANCELLED: Final = Failure("permanent", "application", "cancelled", "cancelled by an operator")
 
@@ -66,12 +66,12 @@ class Completion:
 
     # ---- begun
 
-    def done(self, held: InFlightItem, caller: Caller, message: ItemDone, offers: tuple[NewItem, ...]) -> None:
+    def done(self, held: InFlightItem, caller: Caller, message: ItemDone, offers: Entries) -> None:
         """The item succeeded."""
         item = held.item
         counts = (item.attempts + 1, item.infrastructure, item.blocked)  # the attempt that succeeded is one, too
-        op = self._op(held, "done", counts=counts, reported=message.target, result=message.result, offers=offers)
-        self._write(held, UnwrittenEnd(op, [caller], message.seconds))
+        op = self._op(held, "done", counts=counts, reported=message.target, result=message.result, offers=offers.items)
+        self._write(held, UnwrittenEnd(op, [caller], message.seconds, refused=offers.refused))
 
     def fail(
         self,
@@ -165,7 +165,7 @@ class Completion:
             self._frontier.gone(item)
             if op.outcome == "done":
                 self.ended.done += 1
-                told = DoneAnswer(answer.seq or 0, False)
+                told = DoneAnswer(answer.seq or 0, False, ending.refused)
             else:
                 self.ended.failed += 1
         if op.offers:

@@ -10,7 +10,7 @@ from msgspec import Struct
 from scraper_supervisor.core.ops.item_ops import Conclude
 from scraper_supervisor.core.queue.item import Item
 from scraper_supervisor.core.queue.item_calls import Caller
-from scraper_worker.protocol import FailedAnswer, Failure, ItemProgress
+from scraper_worker.protocol import FailedAnswer, Failure, ItemProgress, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +26,7 @@ class UnwrittenEnd(Struct):
     seconds: float | None = None
     failure: Failure | None = None
     answer: FailedAnswer | None = None
+    refused: list[Refused] = []  # of its offers
 
 
 class InFlightItem(Struct):

@@ -11,11 +11,15 @@ from msgspec import Raw, Struct, field
 from scraper_supervisor.core.ops.item_ops import NewItem
 from scraper_supervisor.core.ops.run_ops import ReportedHosts
 from scraper_worker.protocol import (
+    MAX_REFUSED,
     NOT_CLAIMED,
     STORAGE_UNAVAILABLE,
+    BadEntry,
+    BadParams,
     DoneAnswer,
+    Failure,
     ItemDone,
-    Offer,
+    Refused,
     RpcError,
     check_key,
 )
@@ -23,7 +27,7 @@ from scraper_worker.protocol import (
 if TYPE_CHECKING:
     from scraper_supervisor.core.events import PersistFailed
     from scraper_supervisor.core.ops.item_ops import Conclusion
-    from scraper_worker.protocol import ItemFailed
+    from scraper_worker.protocol import ItemFailed, WireEntry
 
 _PLAIN_URL: Final = re.compile(r"[a-z]+://([A-Za-z0-9.-]+)(?::[0-9]+)?(?:[/?#]|\Z)")  # most are, and parsing costs
 STORAGE_RETRY_AFTER: Final = 1.0  # seconds until a refused call should come again
@@ -59,22 +63,44 @@ def target_of(key: str, given: str | None) -> str | None:
         return None
 
 
-def new_items(entries: list[str | Offer], path: str) -> tuple[NewItem, ...]:
-    """The items that a worker offers.
+class Entries(Struct):
+    """What a worker offers, sorted: the items, how many entries were left out, and why the first of these were."""
 
-    Raises:
-        BadParams: a key is none; `path` and its index are named.
-    """
+    items: tuple[NewItem, ...]
+    bad: int
+    refused: list[Refused]
+
+
+def sort_entries(entries: list[WireEntry]) -> Entries:
+    """The items that a worker offers, without the entries that can be none."""
     items: list[NewItem] = []
+    bad, refused = 0, []
     for index, entry in enumerate(entries):
-        if isinstance(entry, str):
-            check_key(entry, f"{path}[{index}]")
-            items.append(NewItem(entry, target_of(entry, None), Raw(b"null"), 0))
-        else:
-            check_key(entry.key, f"{path}[{index}].key")
-            data = entry.data.copy()  # else the queue would keep the whole line that it came in
-            items.append(NewItem(entry.key, target_of(entry.key, entry.target), data, entry.priority))
-    return tuple(items)
+        try:
+            items.append(_new_item(entry))
+        except BadParams as error:
+            bad += 1
+            if bad <= MAX_REFUSED:
+                refused.append(Refused(index, str(error)))
+    return Entries(tuple(items), bad, refused)
+
+
+def _new_item(entry: WireEntry) -> NewItem:
+    if isinstance(entry, str):
+        check_key(entry, "key")
+        return NewItem(entry, target_of(entry, None), Raw(b"null"), 0)
+    if isinstance(entry, BadEntry):
+        raise BadParams("key", entry.reason)
+    check_key(entry.key, "key")
+    data = entry.data.copy()  # else the queue would keep the whole line that it came in
+    return NewItem(entry.key, target_of(entry.key, entry.target), data, entry.priority)
+
+
+def left_out(entries: Entries, total: int) -> Failure:
+    """What is told of the entries that were left out."""
+    first = entries.refused[0]
+    text = f"{entries.bad} of {total} offered items were left out; the first, number {first.index}: {first.reason}"
+    return Failure("permanent", "application", "offer-refused", text)
 
 
 def recorded(message: ItemDone | ItemFailed, found: Conclusion | None) -> DoneAnswer | Raw | None:

@@ -13,12 +13,21 @@ from msgspec import Struct
 
 from scraper_supervisor.core.events import Refuse
 from scraper_supervisor.core.facts import RunRead
+from scraper_supervisor.core.formats.event_payloads import FailurePatternDetected
 from scraper_supervisor.core.ops.run_ops import LoadRun, ReportedHosts
 from scraper_supervisor.core.queue.completion import CANCELLED, Completion
 from scraper_supervisor.core.queue.dispatch import Dispatcher
 from scraper_supervisor.core.queue.frontier import Frontier
 from scraper_supervisor.core.queue.in_flight import InFlight
-from scraper_supervisor.core.queue.item_calls import Caller, RunRef, new_items, not_claimed, storage_error
+from scraper_supervisor.core.queue.item_calls import (
+    Caller,
+    Entries,
+    RunRef,
+    left_out,
+    not_claimed,
+    sort_entries,
+    storage_error,
+)
 from scraper_supervisor.core.queue.item_changes import ItemChanges
 from scraper_supervisor.core.queue.leasing import Leasing
 from scraper_supervisor.core.queue.reclaim import Reclaim
@@ -46,6 +55,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.outbox import Outbox
     from scraper_supervisor.core.queue.completion import Ended
     from scraper_supervisor.core.queue.targets import Targets
+    from scraper_worker.protocol import WireEntry
 
 
 class OpenClaim(Struct, frozen=True):
@@ -266,24 +276,20 @@ class Queue:
     # ---- what workers ask
 
     def offer(self, caller: Caller, message: ItemsOffer) -> None:
-        """Offer items.
-
-        Raises:
-            BadParams: one entry is bad; none is offered.
-        """
-        items = new_items(message.items, "items")
+        """Offer items; an entry that can be none is left out and told."""
+        entries = self._sort(caller, message.items)
         last = not message.more and not self.offered
-        if not items and not last:
-            self._outbox.reply(caller.conn, caller.call, Offered(0, 0))
+        if not entries.items and not last:
+            self._outbox.reply(caller.conn, caller.call, Offered(0, 0, entries.refused))
             return
 
         def offered(answer: Added) -> None:
             self._offered = self._offered or (last and self._run.run_id == run_id)
-            self._outbox.reply(caller.conn, caller.call, Offered(len(answer.added), answer.known))
+            self._outbox.reply(caller.conn, caller.call, Offered(len(answer.added), answer.known, entries.refused))
 
         run_id = self._run.run_id
         self._changes.offer(
-            items,
+            entries.items,
             offered,
             lambda fault: self._unavailable(caller, fault),
             caller.conn,
@@ -299,19 +305,21 @@ class Queue:
         self._out.ask(caller, wait, now)
 
     def conclude_done(self, caller: Caller, message: ItemDone) -> None:
-        """item.done.
-
-        Raises:
-            BadParams: an offer with it is bad; nothing is recorded.
-        """
-        offers = new_items(message.offers, "offers")
+        """item.done; an offer with it that can be no item is left out and told."""
         held = self._in_flight.find(caller, message.key, message.claim)
         if held is None:
             self._completion.look_up(caller, message)
         elif held.ending is not None:
             self._completion.join(held.ending, caller, message)
         else:
-            self._completion.done(held, caller, message, offers)
+            self._completion.done(held, caller, message, self._sort(caller, message.offers))
+
+    def _sort(self, caller: Caller, offered: list[WireEntry]) -> Entries:
+        entries = sort_entries(offered)
+        if entries.bad:
+            told = FailurePatternDetected(left_out(entries, len(offered)), None)
+            self._outbox.publish(told, worker=caller.worker, group=self.group)
+        return entries
 
     def conclude_failed(self, caller: Caller, message: ItemFailed) -> None:
         """item.failed."""

@@ -211,7 +211,7 @@ class Groups:
             return False
         if any(self._can_offer(group, worker) for worker in team):
             return False
-        if not queue.offered and all(worker.life.phase is Phase.FAILED for worker in team):
+        if team and not queue.offered and all(worker.life.phase is Phase.FAILED for worker in team):
             return False  # what they would have offered still nobody knows
         return queue.ended.any or any(
             worker.life.phase is Phase.COMPLETED or worker.current.goodbye == "complete" or queue.waits(worker.name)
