@@ -18,7 +18,7 @@ import tomli_w
 from load import PATIENCE, Load, listener_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 HERE = Path(__file__).parent
 SUPERVISOR = shlex.split(os.environ.get("SCRAPER_E2E_COMMAND", "")) or [sys.executable, "-m", "scraper_supervisor"]
@@ -116,7 +116,7 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def daemon(folder: Path, clients: int, environment: dict[str, str] | None = None) -> Iterator[Daemon]:
+def daemon(folder: Path, clients: int, environment: dict[str, str] | None = None) -> Generator[Daemon]:
     """A daemon for a while."""
     folder.mkdir(parents=True, exist_ok=True)
     one = Daemon(folder, clients, environment)

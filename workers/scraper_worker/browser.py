@@ -27,7 +27,7 @@ from scraper_worker.launch import CALL_TIMEOUT, START_TIMEOUT, Running, launch
 from scraper_worker.protocol import BrowserStarted, BrowserStopped
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from playwright.async_api import Browser, BrowserContext, Page, Request, Response, StorageState
 
@@ -162,7 +162,7 @@ class SupervisedBrowser:
     # ---- use ---------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def hold(self) -> AsyncIterator[Browser]:
+    async def hold(self) -> AsyncGenerator[Browser]:
         """Playwright's browser, not replaced as long as it is held.
 
         Raises:
@@ -184,7 +184,7 @@ class SupervisedBrowser:
             return browser
 
     @contextlib.asynccontextmanager
-    async def tab(self, lost: Callable[[str, str], None]) -> AsyncIterator[Tab]:
+    async def tab(self, lost: Callable[[str, str], None]) -> AsyncGenerator[Tab]:
         """A fresh page in the shared context, closed at the end with all that was opened beside it.
 
         Args:
@@ -362,7 +362,7 @@ class SupervisedBrowser:
 
     async def _open_context(self, current: _Current) -> None:
         """Open the shared context, with the cookies and the storage that are known."""
-        options = self.context_options
+        options: dict[str, Any] = self.context_options
         if self._storage is not None:
             options = {**options, "storage_state": self._storage}
         with unowned():

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scraper_worker.errors import BrowserUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Generator, Mapping
 
     from playwright.async_api import Browser, Playwright
 
@@ -223,7 +223,7 @@ def find_executable(own: str, environment: Mapping[str, str] = os.environ) -> st
 
 
 @contextlib.contextmanager
-def _without_own_folder() -> Iterator[None]:
+def _without_own_folder() -> Generator[None]:
     """A scraper's own `queue.py` must not break what Playwright imports."""
     here = str(Path.cwd())
     kept = sys.path.copy()

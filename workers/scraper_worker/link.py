@@ -37,21 +37,27 @@ if TYPE_CHECKING:
 class Listener(Protocol):
     """The worker, as the link sees it."""
 
+    @abstractmethod
     def introduced(self, welcome: Welcome, *, again: bool) -> None:
         """The supervisor said hello; `again` when it is not the first time, and it may know nothing of our browser."""
 
+    @abstractmethod
     def dropped(self, claim: int) -> None:
         """A claim is no longer ours: whatever works on it must stop, and say nothing."""
 
+    @abstractmethod
     def drain(self, order: Drain) -> None:
         """Finish what is in hand and say goodbye."""
 
+    @abstractmethod
     def cancel(self, order: ItemCancel) -> None:
         """End one item and answer `item.failed`."""
 
+    @abstractmethod
     async def recycle(self, order: BrowserRecycle) -> None:
         """Replace the browser; returns when the new one is up."""
 
+    @abstractmethod
     def pages(self) -> dict[str, int]:
         """Pages opened per browser since its start."""
 

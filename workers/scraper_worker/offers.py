@@ -97,7 +97,7 @@ def as_entries(entries: Entries | Entry) -> Iterable[Entry] | AsyncIterable[Entr
         UsageError: it is neither an entry nor anything to iterate over.
     """
     if isinstance(entries, str | int | Mapping | Offer):
-        return [entries]
+        return [entries]  # pyright: ignore[reportReturnType]  # a mapping with other keys is refused later, by `as_offer`
     if isinstance(entries, Iterable | AsyncIterable):
         return entries
     raise UsageError(f"keys are a list, an iterable or an async iterable, not {type(entries).__name__}")

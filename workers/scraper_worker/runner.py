@@ -15,7 +15,7 @@ from scraper_worker.errors import UsageError
 from scraper_worker.worker import Worker, first_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Generator
 
     from scraper_worker.link import Link
 
@@ -115,13 +115,13 @@ async def _live(function: Function, worker: Worker, link: Link) -> None:
 
 
 @contextlib.contextmanager
-def _signals(worker: Worker) -> Iterator[None]:
+def _signals(worker: Worker) -> Generator[None]:
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
     assert main is not None
 
     def asked() -> None:
-        if worker.draining and main is not None:
+        if worker.draining:
             main.cancel("asked to end twice")
         else:
             worker.drain()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar, overload
 
 from scraper_worker.classify import classify
 from scraper_worker.errors import UsageError
 from scraper_worker.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
+S = TypeVar("S")
 T = TypeVar("T")
 
 DEFAULT_POLICY: Final = RetryPolicy()
@@ -49,6 +51,14 @@ class Retried(Generic[P, T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         return self().__await__()  # type: ignore[call-arg]  # a step with arguments fails here with Python's own message
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> Self: ...
+
+    @overload
+    def __get__(
+        self: Retried[Concatenate[S, Q], T], instance: S, owner: type | None = None
+    ) -> Callable[Q, Coroutine[Any, Any, T]]: ...
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         return self if instance is None else functools.partial(self, instance)  # type: ignore[arg-type]  # binds self

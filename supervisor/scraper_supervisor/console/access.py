@@ -13,7 +13,7 @@ from scraper_supervisor.store.errors import Locked
 from scraper_supervisor.store.opening import location, open_for_reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from scraper_supervisor.store.config_file import Loaded
     from scraper_supervisor.store.ports import ReaderPort
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def reader(loaded: Loaded, group: str) -> Iterator[ReaderPort | None]:
+def reader(loaded: Loaded, group: str) -> Generator[ReaderPort | None]:
     """The ledger, which has a run of that group; None if the group is configured and has none yet.
 
     Raises:
@@ -54,7 +54,7 @@ def reader(loaded: Loaded, group: str) -> Iterator[ReaderPort | None]:
 
 
 @contextmanager
-def queue(app: App, group: str, command: str) -> Iterator[Client | OfflineQueue]:
+def queue(app: App, group: str, command: str) -> Generator[Client | OfflineQueue]:
     """Who changes the queue of a group: the daemon, or with none running ourselves, under the state folder's lock.
 
     A daemon that is starting holds the lock before it listens, and so does another command until it is done: either is

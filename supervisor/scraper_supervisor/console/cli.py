@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -81,7 +82,7 @@ for command in (run, demo, status, top, events, *CONTROL, items, results, checkp
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code. A traceback is shown for a bug alone, and then asks to be reported."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal of another encoding shows an escape, not an error
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding shows an escape, not an error
             stream.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(args=None if arguments is None else list(arguments), prog_name=PROGRAM, standalone_mode=False)

@@ -181,8 +181,8 @@ class Fleet:
                 self.groups.reconfigured(settings, now)
             case Terminated():
                 self.shutdown.terminate(event, now)
-            case _ as never:
-                assert_never(never)
+            case _:
+                assert_never(event)
 
     def _pass_on(self, now: float) -> None:
         """Tell the rooms that care what the others found out, and what they find out upon that."""
@@ -221,8 +221,8 @@ class Fleet:
                 self.run_imports.run_opened(group)
             case StatesOwed():
                 self.run_imports.states_owed(fact)
-            case _ as never:
-                assert_never(never)
+            case _:
+                assert_never(fact)
 
     def _finish(self, now: float) -> list[Command]:
         """What any event may have made possible: hand out items, complete runs, leave."""

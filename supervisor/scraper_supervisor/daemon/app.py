@@ -247,8 +247,8 @@ class DaemonApp:
                 self._control.answer(request, ok, document)
             case events.Leave():
                 self._leave(command)
-            case _ as never:
-                assert_never(never)
+            case _:
+                assert_never(command)
 
     def _leave(self, command: events.Leave) -> None:
         self._leaving = command

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from scraper_supervisor.store.errors import LedgerTooNew, NetworkFileSystem, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 EX_DATA: Final = 65  # the ledger does not open
 
@@ -22,7 +22,7 @@ class CannotStart(Exception):
 
 
 @contextmanager
-def start_refused() -> Iterator[None]:
+def start_refused() -> Generator[None]:
     """Turns what the store and the folders refuse into why the daemon cannot start.
 
     Raises:

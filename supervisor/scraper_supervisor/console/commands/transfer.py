@@ -20,7 +20,7 @@ from scraper_supervisor.store.errors import NotExportable
 from scraper_supervisor.store.opening import location, open_for_export
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from scraper_supervisor.console.client import Client
     from scraper_supervisor.console.offline import OfflineQueue
@@ -71,7 +71,7 @@ def import_(app: App, group: str, file: IO[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _checked(file: IO[bytes]) -> Iterator[tuple[IO[bytes], Checker, bytes]]:
+def _checked(file: IO[bytes]) -> Generator[tuple[IO[bytes], Checker, bytes]]:
     """The file, which is whole and can be read again from its start: its check, and the SHA-256 of its bytes.
 
     Raises:
@@ -99,7 +99,7 @@ def _send(queue: Client | OfflineQueue, group: str, content: IO[bytes], digest: 
     again = hashlib.sha256()
     token = queue.call("items.import.begin", names=[group])["token"]  # tells ours from another command's
     try:
-        for piece in _pieces(_hashed(content, again)):
+        for piece in _pieces(_hashed(content, again.update)):
             queue.call("items.import.lines", names=[group], token=token, text=piece)
         if again.digest() != digest:
             raise Refused(f"{group}: the file was changed while it was read; nothing was imported")
@@ -113,9 +113,9 @@ def _send(queue: Client | OfflineQueue, group: str, content: IO[bytes], digest: 
     return answer
 
 
-def _hashed(lines: Iterable[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
+def _hashed(lines: Iterable[bytes], update: Callable[[bytes], object]) -> Iterator[bytes]:
     for line in lines:
-        digest.update(line)
+        update(line)
         yield line
 
 

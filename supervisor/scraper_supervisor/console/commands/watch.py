@@ -27,7 +27,7 @@ from scraper_supervisor.core.config.units import parse_duration
 from scraper_supervisor.store.event_log import EVENTS_FILE, EventRecord, decode_event, exists, follow_lines, read_events
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 REFRESH: Final = 1.0  # seconds between two looks of `top`
 POLL: Final = 0.25  # seconds between two looks at a followed file
@@ -75,7 +75,7 @@ def top(app: App) -> None:
 
 
 @contextmanager
-def _keys() -> Iterator[Callable[[float], str]]:
+def _keys() -> Generator[Callable[[float], str]]:
     """Reads keys from the terminal: a function that waits some seconds for one, and gives "" if none came."""
     handle = sys.stdin.fileno()
     before = termios.tcgetattr(handle)

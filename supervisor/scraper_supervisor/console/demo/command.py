@@ -33,7 +33,7 @@ from scraper_supervisor.store.opening import LedgerLocation
 from scraper_worker.protocol import ENV_SOCKET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from scraper_supervisor.core.formats.event_names import EventName
     from scraper_supervisor.store.event_log import EventRecord
@@ -302,7 +302,7 @@ def _short_folder() -> str | None:
 
 
 @contextlib.contextmanager
-def _shown(app: App, stage: Stage) -> Iterator[Callable[[], None]]:
+def _shown(app: App, stage: Stage) -> Generator[Callable[[], None]]:
     """A function that shows the stage as it now is: live on a terminal, as lines elsewhere."""
     if not app.out.is_terminal:
         yield _Lines(app, stage).show

@@ -290,7 +290,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
+    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]  # none but _Server makes it
     protocol_version = "HTTP/1.1"
     server_version = "DemoSite"
     sys_version = ""
@@ -356,7 +356,7 @@ class _Handler(BaseHTTPRequestHandler):
             poll.register(self.server.stopped, select.POLLIN)
             poll.poll(seconds * 1000)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, *_: object, **__: object) -> None:
         """Keep quiet: the site has its own log."""
 
 
@@ -400,7 +400,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     port, access_log = given.pop("port"), given.pop("access_log")
     try:
-        knobs = Knobs(**{**given, "latency": tuple(given["latency"])})
+        given["latency"] = tuple(given["latency"])
+        knobs = Knobs(**given)
     except ValueError as error:
         parser.error(str(error))
     ends = {signal.SIGINT, signal.SIGTERM}

@@ -384,10 +384,10 @@ def written(key: Key, value: Any) -> object:
     if value is None:
         return "off" if key.off else None
     match key:
-        case Duration() if not isinstance(value, str):
-            return format_duration(value)
         case Size():
             return format_size(value)
+        case Duration() if not isinstance(value, str):
+            return format_duration(value)
     if isinstance(value, tuple):
         return list(value)
     return dict(value) if isinstance(value, dict) else value

@@ -97,7 +97,7 @@ class _Scope:
         self.number = 0  # the newest vote's when it became suspected
         self.since = 0.0  # how long the alarm has stood, or since a vote was quiet
         self.quiet = 0  # votes since then without an alarm: near the bound it must not come and go with each of them
-        self.shown = (0, 0, "")  # items, failures and reason of the last decision
+        self.shown: tuple[int, int, str] = (0, 0, "")  # items, failures and reason of the last decision
 
 
 @lru_cache(maxsize=512)

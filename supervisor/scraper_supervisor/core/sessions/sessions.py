@@ -124,8 +124,8 @@ class Sessions:
                 self._goodbye(event, worker, group, reason, now)
             case Hello():
                 self._state.outbox.refuse(event.conn, event.call, INVALID_REQUEST, "already introduced")
-            case _ as never:
-                assert_never(never)
+            case _:
+                assert_never(event.message)
 
     # ---- items
 

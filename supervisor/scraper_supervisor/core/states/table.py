@@ -36,7 +36,7 @@ def table(
     if set(states) != set(type(states[0])) or set(rows) != set(triggers):
         raise ValueError(f"the table of {triggers.__name__} does not name every state and every trigger")
     return {
-        (state, trigger): state if cell is STAYS else cell
+        (state, trigger): state if cell is None else cell  # it STAYS
         for trigger, cells in rows.items()
         for state, cell in zip(states, cells, strict=True)
     }

@@ -102,8 +102,8 @@ class Recycling:
                 case EndWorker(reason=reason):
                     if worker is not None:
                         self._lifecycle.kill(worker, reason, "worker-memory", now)
-                case _ as never:
-                    assert_never(never)
+                case _:
+                    assert_never(action)
 
     def _tell_limit(self, action: Breach | Recovered, worker: Worker | None) -> None:
         if isinstance(action, Breach):

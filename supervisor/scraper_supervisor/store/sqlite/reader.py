@@ -16,7 +16,7 @@ from scraper_supervisor.store.sqlite.integrity.verify import find_damage
 from scraper_supervisor.store.sqlite.schema import open_reader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
     from types import TracebackType
 
@@ -182,7 +182,7 @@ def scan_items(
 
 
 @contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Generator[None]:
     """What SQLite can't read of this ledger is LedgerUnreadable."""
     try:
         yield

@@ -18,7 +18,7 @@ from scraper_supervisor.store.sqlite.integrity.seal import broken_seal, seal_of,
 from scraper_supervisor.store.sqlite.migrations import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
     from pathlib import Path
 
 FILE_NAME: Final = "ledger.db"
@@ -244,7 +244,7 @@ def remains(path: Path) -> str | None:
 
 
 @contextmanager
-def refusals(path: Path, *, absent: bool = False) -> Iterator[None]:
+def refusals(path: Path, *, absent: bool = False) -> Generator[None]:
     """Turn what SQLite and the system raise into what `open_ledger` does; `absent` lets FileNotFoundError through."""
     try:
         yield

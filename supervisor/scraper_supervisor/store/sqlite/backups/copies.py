@@ -8,12 +8,12 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
     from pathlib import Path
 
 
 @contextmanager
-def copy_into(path: Path) -> Iterator[tuple[sqlite3.Connection, int]]:
+def copy_into(path: Path) -> Generator[tuple[sqlite3.Connection, int]]:
     """A new file to copy a database into; it is on disk when the block is left, and removed if that fails.
 
     The file has mode 0600 and takes the place of one that is there. Its name is not durable: who needs that syncs the

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
     from pathlib import Path
 
 # Held while a connection is opened, too: none may come between our opening of a file and our closing of it.
@@ -16,7 +16,7 @@ GUARD: Final = threading.RLock()
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[int]:
+def reading(path: Path) -> Generator[int]:
     """A descriptor to read a file with `os.pread`; a context manager.
 
     SQLite's locks are POSIX locks: closing any descriptor of a file drops all that this process holds on it. So where

@@ -14,7 +14,7 @@ from scraper_supervisor.store.sqlite.integrity import wal_check as wal
 from scraper_supervisor.store.sqlite.integrity.seal import broken_seal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
     from pathlib import Path
 
 _CHUNK: Final = 1_000  # results read at once, each time a view of its own
@@ -181,7 +181,7 @@ def _tell(run: _Run) -> str:
 
 
 @contextlib.contextmanager
-def _view(db: sqlite3.Connection) -> Iterator[None]:
+def _view(db: sqlite3.Connection) -> Generator[None]:
     db.execute("BEGIN")
     try:
         yield
