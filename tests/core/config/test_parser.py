@@ -332,7 +332,7 @@ key_names = st.sampled_from(
 )
 
 
-@examples(max_examples=50)
+@examples(max_examples=examples().max_examples // 2)
 @given(
     st.dictionaries(
         table_names, json_like | st.dictionaries(key_names, json_like | st.dictionaries(key_names, json_like))
@@ -425,7 +425,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
     return document
 
 
-@examples(max_examples=60)
+@examples(max_examples=3 * examples().max_examples // 5)
 @given(documents())
 def test_the_effective_configuration_means_the_same_again(document: dict[str, Any]) -> None:
     settings = parse(document, "/etc", lambda path: f"FROM={path}")

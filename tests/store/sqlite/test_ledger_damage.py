@@ -99,7 +99,7 @@ DAMAGE = st.tuples(
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings().max_examples)
 @given(state=st.sampled_from(sorted(FILES)), damage=DAMAGE)
 @example(state="killed", damage=("-wal", "remove", 0.0, 1))
 @example(state="killed", damage=("-wal", "older", 0.0, 1))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec import Raw
@@ -246,6 +246,4 @@ class AgainstTheModel(RuleBasedStateMachine):
 
 @pytest.mark.slow
 class TestAgainstTheModel(AgainstTheModel.TestCase):  # type: ignore[misc,name-defined]  # hypothesis makes it at run time
-    settings = settings(
-        max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-    )
+    settings = settings(max_examples=2 * settings().max_examples // 5, stateful_step_count=20)

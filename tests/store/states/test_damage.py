@@ -148,7 +148,7 @@ def spoil(folder: Path, others: Path, damage: Damage) -> None:
                 (folder / f"{path.name}.{where}.bak").write_bytes(what)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=5 * settings().max_examples // 2)
 @given(st.lists(st.booleans(), min_size=1, max_size=5), st.lists(damages, min_size=1, max_size=4))
 @example([False, False], [("copy", 0, 0, b"x"), ("folder", 2, 0, b"x"), ("copy", 0, 0, b"x")])
 def test_any_damage_is_found_and_the_newest_sound_generation_used(packed: list[bool], done: list[Damage]) -> None:
@@ -205,7 +205,7 @@ def test_any_damage_is_found_and_the_newest_sound_generation_used(packed: list[b
         assert load(store).generation > highest
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=3 * settings().max_examples // 2)
 @given(damages, st.sampled_from(["files kept", "files deleted"]))
 def test_a_damaged_mark_never_lets_a_worker_start_from_nothing(damage: Damage, files: str) -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as place:

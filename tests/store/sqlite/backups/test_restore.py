@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 from tests.store.sqlite.ledger_writer import contents
@@ -264,7 +264,6 @@ def test_an_id_out_of_all_bounds_costs_neither_memory_nor_the_other_items(site: 
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
 @given(where=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
 def test_whichever_byte_is_damaged_there_is_a_ledger_again(closed_site: Site, where: float, flip: int) -> None:
     with tempfile.TemporaryDirectory() as place:
