@@ -1,7 +1,10 @@
 """What holds for all tests."""
 
 import os
+import time
+from collections.abc import Callable
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says more of the machine than of the code.
@@ -10,3 +13,22 @@ settings.register_profile("quick", PATIENT)
 # For a night: HYPOTHESIS_PROFILE=deep scripts/test. What a test asks for is a share of the profile's examples.
 settings.register_profile("deep", PATIENT, max_examples=10 * PATIENT.max_examples)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.fixture
+def on_this_machine() -> Callable[[float], float]:
+    """A function that turns the seconds promised for an idle machine into those that this one may take, busy as it is.
+
+    It is given as many times more as a loop takes longer on it. This is for promises only; whoever just waits for a
+    condition has the patience of a minute.
+    """
+    before = _slowness()
+    return lambda seconds: seconds * max(before, _slowness())
+
+
+def _slowness() -> float:
+    """How many times longer a loop takes by the clock than of the processor; 1 on an idle machine."""
+    began, used = time.monotonic(), time.thread_time()
+    while time.thread_time() - used < 0.05:
+        pass
+    return max(1.0, (time.monotonic() - began) / 0.05)

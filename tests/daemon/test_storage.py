@@ -56,7 +56,7 @@ class Bench:
         return [each for batch in self.batches for each in batch]
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():
                 self.arrived.clear()
                 await self.arrived.wait()
@@ -108,7 +108,7 @@ async def test_a_checkpoint_that_takes_long_delays_no_commit(tmp_path: Path) -> 
 
     class Slow(Files):
         def sync(self, fd: int) -> None:
-            assert release.wait(20)
+            assert release.wait(60)
             super().sync(fd)
 
     bench = Bench(tmp_path, Slow())
@@ -178,7 +178,7 @@ async def test_removed_runs_go_in_idle_moments(bench: Bench, tmp_path: Path) -> 
     for ticket in range(3):
         run = await bench.ask(OpenRun(ticket, G, "fresh", 1), RunImage)
         await bench.ask(AddItems(ticket, G, run.run_id, items(*(f"k{n}" for n in range(50)))), Added)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         with LedgerReader(tmp_path / "ledger.db") as reader:
             while reader._db.execute("SELECT count(*), count(DISTINCT run_id) FROM items").fetchone() != (50, 1):
                 await bench.ask(Probe(9), type(None))

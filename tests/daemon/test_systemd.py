@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:
         made.bind(str(tmp_path / "notify"))
-        made.settimeout(5)
+        made.settimeout(60)
         yield made
 
 

@@ -105,8 +105,8 @@ async def page(item):
     cookies = {cookie["name"]: cookie["value"] for cookie in await context.cookies()}
     if "first" not in cookies:
         await context.add_cookies([{"name": "first", "value": item.key.rsplit("/", 1)[1], "url": SITE}])
-    raise_for_status(await item.page.goto(item.key, timeout=15_000))
-    score = await item.page.inner_text(".score", timeout=15_000)
+    raise_for_status(await item.page.goto(item.key, timeout=60_000))
+    score = await item.page.inner_text(".score", timeout=60_000)
     await gate("gate")
     return {"score": score, "first": cookies.get("first")}
 

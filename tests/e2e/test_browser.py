@@ -76,7 +76,7 @@ def test_kill_9_of_workers_with_browsers_each_result_exactly_once(browsing, site
         os.kill(pid, signal.SIGKILL)
         daemon.wait(lambda chromium=chromium: not alive(chromium), "its browser is ended too")
         daemon.wait(lambda name=name, pid=pid: daemon.worker(name)["pid"] not in (None, pid), "it is replaced")
-    assert daemon.exit_code(60) == 0, daemon.log()
+    assert daemon.exit_code(120) == 0, daemon.log()
     served = check_truth(daemon, site, 30)
     repeated = {path: count for path, count in served.items() if count > 1}
     begun = Counter(line[1] for line in daemon.trace() if line[0] == "begin")
@@ -85,7 +85,7 @@ def test_kill_9_of_workers_with_browsers_each_result_exactly_once(browsing, site
     assert daemon.none_left()
 
 
-def test_kill_9_of_the_browser_it_is_replaced_and_the_item_loses_no_attempt(browsing, site):
+def test_kill_9_of_the_browser_it_is_replaced_and_the_item_loses_no_attempt(browsing, site, on_this_machine):
     daemon = browsing(6, concurrency=2)
     (daemon.folder / "gate").touch()
     daemon.start("--once")
@@ -94,7 +94,7 @@ def test_kill_9_of_the_browser_it_is_replaced_and_the_item_loses_no_attempt(brow
     os.kill(browser["pid"], signal.SIGKILL)
     killed = time.monotonic()
     daemon.wait(lambda: browser_of(daemon)["pid"] != browser["pid"], "a new browser")
-    assert time.monotonic() - killed < 5
+    assert time.monotonic() - killed < on_this_machine(5)
     assert daemon.pids()["g-0"] == pid
     (daemon.folder / "gate").unlink()
     daemon.wait_event("worker_completed")
@@ -117,7 +117,7 @@ def test_kill_9_of_the_driver_it_is_replaced_and_the_item_loses_no_attempt(brows
     daemon.wait(lambda: site.accesses(), "an item is on its page")
     driver = next(one for one in daemon.processes().values() if "run-driver" in one.cmdline())
     driver.kill()
-    daemon.wait(lambda: browser_of(daemon)["pid"] != browser["pid"], "a new browser", timeout=10)
+    daemon.wait(lambda: browser_of(daemon)["pid"] != browser["pid"], "a new browser")
     assert daemon.pids()["g-0"] == pid
     (daemon.folder / "gate").unlink()
     assert daemon.exit_code() == 0, daemon.log()
@@ -137,7 +137,7 @@ def test_kill_9_of_the_supervisor_its_workers_and_browsers_are_ended_before_the_
     served = len(site.accesses())
     (daemon.folder / "must-be-gone").write_text(" ".join(map(str, left_behind)))
     daemon.launch("--once")
-    assert daemon.exit_code(60) == 0, daemon.log()
+    assert daemon.exit_code(120) == 0, daemon.log()
     assert not [line for line in daemon.trace() if line[0] == "undead"]
     assert not any(alive(pid) for pid in left_behind)
     check_truth(daemon, site, 24)
@@ -163,7 +163,7 @@ def test_sigterm_while_busy_leaves_no_browser_and_no_driver(browsing, site):
     assert not list((daemon.runtime).glob("tmp/*")), "profiles are left"
 
 
-def test_a_leaking_page_has_its_browser_recycled_between_items_with_cookies_kept(browsing, site):
+def test_a_leaking_page_has_its_browser_recycled_between_items_with_cookies_kept(browsing, site, on_this_machine):
     daemon = browsing(400, resources={"browser_memory": "2GiB", "browser_memory_max": "4GiB"})
     (daemon.folder / "gate").touch()
     daemon.start()
@@ -179,7 +179,7 @@ def test_a_leaking_page_has_its_browser_recycled_between_items_with_cookies_kept
     breach = daemon.wait_event("threshold_breached", worker="g-0")
     assert breach["data"]["value"] > limit
     restarted = daemon.wait_event("browser_restarted", how="asked", worker="g-0")
-    assert restarted["data"]["seconds"] < 15
+    assert restarted["data"]["seconds"] < on_this_machine(15)
     worker = daemon.worker("g-0")
     assert worker["recycles"] >= 1
     assert browser_of(daemon)["pid"] != first["pid"]
@@ -223,7 +223,7 @@ def test_a_browser_over_browser_memory_max_is_killed_at_once_and_replaced(browsi
     assert daemon.none_left()
 
 
-def test_a_frozen_browser_is_killed_after_recycle_deadline(browsing, site):
+def test_a_frozen_browser_is_killed_after_recycle_deadline(browsing, site, on_this_machine):
     daemon = browsing(3, resources={"recycle_deadline": "1s"}, on_complete="wait").start()
     daemon.wait(lambda: daemon.group("g")["items"]["done"] == 3, "nothing is in hand")
     browser, pid = browser_of(daemon), daemon.pids()["g-0"]
@@ -233,7 +233,7 @@ def test_a_frozen_browser_is_killed_after_recycle_deadline(browsing, site):
     begin = time.monotonic()
     daemon.control("recycle", names=["g-0"], wait=False)
     daemon.wait(lambda: not alive(browser["pid"]), "it is killed")
-    assert 0.9 < time.monotonic() - begin < 5
+    assert 0.9 < time.monotonic() - begin < on_this_machine(5)
     daemon.wait(lambda: browser_of(daemon)["pid"] != browser["pid"], "a new browser")
     assert daemon.pids()["g-0"] == pid
     daemon.control("items.add", names=["g"], keys=[f"{site.url}/match/4"])

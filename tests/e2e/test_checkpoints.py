@@ -111,7 +111,7 @@ def test_a_worker_without_a_sound_file_is_failed_until_an_operator_decides(daemo
     daemon.start()
     worker = daemon.wait_worker(WORKER, state="failed")
     assert WORKER in worker["last_failure"]["message"]
-    assert len(daemon.events("checkpoint_corrupted")) == 10
+    daemon.wait(lambda: len(daemon.events("checkpoint_corrupted")) == 10, "all ten are told of")
     assert len(loaded(daemon)) == 1, "it was started with an empty state"
     daemon.wait(lambda: daemon.worker(WORKER)["pid"] is None, "its process is ended")
     daemon.control("start", names=["g"], fresh=True)

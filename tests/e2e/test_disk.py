@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from faulty import SYNCS, WRITES, Faults, possible
-from harness import Refused, wait_for
+from harness import PATIENCE, Refused, wait_for
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
@@ -82,7 +82,7 @@ class Rig:
 
         self.daemon.wait(said, f"degraded, with {words}: {self.daemon.status()['supervisor']}")
 
-    def healed(self, timeout=30.0):
+    def healed(self, timeout=PATIENCE):
         self.daemon.wait(lambda: self.daemon.status()["supervisor"]["state"] == "running", "it runs", timeout)
         assert self.daemon.status()["supervisor"]["reason"] is None
 
@@ -103,6 +103,7 @@ class Rig:
         assert not self.daemon.events("worker_hung", "worker_exited", "worker_failed")
 
     def one_incident(self, degraded=1):
+        self.daemon.wait_event("storage_recovered")  # the event log is written behind the status
         told = self.daemon.events("storage_degraded", "storage_recovered")
         assert [one["event"] for one in told] == ["storage_degraded"] * degraded + ["storage_recovered"], told
         assert len({one["correlation_id"] for one in told}) == 1
@@ -201,7 +202,7 @@ def refusal(line, method, **params):
 # ---- a full disk -----------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_holds_the_workers_and_heals(small, line_of, puppet_command):
+def test_a_full_disk_holds_the_workers_and_heals(small, line_of, puppet_command, on_this_machine):
     rig = small({"p": {"command": puppet_command, "stop_timeout": "1s"}}).start()
     daemon = rig.daemon
     line = line_of(daemon)
@@ -231,7 +232,7 @@ def test_a_full_disk_holds_the_workers_and_heals(small, line_of, puppet_command)
     ballast.unlink()
     began = time.monotonic()
     rig.healed()
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < on_this_machine(2.5)
     assert line.wait(waiting)["key"] == "c"
     assert line.call("item.done", key="a", claim=a["claim"]) == {"seq": 1, "duplicate": False}
     assert line.call("item.failed", key="b", claim=b["claim"], failure=FAILURE)["action"] == "retry"
@@ -240,7 +241,6 @@ def test_a_full_disk_holds_the_workers_and_heals(small, line_of, puppet_command)
     rig.finish()
     assert daemon.pids()["p-0"] == pids["p-0"]
     assert not daemon.events("worker_hung", "worker_failed", "worker_backoff")
-    daemon.wait_event("storage_recovered")
     degraded, recovered = rig.one_incident()
     assert degraded["data"]["errno"] == 28
     assert recovered["data"]["seconds"] > 2
@@ -279,7 +279,7 @@ def test_a_drain_on_a_full_disk_ends(small, signals):
         daemon.wait(lambda: daemon.status()["supervisor"]["state"] == "draining", "it drains")
         again = lambda: daemon.send(signal.SIGTERM) or "stopping at once" in daemon.log()  # noqa: E731
         daemon.wait(again, "it stops at once")  # what comes within half a second is the same signal
-    assert daemon.exit_code(timeout=12) == 0
+    assert daemon.exit_code() == 0
     assert daemon.none_left()
     ballast.unlink()
     rig.start().finish()
@@ -347,7 +347,7 @@ def test_below_disk_free_only_item_next_is_held(small, line_of, puppet_command):
     [(WRITES, 5), (WRITES, 28), (WRITES, 30), (SYNCS, 5), (SYNCS, 28)],
     ids=["EIO", "ENOSPC", "EROFS", "EIO at the sync", "ENOSPC at the sync"],
 )
-def test_a_ledger_that_cannot_be_written_is_waited_for(faults, calls, number):
+def test_a_ledger_that_cannot_be_written_is_waited_for(faults, calls, number, on_this_machine):
     rig, disk = faults()
     rig.start()
     pids = rig.daemon.pids()
@@ -356,7 +356,7 @@ def test_a_ledger_that_cannot_be_written_is_waited_for(faults, calls, number):
     rig.refused()
     rig.unharmed(pids)
     disk.clear()
-    rig.healed(timeout=3.0)
+    rig.healed(timeout=on_this_machine(3.0))
     rig.works()
     rig.unharmed(pids)
     rig.finish()
@@ -400,25 +400,23 @@ def test_a_log_that_cannot_be_folded_back_loses_nothing(faults):
 
 
 def patient(command):
-    """A group of puppets that are killed when they are silent for a second."""
-    return {"command": command, "heartbeat_timeout": "1s", "heartbeat_interval": "200ms", "stop_timeout": "1s"}
+    """A group of puppets that are killed when they are silent for two seconds."""
+    return {"command": command, "heartbeat_timeout": "2s", "heartbeat_interval": "200ms", "stop_timeout": "1s"}
 
 
 def answered(line, number, beat=0.1):
-    """Wait for an answer with heartbeats meanwhile; how long that took."""
-    began = time.monotonic()
+    """Wait for an answer with heartbeats meanwhile."""
     line.sock.settimeout(beat)
     try:
         while True:
             line.tell("heartbeat", lag_ms=0, pages={})
             with contextlib.suppress(TimeoutError):
-                line.wait(number)
-                return time.monotonic() - began
+                return line.wait(number)
     finally:
-        line.sock.settimeout(30)
+        line.sock.settimeout(PATIENCE)
 
 
-def test_a_ledger_that_takes_seconds_stops_nothing_else(faults, line_of, puppet_command):
+def test_a_ledger_that_takes_seconds_stops_nothing_else(faults, line_of, puppet_command, on_this_machine):
     rig, disk = faults({"p": patient(puppet_command)})
     daemon = rig.start().daemon
     line = line_of(daemon)
@@ -426,6 +424,7 @@ def test_a_ledger_that_takes_seconds_stops_nothing_else(faults, line_of, puppet_
     a = line.call("item.next")
     disk.slow("/ledger.db-wal", 3.0)
     pid = daemon.pids()["p-0"]
+    posted = time.monotonic()
     waiting = line.post("item.done", key="a", claim=a["claim"])
     delays = []
     wait_for(lambda: disk.struck or disk.asked, "a sync")
@@ -434,8 +433,9 @@ def test_a_ledger_that_takes_seconds_stops_nothing_else(faults, line_of, puppet_
         assert daemon.status()["supervisor"]["state"] == "running", "a slow disk is no failing one"
         delays.append(time.monotonic() - began)
         line.tell("heartbeat", lag_ms=0, pages={})
-    assert sorted(delays)[10] < 0.2, "something on the loop waits for the disk"
-    assert answered(line, waiting) > 2.0, "it was acknowledged before it was durable"
+    assert sorted(delays)[10] < on_this_machine(0.2), "something on the loop waits for the disk"
+    assert answered(line, waiting)["seq"] == 1
+    assert time.monotonic() - posted > 2.9, "it was acknowledged before it was durable"
     assert daemon.pids()["p-0"] == pid
     assert not daemon.events("worker_hung", worker="p-0")
     disk.clear()
@@ -448,13 +448,12 @@ def test_a_checkpoint_that_takes_seconds_delays_no_item(faults, line_of, puppet_
     line = line_of(daemon)
     line.call("items.offer", items=["a", "b"])
     a, b = line.call("item.next"), line.call("item.next")
-    disk.slow(".json.tmp", 2.0)
+    disk.slow(".json.tmp", 3.0)
     saving = line.post("checkpoint.save", **STATE)
-    began = time.monotonic()
     line.call("item.done", key="a", claim=a["claim"])
     line.call("item.done", key="b", claim=b["claim"])
-    assert time.monotonic() - began < 1.5
-    assert answered(line, saving) > 0.2
+    assert not [one for one in line.kept if one.get("id") == saving], "the items waited for the state"
+    assert answered(line, saving)["generation"] == 1
     disk.clear()
     rig.finish()
 

@@ -23,7 +23,7 @@ def config(puppet_command):
 def test_a_second_daemon_is_refused_naming_the_first(daemons, puppet_command):
     daemon = daemons(config(puppet_command)).start()
     second = command(daemon, "run")
-    _, told = second.communicate(timeout=30)
+    _, told = second.communicate(timeout=60)
     assert second.returncode == 1
     assert f"another supervisor is running: {daemon.state}: process {daemon.pid} is using it" in told
     assert daemon.status()["supervisor"]["pid"] == daemon.pid

@@ -425,7 +425,7 @@ def test_hello_and_what_follows_it_may_come_in_one_packet(puppet):
         assert [line.read()["id"] for _ in range(3)] == [1, 2, 3]
 
 
-def test_a_peer_that_never_reads_harms_nobody(puppet):
+def test_a_peer_that_never_reads_harms_nobody(puppet, on_this_machine):
     deaf = puppet.connect()
     with deaf:
         puppet.hello(deaf)
@@ -435,7 +435,7 @@ def test_a_peer_that_never_reads_harms_nobody(puppet):
             deaf.sock.sendall(request * 1_000_000)
         begin = time.monotonic()
         assert puppet.daemon.worker(puppet.name)["state"] == "running"
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < on_this_machine(2)
 
 
 def test_connections_that_say_nothing_or_half_a_line_cost_nothing(puppet):

@@ -16,7 +16,8 @@ def base(**changes):
         "directory": str(HERE),
         "count": 3,
         "on_complete": "wait",
-        "env": {"E2E_ITEMS": "300", "E2E_SECONDS": "0.05"},
+        # More than is done while a test looks on: whoever waits for more to be done must find more to do.
+        "env": {"E2E_ITEMS": "6000", "E2E_SECONDS": "0.05"},
         "resources": {"browser_memory": "900MiB"},
     }
     other = {"command": ["sleep", "1000"]}
@@ -27,7 +28,7 @@ def base(**changes):
 def daemon(daemons):
     daemon = daemons(base()).start()
     daemon.wait(lambda: daemon.group("g")["items"]["done"] >= 3, "it is busy")
-    daemon.wait(lambda: all(daemon.pids().values()), "all are up")
+    daemon.wait(lambda: len(daemon.events("worker_ready", incarnation=1)) == 3, "all are up, and that is written")
     return daemon
 
 
@@ -107,6 +108,7 @@ def test_the_logs_level_and_form_change_while_it_runs(daemon):
 
     since = reload_to(log_level="debug")
     daemon.wait(lambda: '"level":"debug"' in since(), "what is below info is told")
+    daemon.wait(lambda: '"event":"config_reloaded"' in since(), "the reload is told")
     since = reload_to(log_level="info", log_format="console")
     daemon.wait(lambda: "config_reloaded" in since(), "the reload itself is told in the new form")
     assert '"event":"config_reloaded"' not in since()
@@ -142,7 +144,7 @@ def test_count_raised_by_one_starts_exactly_one_process(daemon):
     hup(daemon, "config_reloaded", changed(daemon, count=3))
     daemon.wait(lambda: "g-3" not in daemon.pids(), "the highest index is drained and gone")
     assert daemon.pids() == before
-    assert daemon.events("worker_exited", worker="g-3")[0]["data"]["code"] == 0
+    assert daemon.wait_event("worker_exited", worker="g-3")["data"]["code"] == 0
 
 
 def test_groups_are_added_and_removed(daemon):
@@ -207,3 +209,5 @@ def wait_rolled(daemon, incarnation):
         return all((worker["state"], worker["incarnation"]) == ("running", incarnation) for worker in workers)
 
     daemon.wait(rolled, f"all of g run as incarnation {incarnation}")
+    for index in range(3):
+        daemon.wait_event("worker_ready", worker=f"g-{index}", incarnation=incarnation)

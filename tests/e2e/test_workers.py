@@ -90,16 +90,15 @@ def test_the_neighbours_of_a_poisoned_item_pay_nothing(daemons, count):
 
 
 def test_a_command_without_the_sdk_is_supervised(daemons):
-    daemon = daemons({"workers": {"plain": {"command": ["sleep", "1000"], "restart": "always"}}}).start()
+    group = {"command": ["sleep", "1000"], "restart": "always", "stop_timeout": "1h"}
+    daemon = daemons({"workers": {"plain": group}}).start()
     worker = daemon.wait_worker("plain-0", state="running")
     assert psutil.Process(worker["pid"]).cmdline() == ["sleep", "1000"]
     daemon.wait(lambda: daemon.worker("plain-0")["memory"]["rss"], "it is measured")
     os.kill(worker["pid"], signal.SIGKILL)
     daemon.wait(lambda: daemon.worker("plain-0")["pid"] not in (None, worker["pid"]), "it is restarted")
     again = daemon.wait_worker("plain-0", state="running", restarts=1, incarnation=2)
-    begin = time.monotonic()
-    daemon.control("stop", names=["plain"])
-    assert time.monotonic() - begin < 5, "a worker that was never introduced gets SIGTERM at once"
+    daemon.control("stop", names=["plain"])  # not introduced, it gets SIGTERM at once and not at stop_timeout
     assert not alive(again["pid"])
     assert daemon.worker("plain-0")["state"] == "stopped"
     daemon.control("start", names=["plain"])
@@ -176,7 +175,7 @@ def test_sigterm_while_busy_running_items_finish(daemons):
 
 
 def test_a_second_sigterm_stops_at_once_and_loses_nothing_acknowledged(daemons):
-    daemon = daemons(scraping(items=12, env={"E2E_CONCURRENCY": "3"}))
+    daemon = daemons(scraping(items=12, env={"E2E_CONCURRENCY": "3"}, stop_timeout="1h"))
     for number in (4, 5, 6):
         (daemon.folder / f"gate-item-{number:04}").touch()
     daemon.start()
@@ -189,9 +188,7 @@ def test_a_second_sigterm_stops_at_once_and_loses_nothing_acknowledged(daemons):
     wait_for(lambda: time.monotonic() > sent + 0.6, "a signal of its own")
     before = daemon.results("g")
     daemon.send(signal.SIGINT)
-    again = time.monotonic()
     assert daemon.exit_code() == 0
-    assert time.monotonic() - again < 3
     assert daemon.results("g") == before
     assert set(before) == keys(4)
     assert daemon.none_left()
@@ -203,14 +200,14 @@ def test_a_second_sigterm_stops_at_once_and_loses_nothing_acknowledged(daemons):
     assert {row.attempts for row in daemon.results("g").values()} == {1}, "our own stop was charged to items"
 
 
-def test_a_worker_that_ignores_the_drain_is_ended_after_stop_timeout(daemons):
+def test_a_worker_that_ignores_the_drain_is_ended_after_stop_timeout(daemons, on_this_machine):
     daemon = daemons(scraping(stop_timeout="500ms"))
     (daemon.folder / "gate").touch()
     daemon.start()
     daemon.wait(lambda: daemon.group("g")["items"]["in_flight"] == 1, "an item is in hand")
     begin = time.monotonic()
     assert daemon.stop() == 0
-    assert 0.5 < time.monotonic() - begin < 8
+    assert 0.5 < time.monotonic() - begin < on_this_machine(8)
     assert daemon.none_left()
     assert daemon.results("g") == {}
 
@@ -262,7 +259,7 @@ def test_the_daemon_does_not_grow_over_five_thousand_items(daemons):
     process = psutil.Process(daemon.pid)
     daemon.wait(lambda: daemon.group("g")["items"]["done"] >= 1500, "warm")
     before = process.memory_info().rss
-    daemon.wait(lambda: daemon.group("g")["items"]["done"] >= 6500, "all are done", timeout=60)
+    daemon.wait(lambda: daemon.group("g")["items"]["done"] >= 6500, "all are done", timeout=180)
     grown = process.memory_info().rss - before
     assert grown < 16 * 2**20, f"{grown / 2**20:.1f} MiB for 5,000 items"
     assert daemon.stop() == 0

@@ -11,7 +11,7 @@ import pytest
 from scraper_worker import protocol
 from scraper_worker.protocol import Framer, Request, Response, RpcError
 
-PATIENCE = 10.0  # seconds; a test that waits this long has failed
+PATIENCE = 60.0  # seconds; a test that waits this long has failed
 
 
 class Peer:

@@ -78,7 +78,7 @@ def exists(pid):
 
 
 async def until(condition):
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -101,7 +101,7 @@ async def test_three_at_a_time_in_one_browser_with_one_cookie_jar(site, alone_li
     async def one(item):
         response = await item.page.goto(site(f"/{item.key}?header=Set-Cookie:k{item.key}=1;Max-Age=999"))
         raise_for_status(response)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             await together.wait()
         return await item.page.title()
 

@@ -49,7 +49,7 @@ class Listener:
         return {"b1": 3}
 
     async def expect(self, event):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await self.events.get() != event:
                 pass
 

@@ -12,7 +12,7 @@ import scraper_worker
 
 def run(code: str) -> str:
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 
 def test_neither_playwright_nor_asyncio_is_loaded():

@@ -102,7 +102,7 @@ def test_a_signal_drains(scraper, number):
     ) as process:
         assert process.stdout.readline() == "in hand\n"
         process.send_signal(number)
-        out, err = process.communicate("\n", timeout=30)
+        out, err = process.communicate("\n", timeout=60)
     assert process.returncode == 0, err
     assert out.endswith("draining True\n")
     assert "1 done, 0 failed, 1 left" in err
@@ -172,7 +172,7 @@ def test_a_second_signal_ends_at_once(scraper):
         for line in ("in hand\n", "draining\n"):
             assert process.stdout.readline() == line
             process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "interrupted" in err
 

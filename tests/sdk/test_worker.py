@@ -86,7 +86,7 @@ async def test_items_are_worked_on_side_by_side(alone_link):
     together = asyncio.Barrier(3)
 
     async def handle(item):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await together.wait()
 
     await run(scrape(handle, [str(number) for number in range(6)], concurrency=3), alone_link)
@@ -98,7 +98,7 @@ async def test_items_are_pulled_while_keys_are_still_offered(alone_link):
 
     async def keys():
         yield "first"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await first_done.wait()
         yield "second"
 
@@ -251,7 +251,7 @@ async def test_an_item_taken_back_over_a_reconnect_is_dropped_in_silence(fake):
         peer = await fake.accept()
         hello = await peer.welcome([])
         assert hello["in_flight"] == [{"key": "a", "claim": 7}]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await stopped.wait()
         await finish(peer)
         assert not [message for message in peer._later if message.method in ("item.failed", "item.done")]

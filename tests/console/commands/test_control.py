@@ -99,7 +99,7 @@ def test_a_daemon_that_hangs_up_or_is_silent(project: Path, daemon: FakeDaemon) 
 
 def test_a_timeout_is_told(project: Path, daemon: FakeDaemon) -> None:
     release = threading.Event()
-    daemon.answers["status"] = lambda _: {} if release.wait(10) else None
+    daemon.answers["status"] = lambda _: {} if release.wait(60) else None
     with Client(str(project / "state" / "run" / "control.sock")) as client:
         with pytest.raises(NoDaemon, match=r"did not answer within 0\.05 s"):
             client.call("status", timeout=0.05)

@@ -37,7 +37,7 @@ NOT_FOUND = Raw(msgspec.json.encode(Failure("permanent", "external", "http-404",
 
 def visit(url: str) -> None:
     try:
-        urllib.request.urlopen(url, timeout=10).close()
+        urllib.request.urlopen(url, timeout=60).close()
     except urllib.error.HTTPError as error:
         error.close()
 
@@ -125,7 +125,7 @@ def test_leftovers_are_ended_and_nobody_else(tmp_path: Path) -> None:
     ours, other = sleeper(str(tmp_path / "worker.sock")), sleeper(str(tmp_path / "worker.sock2"))
     try:
         end_leftovers(str(tmp_path / "worker.sock"))
-        assert ours.wait(10) == -signal.SIGKILL
+        assert ours.wait(60) == -signal.SIGKILL
         assert other.poll() is None
     finally:
         for process in (ours, other):
@@ -135,7 +135,7 @@ def test_leftovers_are_ended_and_nobody_else(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.browser
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("early", [True, False], ids=["ctrl-c", "to the end"])
 def test_the_demo(tmp_path: Path, early: bool) -> None:
     # Sockets' paths are short, those of pytest are long.
@@ -155,7 +155,7 @@ def test_the_demo(tmp_path: Path, early: bool) -> None:
                 if "worker_ready" in line:
                     break
             process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=300)
+        output, errors = process.communicate(timeout=800)
         assert (process.returncode, errors) == (130 if early else 0, ""), output[-3000:] + errors
         if not early:
             assert "Every item was scraped once, and none was lost." in output

@@ -39,7 +39,7 @@ def on_loop(test: Callable[..., Any]) -> Callable[..., Any]:
         async def bounded() -> None:
             world = fixtures.get("world")
             try:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     await test(**fixtures)
             finally:
                 if world is not None and world.now is not None:
@@ -183,14 +183,16 @@ async def test_a_token_is_made_where_none_is_given(world: World) -> None:
 
 
 @on_loop
-async def test_a_killed_worker_is_reported_within_a_moment(world: World) -> None:
+async def test_a_killed_worker_is_reported_within_a_moment(
+    world: World, on_this_machine: Callable[[float], float]
+) -> None:
     world.open()
     pid = await world.spawn(FOREVER)
     begin = time.monotonic()
     os.kill(pid, signal.SIGKILL)
     await until(lambda: world.exits)
     assert world.exits == [("w-0", 1, Exit(signal=signal.SIGKILL))]
-    assert time.monotonic() - begin < 1.0
+    assert time.monotonic() - begin < on_this_machine(1.0)
 
 
 @on_loop

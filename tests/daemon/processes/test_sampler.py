@@ -72,7 +72,7 @@ class Rounds:
         self.sampler = Sampler(asyncio.get_running_loop(), self.got.put_nowait, folder, 0.002)
 
     async def sampled(self) -> Sampled:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             found = await self.got.get()
         assert isinstance(found, Sampled)
         return found

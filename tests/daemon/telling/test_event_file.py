@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.formats.event_names import Severity
 
 
-def until(condition: Callable[[], object], seconds: float = 10) -> None:
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
