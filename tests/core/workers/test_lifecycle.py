@@ -278,6 +278,28 @@ def test_an_exit_before_the_source_was_offered_to_its_end_is_a_failure():
     assert play.state() == "starting", "what else it would have offered nobody knows"
 
 
+@pytest.mark.parametrize("restart", ["always", "on-failure", "never"])
+def test_a_worker_whose_set_up_is_wrong_is_failed_at_once_and_nobody_pays(restart):
+    play = Play("x", "y", count=2, restart=restart)
+    a, b = play.up("g-0"), play.up("g-1")
+    x = play.gives(a)
+    play.dies(a, 78).ignoring(HangUp).silence()
+    assert play.state("g-0") == "failed"
+    assert "78" in play.fleet.state.workers["g-0"].last_failure.message
+    again = play.gives(b)
+    assert (again.key, again.attempt) == (x.key, 1)
+    assert len(play.published("worker_failed")) == 1
+
+
+def test_an_ordered_end_is_none_of_a_wrong_set_up():
+    play = Play("x")
+    a = play.up()
+    play >> Asked(1, "stop", ("g",), wait=False) << ANY
+    play.ignoring(object)
+    play.dies(a, 78)
+    assert play.state() == "stopped"
+
+
 @pytest.mark.parametrize("offered", [False, True])
 def test_a_group_whose_workers_all_failed_is_complete_only_if_the_source_was_offered_to_its_end(offered):
     play = Play(count=2, restart="never")

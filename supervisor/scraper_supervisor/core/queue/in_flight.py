@@ -112,8 +112,9 @@ class InFlight:
 
     def acquire(self, item: Item, claim: int, worker: str, incarnation: int, now: float) -> InFlightItem:
         """An item goes into a worker's hands."""
-        self._released.pop(claim, None)
-        self._unowned.pop(item.key, None)
+        if self._unowned:
+            self._released.pop(claim, None)
+            self._unowned.pop(item.key, None)
         held = self._in_flight[claim] = InFlightItem(item, claim, worker, incarnation, now)
         self._of.setdefault(worker, set()).add(claim)
         return held

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.policy.slo import Slo
     from scraper_supervisor.core.states.worker_life import Gone
 
+EX_CONFIG: Final = 78  # with which a worker says that its own set-up is wrong, as sysexits.h has it
 DISK_ERRORS: Final = frozenset({ENOSPC, EDQUOT, EROFS, EIO})  # with which no start is a worker's fault
 DISK_PAUSE: Final = 1.0  # seconds between tries to start a worker for which the disk has no room
 
@@ -194,6 +195,7 @@ class Lifecycle:
         queue = group.queue
         was = worker.current
         ordered = life.after != "decide" or was.given_up
+        unusable = event.code == EX_CONFIG and not ordered
         well = event.code == 0 and (was.goodbye == "complete" or not life.introduced)
         nothing_left = not queue.unfinished and queue.ended.any and queue.offered
         how = f"exited with code {event.code}" if event.signal is None else f"was killed by signal {event.signal}"
@@ -204,7 +206,7 @@ class Lifecycle:
         self._cut(worker)
         worker.current = Incarnation()
         charged: str | None = None
-        died = not (ordered or well or nothing_left)
+        died = not (ordered or well or nothing_left or unusable)
         if died:
             charged = self._blame(worker, was, how, now)
         else:
@@ -217,6 +219,11 @@ class Lifecycle:
             self._judge(worker, how, charged, now)
         elif ordered:
             self._ordered_end(worker, was, now)
+        elif unusable:
+            reason = f"exited with code {EX_CONFIG}: its own set-up is wrong, which no restart mends; see its log"
+            worker.last_failure = Failure("permanent", "system", "worker-setup", reason)
+            self._down(worker, "fail", now)
+            self._state.publish(WorkerFailed(reason), worker=worker)
         elif group.settings.restart == "always" and group.state is GroupState.RUNNING and not group.completing:
             self._judge(worker, how, None, now)
         else:
