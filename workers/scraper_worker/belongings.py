@@ -14,7 +14,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Generator
 
     from playwright.async_api import Browser, BrowserContext, Download, Page
 
@@ -35,7 +35,7 @@ class Belongings:
         self._ended = False
 
     @contextlib.contextmanager
-    def owned(self) -> Iterator[None]:
+    def owned(self) -> Generator[None]:
         """Whatever is opened inside, in tasks that begin inside as well, belongs here."""
         token = _owner.set(self)
         try:
@@ -122,7 +122,7 @@ async def _quietly(closing: Awaitable[None]) -> None:
 
 
 @contextlib.contextmanager
-def unowned() -> Iterator[None]:
+def unowned() -> Generator[None]:
     """What the SDK itself opens inside belongs to no item, whoever made it do so."""
     token = _owner.set(None)
     try:

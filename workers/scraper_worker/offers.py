@@ -19,7 +19,7 @@ from scraper_worker.portable import encodable, to_json
 from scraper_worker.protocol import BadEntry, Offer, WireEntry, check_key
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
     from contextlib import AbstractAsyncContextManager
 
     from scraper_worker.protocol import Refused
@@ -202,7 +202,7 @@ async def _offer_as_they_come(drawn: AbstractAsyncContextManager[_Drawn], send: 
 
 
 @contextlib.asynccontextmanager
-async def _drawn_in_task(entries: AsyncIterable[Entry]) -> AsyncIterator[_Drawn]:
+async def _drawn_in_task(entries: AsyncIterable[Entry]) -> AsyncGenerator[_Drawn]:
     queue: asyncio.Queue[WireEntry | _End] = asyncio.Queue(MAX_BATCH)
 
     async def draw() -> None:
@@ -227,7 +227,7 @@ async def _drawn_in_task(entries: AsyncIterable[Entry]) -> AsyncIterator[_Drawn]
 
 
 @contextlib.asynccontextmanager
-async def _drawn_in_thread(entries: Iterable[Entry]) -> AsyncIterator[_Drawn]:
+async def _drawn_in_thread(entries: Iterable[Entry]) -> AsyncGenerator[_Drawn]:
     drawn = _FromThread()
 
     def draw() -> None:

@@ -16,7 +16,7 @@ from scraper_supervisor.core.workers.readiness import idle_reason, why_closed
 if TYPE_CHECKING:
     from scraper_supervisor.core.fleet import Fleet
     from scraper_supervisor.core.fleet_state import Group, Worker
-    from scraper_supervisor.core.queue.queue import InHand
+    from scraper_supervisor.core.queue.in_flight import InHand
 
 
 MOST_IN_HAND: Final = 5  # items of a worker that are told of
@@ -173,5 +173,7 @@ def _worker(fleet: Fleet, worker: Worker, group: Group, daemon: Daemon) -> dict[
 
 
 def _in_hand(one: InHand) -> dict[str, Any]:
-    view = asdict(one)
+    told = one.told
+    view = {name: value for name, value in asdict(one).items() if name != "told"}
+    view |= {"message": told and told.message, "done": told and told.done, "total": told and told.total}
     return {name: value[:LONGEST_TEXT] if isinstance(value, str) else value for name, value in view.items()}

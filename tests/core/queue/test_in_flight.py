@@ -60,7 +60,7 @@ def test_one_bad_entry_is_left_out_and_told(entry, reason):
     assert (answer.value.added, answer.value.known, [one.index for one in answer.value.refused]) == (2, 0, [1])
     assert reason in answer.value.refused[0].reason
     (told,) = [one for one in play.log if one.event == "failure_pattern_detected"]
-    assert told.data["failure"].signature == "offer-refused"
+    assert told.data.failure.signature == "offer-refused"
     assert [play.gives(a).key for _ in range(2)] == ["good", "more"]
 
 

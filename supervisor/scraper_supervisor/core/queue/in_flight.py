@@ -51,6 +51,26 @@ class Release(Struct, frozen=True):
     incarnation: int
 
 
+class OpenClaim(Struct, frozen=True):
+    """An item in a worker's hands. `since` is when it was handed out, in monotonic seconds."""
+
+    worker: str
+    claim: int
+    key: str
+    since: float
+
+
+class InHand(Struct, frozen=True):
+    """An item in a worker's hands as people are told of it. `seconds` is how long it has been there."""
+
+    key: str
+    claim: int
+    target: str | None
+    seconds: float
+    attempt: int
+    told: ItemProgress | None  # how far it is, as its worker told last
+
+
 class InFlight:
     """All hands of one group."""
 
@@ -84,6 +104,20 @@ class InFlight:
     def of(self, worker: str) -> list[InFlightItem]:
         """This worker's hands, by claim."""
         return [self._in_flight[claim] for claim in sorted(self._of.get(worker, ()))]
+
+    def in_hand(self, worker: str, assumed: str | None, now: float) -> list[InHand]:
+        """This worker's hands as people are told of them, oldest first; `assumed` is the target where none is known."""
+        return [
+            InHand(
+                held.item.key,
+                held.claim,
+                held.item.target if held.item.target is not None else assumed,
+                max(0.0, now - held.since),
+                held.item.attempts + 1,
+                held.told,
+            )
+            for held in sorted(self.of(worker), key=lambda held: held.since)
+        ]
 
     def open_of(self, worker: str) -> list[InFlightItem]:
         """Those of this worker's hands of which nothing is being written."""

@@ -13,24 +13,20 @@ from msgspec import Struct
 
 from scraper_supervisor.core.events import Refuse
 from scraper_supervisor.core.facts import RunRead
-from scraper_supervisor.core.formats.event_payloads import FailurePatternDetected
 from scraper_supervisor.core.ops.run_ops import LoadRun, ReportedHosts
 from scraper_supervisor.core.queue.completion import CANCELLED, Completion
 from scraper_supervisor.core.queue.dispatch import Dispatcher
 from scraper_supervisor.core.queue.frontier import Frontier
-from scraper_supervisor.core.queue.in_flight import InFlight
+from scraper_supervisor.core.queue.in_flight import InFlight, InHand, OpenClaim
 from scraper_supervisor.core.queue.item_calls import (
     Caller,
-    Entries,
     RunRef,
-    left_out,
     not_claimed,
-    sort_entries,
-    storage_error,
 )
 from scraper_supervisor.core.queue.item_changes import ItemChanges
 from scraper_supervisor.core.queue.leasing import Leasing
 from scraper_supervisor.core.queue.reclaim import Reclaim
+from scraper_supervisor.core.queue.worker_offers import WorkerOffers
 from scraper_worker.protocol import (
     Claim,
     Failure,
@@ -42,7 +38,6 @@ from scraper_worker.protocol import (
     ItemRelease,
     ItemsOffer,
     Nothing,
-    Offered,
 )
 
 if TYPE_CHECKING:
@@ -50,34 +45,11 @@ if TYPE_CHECKING:
 
     from scraper_supervisor.core.config.settings import RetrySettings
     from scraper_supervisor.core.events import PersistFailed
-    from scraper_supervisor.core.ops.item_ops import Added, Confirmed, NamedClaim, NewItem
+    from scraper_supervisor.core.ops.item_ops import Confirmed, NamedClaim, NewItem
     from scraper_supervisor.core.ops.run_ops import RunImage
     from scraper_supervisor.core.outbox import Outbox
     from scraper_supervisor.core.queue.completion import Ended
     from scraper_supervisor.core.queue.targets import Targets
-    from scraper_worker.protocol import WireEntry
-
-
-class OpenClaim(Struct, frozen=True):
-    """An item in a worker's hands. `since` is when it was handed out, in monotonic seconds."""
-
-    worker: str
-    claim: int
-    key: str
-    since: float
-
-
-class InHand(Struct, frozen=True):
-    """An item in a worker's hands as people are told of it. `seconds` is how long it has been there."""
-
-    key: str
-    claim: int
-    target: str | None
-    seconds: float
-    attempt: int
-    message: str | None = None
-    done: int | float | None = None
-    total: int | float | None = None
 
 
 class QueueCounts(Struct, frozen=True):
@@ -106,7 +78,6 @@ class Queue:
         self.group = group
         self.frontier = Frontier(targets)
         self.image: RunImage | None = None
-        self._offered = False
         self._outbox = outbox
         self._run = RunRef(group)
         self._in_flight = InFlight()
@@ -115,6 +86,7 @@ class Queue:
         numbers = self._out.numbers
         self._leasing = Leasing(outbox, self._run, self.frontier, numbers)
         self._changes = ItemChanges(outbox, self._run, self.frontier, self.reread)
+        self._offers = WorkerOffers(outbox, self._run, self._changes)
         self._reclaim = Reclaim(outbox, self._run, self.frontier, self._in_flight, self._completion, numbers)
 
     def configure(self, retry: RetrySettings) -> None:
@@ -127,7 +99,7 @@ class Queue:
         """Take over a run as the ledger has it; items in hands stay there."""
         if self.image is None or self.image.run_id != image.run_id:
             self._completion.forget_unwritten()
-        self._offered = image.offered
+        self._offers.to_the_end = image.offered
         self.image = image
         self._run.run_id, self._run.hosts = image.run_id, ReportedHosts(image.host, image.hosts)
         self.frontier.assume(image.host)
@@ -168,7 +140,7 @@ class Queue:
     @property
     def offered(self) -> bool:
         """True if a worker of this run has offered its source to the end."""
-        return self._offered
+        return self._offers.to_the_end
 
     @property
     def open_items(self) -> int:
@@ -229,17 +201,7 @@ class Queue:
 
     def in_hand(self, worker: str, now: float) -> list[InHand]:
         """The items in this worker's hands, those first that have been there the longest."""
-        return [
-            InHand(
-                held.item.key,
-                held.claim,
-                held.item.target if held.item.target is not None else self.frontier.assumed,
-                max(0.0, now - held.since),
-                held.item.attempts + 1,
-                *((held.told.message, held.told.done, held.told.total) if held.told is not None else ()),
-            )
-            for held in sorted(self._in_flight.of(worker), key=lambda held: held.since)
-        ]
+        return self._in_flight.in_hand(worker, self.frontier.assumed, now)
 
     def stood_still(self, worker: str, since: float, now: float) -> None:
         """The disk refused from `since` to `now`: for that long, the clocks of the items in its hands stood still."""
@@ -277,28 +239,7 @@ class Queue:
 
     def offer(self, caller: Caller, message: ItemsOffer) -> None:
         """Offer items; an entry that can be none is left out and told."""
-        entries = self._sort(caller, message.items)
-        last = not message.more and not self.offered
-        if not entries.items and not last:
-            self._outbox.reply(caller.conn, caller.call, Offered(0, 0, entries.refused))
-            return
-
-        def offered(answer: Added) -> None:
-            self._offered = self._offered or (last and self._run.run_id == run_id)
-            self._outbox.reply(caller.conn, caller.call, Offered(len(answer.added), answer.known, entries.refused))
-
-        run_id = self._run.run_id
-        self._changes.offer(
-            entries.items,
-            offered,
-            lambda fault: self._unavailable(caller, fault),
-            caller.conn,
-            last=last,
-        )
-
-    def _unavailable(self, caller: Caller, fault: PersistFailed) -> None:
-        if caller.call is not None:
-            self._outbox.commands.append(Refuse(caller.conn, caller.call, storage_error(fault)))
+        self._offers.offer(caller, message)
 
     def ask(self, caller: Caller, wait: float | None, now: float) -> None:
         """item.next: to be answered by `pump`."""
@@ -312,14 +253,7 @@ class Queue:
         elif held.ending is not None:
             self._completion.join(held.ending, caller, message)
         else:
-            self._completion.done(held, caller, message, self._sort(caller, message.offers))
-
-    def _sort(self, caller: Caller, offered: list[WireEntry]) -> Entries:
-        entries = sort_entries(offered)
-        if entries.bad:
-            told = FailurePatternDetected(left_out(entries, len(offered)), None)
-            self._outbox.publish(told, worker=caller.worker, group=self.group)
-        return entries
+            self._completion.done(held, caller, message, self._offers.sort(caller, message.offers))
 
     def conclude_failed(self, caller: Caller, message: ItemFailed) -> None:
         """item.failed."""
