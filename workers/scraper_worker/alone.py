@@ -105,6 +105,9 @@ class Alone(Link):
         if len(failed) > SHOWN_FAILURES:
             self._say(f"  … and {len(failed) - SHOWN_FAILURES} more")
 
+    async def not_through(self) -> None:
+        """Nothing: nobody starts another."""
+
     async def give_back(self, reason: str) -> None:
         """Nothing: the queue ends with the process."""
 

@@ -147,6 +147,14 @@ class Client(Link):
         if not self._transmit(line) and isinstance(message, BrowserStopped):
             self._notices.append(line)
 
+    async def not_through(self) -> None:
+        """Say that this worker ends by a failure of its own: its source counts as not offered to the end."""
+        try:
+            async with asyncio.timeout(GIVE_BACK_TIMEOUT):
+                await self.offer([], more=True)
+        except (TimeoutError, WorkerError) as error:
+            log.debug("nobody was told of the failure: %r", error)
+
     async def give_back(self, reason: str) -> None:
         """Release what is held; without a supervisor it goes back by itself."""
         try:

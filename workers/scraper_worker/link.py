@@ -86,6 +86,10 @@ class Link(ABC):
         """Send a notification."""
 
     @abstractmethod
+    async def not_through(self) -> None:
+        """Say that this worker ends by a failure of its own, which more work may follow; gives up quietly."""
+
+    @abstractmethod
     async def give_back(self, reason: str) -> None:
         """Release every claim that is still held; gives up quietly where there is nobody to give them to."""
 

@@ -107,6 +107,8 @@ async def _live(function: Function, worker: Worker, link: Link) -> None:
             await worker.close()
             await link.goodbye(worker.farewell)
     except BaseException as error:
+        if isinstance(error, Exception):
+            await link.not_through()
         await link.give_back(f"the worker ends: {type(error).__name__}")
         await worker.close()
         raise
