@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from tests.sim.world import World, replay, save
+from tests.sim.recording import replay, save
+from tests.sim.world import World
 
 from scraper_supervisor.core.events import Reconfigured
 from scraper_supervisor.core.queue import dispatch as handout
@@ -67,7 +68,7 @@ def test_a_successor_in_a_replay_has_the_last_of_the_configurations_that_came_to
         world.step()
     more = {name: replace(one, count=one.count + 3) for name, one in world.whole.groups.items()}
     last = replace(world.whole, groups=more)
-    world._inbox = [Reconfigured(world.whole)]
+    world.inbox = [Reconfigured(world.whole)]
     world.settings = last
     world.feed(Reconfigured(last))
     world.kill_supervisor()
