@@ -25,6 +25,7 @@ from scraper_supervisor.core.events import (
     Due,
     Event,
     Exited,
+    HangUp,
     Introduced,
     KillTree,
     Persist,
@@ -43,11 +44,14 @@ from scraper_supervisor.core.events import (
 from scraper_supervisor.core.fleet import Fleet
 from scraper_supervisor.core.ops.item_ops import AddItems, NewItem
 from scraper_supervisor.core.ops.run_ops import OpenRun
-from scraper_worker.protocol import Failure, Granted, Hello, ItemNext, RpcError
+from scraper_supervisor.core.snapshot import Daemon
+from scraper_worker.protocol import End, Failure, Goodbye, Granted, Hello, ItemDone, ItemNext, Nothing, RpcError
 
 HIDDEN = (Publish, Watch, Unwatch, Introduced)
 BLIP = Failure("transient", "network", "blip", "it went away")
+GIB = 2**30
 PLAIN_RETRY = RetrySettings(jitter="none", base_delay=1.0, max_attempts=3)
+DAEMON = Daemon(4711, "0", "2026-01-01T00:00:00.000Z", None, "2026-01-01T00:00:00.000Z", None, 50.0, 1000.0)
 
 
 class Some:
@@ -305,6 +309,21 @@ class Play:
 def a_group(name: str = "g", **changes: Any) -> GroupSettings:
     """A group's settings."""
     return GroupSettings(**({"name": name, "directory": "/", "entrypoint": "a:b"} | changes))
+
+
+def finish(play: Play, a: Puppet, *keys: str) -> Play:
+    """The worker does these items, is told that all is done, and ends well."""
+    for key in keys:
+        item = play.gives(a, key)
+        play >> a(ItemDone(key, item.claim)) << a.gets(ANY)
+    play >> a(ItemNext()) << a.gets(End("complete"))
+    play >> a(Goodbye("complete")) << a.gets(Nothing())
+    return play.dies(a, 0).ignoring(HangUp)
+
+
+def group_state(play: Play, name: str = "g") -> str:
+    """A group's state, as `status` tells it."""
+    return play.fleet.state.groups[name].state.public
 
 
 def writes(kind: type) -> Any:
