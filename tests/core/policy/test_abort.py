@@ -1,33 +1,15 @@
-"""The abort window: its bounds, its two steps to the millisecond, and what it does on good and bad days."""
+"""The abort window: its bounds, its two steps to the millisecond, and what an operator does."""
 
 import math
-import random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from msgspec.structs import replace
+from tests.core.policy.votes import MS, SETTINGS, actions, feed
 
 from scraper_supervisor.core.config.settings import AbortSettings
-from scraper_supervisor.core.policy.abort import MOST_VOTES, SPARE, AbortWindow, Decision, bound, windows
+from scraper_supervisor.core.policy.abort import AbortWindow, Decision, bound, windows
 
-MS = 0.001
-SETTINGS = AbortSettings()
 RATE = AbortSettings(rule="rate")
-
-
-def feed(window, outcomes, *, start=0.0, gap=0.25, group="matches", first=0):
-    """One vote for a new item each `gap` seconds, `x` failed and `.` done; decisions, and the time of the last vote."""
-    decided, now = [], start
-    for number, outcome in enumerate(outcomes):
-        now = start + number * gap
-        window.vote(now, group, f"item-{first + number}", failed=outcome == "x")
-        decided += window.evaluate(now)
-    return decided, now
-
-
-def actions(decided, scope="group"):
-    return [decision.action for decision in decided if decision.scope == scope]
 
 
 def states(window, now):
@@ -360,146 +342,3 @@ def test_views_show_what_is_not_normal_and_the_largest():
     assert [v.items for v in views[2:]] == sorted((v.items for v in views[2:]), reverse=True)
     assert {v.reason for v in views[2:]} == {None}
     assert len(window.scopes(5.0, largest=3)) == 5
-
-
-# ---- good days and bad ones ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("drift", [False, True])
-@pytest.mark.parametrize("seed", range(3))
-def test_a_healthy_day_raises_no_alarm(seed, drift):
-    """8 workers, 4 items a second for 12 hours, 10% failing: independently, or drifting between 2 and 18% each hour."""
-    dice, window, rate = random.Random(seed), AbortWindow(SETTINGS), 0.1
-    for number in range(12 * 3600 * 4):
-        if drift and number % 14_400 == 0:
-            rate = dice.uniform(0.02, 0.18)
-        window.vote(number * 0.25, f"group-{number % 5}", str(number), failed=dice.random() < rate)
-    assert window.evaluate(12 * 3600.0) == []
-
-
-def test_poisoned_items_tried_five_times_each_raise_no_alarm():
-    """10% of the items fail every attempt: 36% of the attempts, but 10% of the items."""
-    dice, window, now = random.Random(7), AbortWindow(SETTINGS), 0.0
-    for number in range(8000):
-        attempts = 5 if dice.random() < 0.1 else 1
-        for _ in range(attempts):
-            now += 0.25
-            window.vote(now, "matches", str(number), failed=attempts == 5)
-    assert window.evaluate(now) == []
-
-
-@pytest.mark.parametrize("rate", [0.9, 1.0])
-@pytest.mark.parametrize("seed", range(10))
-def test_an_outage_is_seen_within_20_votes_and_aborted_when_it_stays(seed, rate):
-    dice, window = random.Random(seed), AbortWindow(SETTINGS)
-    healthy = "".join("x" if dice.random() < 0.1 else "." for _ in range(1500))
-    decided, last = feed(window, healthy)
-    assert decided == []
-    outage = "".join("x" if dice.random() < rate else "." for _ in range(300))
-    decided, _ = feed(window, outage, start=last + 0.25, first=1500)
-    assert actions(decided) == ["suspected", "aborted"]
-    suspected, aborted = (d.time for d in decided if d.scope == "group")
-    assert (suspected - last) / 0.25 <= 20
-    assert aborted == suspected + 60.0
-
-
-@pytest.mark.parametrize("length", [10, 20, 30])
-@pytest.mark.parametrize("seed", range(10))
-def test_a_blip_is_suspected_and_not_aborted(seed, length):
-    dice, window = random.Random(seed), AbortWindow(SETTINGS)
-    votes = "".join("x" if dice.random() < 0.1 else "." for _ in range(1500)) + "x" * (length * 4)
-    votes += "".join("x" if dice.random() < 0.1 else "." for _ in range(1500))
-    decided, _ = feed(window, votes)
-    assert actions(decided) == ["suspected", "cleared"]
-    first, last = (d.time for d in decided if d.scope == "group")
-    assert last - first < length + 20
-
-
-# ---- against a plain recount -----------------------------------------------------------------------------------------
-
-
-class Naive:
-    """One group's window as plainly as it can be written: every vote kept, every window counted, no suspicion."""
-
-    def __init__(self, settings):
-        self.settings, self.votes = settings, []
-
-    def vote(self, now, item, failed):
-        self.votes = [vote for vote in self.votes if vote[1] != item] + [(now, item, failed)]
-
-    def count(self, now):
-        return sum(now < time + self.settings.window for time, _, _ in self.votes)
-
-    def alarm(self, now):
-        flags = [failed for time, _, failed in self.votes if now < time + self.settings.window][-MOST_VOTES:]
-        full = self.settings.rule == "rate"
-        return any(sum(flags[-n:]) >= need for n, need in windows(self.settings) if len(flags) >= n or not full)
-
-
-rules = st.builds(
-    AbortSettings,
-    rule=st.sampled_from(["evidence", "rate"]),
-    window=st.sampled_from([5.0, 20.0, 300.0]),
-    min_items=st.sampled_from([2, 5, 10]),
-    failure_limit=st.sampled_from([0.3, 0.5, 0.9]),
-    normal_rate=st.sampled_from([0.0, 0.01]),
-    confirm_after=st.sampled_from([0.0, 3.0, 60.0]),
-)
-gaps = st.sampled_from([0.0, 0.1, 1.0, "-", "=", "+"])
-steps = st.lists(st.tuples(gaps, st.integers(0, 40), st.sampled_from([True, True, False])), max_size=120)
-
-
-@given(settings=rules, steps=steps)
-def test_the_window_agrees_with_a_plain_recount(settings, steps):
-    """Time goes on by little, or to the next deadline and a millisecond around it."""
-    window, naive, now, state, since = AbortWindow(settings), Naive(settings), 0.0, "normal", None
-    for gap, item, failed in steps:
-        deadline = window.next_deadline()
-        if isinstance(gap, str):
-            now = max(now, (now if deadline is None else deadline) + {"-": -MS, "=": 0.0, "+": MS}[gap])
-        else:
-            now += gap
-        early = window.evaluate(now)
-        assert deadline is not None or not early
-        assert deadline is None or now < deadline or early
-        window.vote(now, "matches", str(item), failed=failed)
-        naive.vote(now, str(item), failed)
-        for decision in early + window.evaluate(now):
-            if decision.scope != "group":
-                continue
-            legal = {"normal": ("suspected",), "suspected": ("cleared", "aborted"), "aborted": ()}
-            assert decision.action in legal[state]
-            state = "normal" if decision.action == "cleared" else decision.action
-            if decision.action == "aborted":
-                assert decision.time >= since + settings.confirm_after
-            since = decision.time
-        if state == "normal":
-            # What a healthy slice took out of the window is the one thing that the recount doesn't know of.
-            kept = sum(view.items for view in window.scopes(now) if view.scope == "group")
-            assert kept < naive.count(now) or not naive.alarm(now)
-        if state == "suspected" and settings.confirm_after == 0.0:
-            assert window.next_deadline() <= now
-
-
-@given(settings=rules, steps=steps)
-def test_a_first_suspicion_comes_with_the_first_alarm_of_a_plain_recount(settings, steps):
-    window, naive, now = AbortWindow(settings), Naive(settings), 0.0
-    for gap, item, failed in steps:
-        now += gap if isinstance(gap, float) else 2.0
-        window.vote(now, "matches", str(item), failed=failed)
-        naive.vote(now, str(item), failed)
-        suspected = bool(window.evaluate(now))
-        assert suspected == naive.alarm(now)
-        if suspected:
-            return
-
-
-def test_memory_is_bounded():
-    window = AbortWindow(SETTINGS)
-    for number in range(20_000):
-        window.vote(number * 0.001, f"group-{number % 2}", str(number), failed=number % 3 == 0)
-    assert all(MOST_VOTES <= len(scope.votes) <= MOST_VOTES + SPARE for scope in window._scopes.values())
-    assert len(window._latest) <= 2 * (MOST_VOTES + SPARE)
-    for scope in window._scopes.values():
-        assert scope.failed == sum(scope.flags) == sum(vote.failed for vote in scope.votes)
