@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from msgspec import Raw
+from tests.store.sqlite.ledger_writer import G
+from tests.store.sqlite.run_files import (
+    NOW,
+    ask,
+    ending,
+    entries,
+    export,
+    fill,
+    items_of,
+    never,
+    newest,
+    open_run,
+    put,
+    same,
+    save,
+)
 
-from scraper_supervisor.core.formats.run_export import Checker, PortableItem, Result, RunHeader, WorkerState, Writer
-from scraper_supervisor.core.ops.import_ops import (
-    DropState,
-    ImportBegin,
-    ImportDrop,
-    Imported,
-    ImportFinish,
-    ImportLines,
-    StateTaken,
-    TakeState,
-)
-from scraper_supervisor.core.ops.item_ops import (
-    Added,
-    AddItems,
-    Conclude,
-    Concluded,
-    Entry,
-    FindConclusion,
-    Front,
-    Leased,
-    LeaseFresh,
-    LeaseWaiting,
-    NewItem,
-)
-from scraper_supervisor.core.ops.run_ops import OpenRun, RunImage, SetRunState, WorkerTotals
-from scraper_supervisor.core.ops.state_ops import LoadState, SaveState
+from scraper_supervisor.core.formats.run_export import RunHeader
+from scraper_supervisor.core.ops.import_ops import DropState, StateTaken, TakeState
+from scraper_supervisor.core.ops.item_ops import Added, AddItems, Conclude, FindConclusion, NewItem
+from scraper_supervisor.core.ops.run_ops import SetRunState, WorkerTotals
+from scraper_supervisor.core.ops.state_ops import LoadState
 from scraper_supervisor.store.errors import NotExportable
 from scraper_supervisor.store.ports import RunGone
-from scraper_supervisor.store.sqlite.ledger import Ledger
 from scraper_supervisor.store.sqlite.reader import LedgerReader
 from scraper_supervisor.store.sqlite.run_export import Export
 from scraper_supervisor.store.states.checkpoints import CheckpointFiles
@@ -47,130 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-G = "matches"
-NOW = 1_777_636_800.0
-TIME = "2026-05-01T12:00:00.000Z"  # the same
-FAILURE = Raw(b'{"kind":"transient","signature":"timeout"}')
-
-
-def never() -> bool:
-    """Nothing is asked."""
-    return False
-
-
-def ask(ledger: Ledger, op: Any) -> Any:
-    (answer,) = ledger.perform([op])
-    return answer
-
-
-def open_run(ledger: Ledger, mode: Any = "continue", keep_runs: int = 5, group: str = G) -> RunImage:
-    answer = ask(ledger, OpenRun(0, group, mode, keep_runs))
-    assert isinstance(answer, RunImage), answer
-    return answer
-
-
-def fill(ledger: Ledger, run: RunImage, **outcomes: Any) -> dict[str, int]:
-    """Add items; end them as "done", "failed", "retry" (waits an hour), "open" (as after a death), or not at all."""
-    items = tuple(NewItem(key, f"{key[0]}.test", Raw(b"null"), 0) for key in outcomes)
-    added = ask(ledger, AddItems(0, G, run.run_id, items))
-    assert isinstance(added, Added)
-    ids = {key: id_ for key, (_, id_, _) in zip(outcomes, added.added, strict=True)}
-    answers = ledger.perform([ending(run, ids[key], outcome) for key, outcome in outcomes.items() if outcome])
-    assert all(isinstance(answer, Concluded) for answer in answers)
-    return ids
-
-
-def ending(run: RunImage, id_: int, outcome: Any) -> Conclude:
-    more: dict[str, Any] = {"result": Raw(b'{"id": %d}' % id_)}
-    if outcome != "done":
-        more = {"failure": FAILURE, "answer": Raw(b"{}"), "delay": 3600.0 if outcome == "retry" else None}
-    return Conclude(0, G, run.run_id, id_, "k", id_ + 100, "matches-0", outcome, 1, alone=True, **more)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "a"
-
-
-@pytest.fixture
-def ledger(folder: Path) -> Iterator[Ledger]:
-    folder.mkdir()
-    ledger = Ledger.open(folder / "ledger.db", lambda: NOW)
-    yield ledger
-    ledger.close()
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> Iterator[Ledger]:
-    (tmp_path / "b").mkdir()
-    other = Ledger.open(tmp_path / "b" / "ledger.db", lambda: NOW)
-    yield other
-    other.close()
-
-
-def newest(folder: Path, group: str = G) -> Any:
-    with LedgerReader(folder / "ledger.db") as reader:
-        return reader.runs(group)[0]
-
-
-def export(folder: Path, group: str = G) -> list[bytes]:
-    with Export(folder, newest(folder, group)) as lines:
-        found = list(lines.lines(NOW))
-    checker = Checker()
-    for line in found:
-        checker.take(line)
-    checker.finish()
-    return found
-
-
-def items_of(lines: list[bytes]) -> dict[str, Any]:
-    found = [json.loads(line) for line in lines]
-    return {line["item"]["key"]: line["item"] for line in found if "item" in line}
-
-
-def put(ledger: Ledger, lines: list[bytes], group: str = G) -> Imported:
-    """Import lines, each in a step of its own, up to the first that is refused."""
-    begun = ask(ledger, ImportBegin(0, group))
-    for line in lines:
-        answer = ask(ledger, ImportLines(0, group, begun.run_id, line))
-        if answer.problem is not None:
-            return answer  # type: ignore[no-any-return]  # it is
-    return ask(ledger, ImportFinish(0, group, begun.run_id))  # type: ignore[no-any-return]  # it is
-
-
-def save(folder: Path, worker: str, run: int, number: int) -> None:
-    op = SaveState(0, worker, run, "cursor/1", Raw(b'{"page":%d}' % number), 0, 0, 0, 10, "none")
-    CheckpointFiles(folder).perform(op)
-
-
-def same(first: list[bytes], second: list[bytes]) -> bool:
-    """Whether two exports differ in nothing but the header, the end and the states' numbers."""
-
-    def plain(lines: list[bytes]) -> list[Any]:
-        found = [json.loads(line) for line in lines[1:-1]]
-        for line in found:
-            for name in ("run", "generation", "saved_at"):
-                line.get("worker", {}).pop(name, None)
-        return found
-
-    return plain(first) == plain(second)
-
-
-def entries(ledger: Ledger, run: RunImage) -> list[tuple[Any, ...]]:
-    """The open items in their order, as the queue is given them."""
-    fronts = tuple(Front(lane.target, None) for lane in run.lanes)
-    found: list[Entry] = []
-    for op in (LeaseFresh(0, G, run.run_id, fronts, 10), LeaseWaiting(0, G, run.run_id, 10)):
-        answer = ask(ledger, op)
-        assert isinstance(answer, Leased)
-        found += answer.items
-    return [
-        (
-            one.key, one.target, bytes(one.data), one.priority, one.order, one.attempts, one.infrastructure,
-            one.blocked, one.alone, None if one.due_in is None else round(one.due_in, 3),
-        )
-        for one in found
-    ]  # fmt: skip
+    from scraper_supervisor.store.sqlite.ledger import Ledger
 
 
 # ---- there and back --------------------------------------------------------------------------------------------------
@@ -251,86 +121,6 @@ def test_states_that_are_owed_carry_over_into_a_repeated_run_but_not_into_a_fres
     ask(other, DropState(0, G, image.run_id, "matches-0"))
     assert open_run(other).owed == ()
     assert items_of(export(tmp_path / "b"))["a"]["state"] == "done"
-
-
-# ---- nothing of it is seen before it is whole ------------------------------------------------------------------------
-
-
-def line(writer: Writer, *records: Any) -> bytes:
-    return b"".join(writer.line(record) for record in records)
-
-
-def pending(key: str) -> PortableItem:
-    return PortableItem(key, None, Raw(b"null"), 0, 1.0, "pending", 0)
-
-
-def done(key: str, seq: int) -> PortableItem:
-    result = Result(seq, Raw(b"1"), TIME, hashlib.sha256(b"1").hexdigest())
-    return PortableItem(key, None, Raw(b"null"), 0, 1.0, "done", 1, worker="g-0", result=result)
-
-
-@pytest.mark.parametrize("ending", ["drop", "begin", "crash", "twice"])
-def test_an_import_that_is_not_finished_leaves_nothing(folder: Path, ledger: Ledger, ending: str) -> None:
-    run = open_run(ledger)
-    fill(ledger, run, a=None)
-    begun = ask(ledger, ImportBegin(0, G))
-    state = WorkerState("matches-0", 1, 1, "cursor/1", TIME, Raw(b"{}"))
-    ask(ledger, ImportLines(0, G, begun.run_id, line(Writer(), state, *map(pending, "abcdefgh"))))
-    assert ledger.idle(never) is None  # what is being imported is no removed run
-    count = "SELECT count(*) FROM items"
-    assert ledger._db.execute(count).fetchone() == (9,)
-    assert open_run(ledger).run_id == run.run_id
-    assert open_run(ledger, "next").run_id == run.run_id
-    with LedgerReader(folder / "ledger.db") as reader:
-        assert [info.run for info in reader.runs(G)] == [1]
-    if ending == "drop":
-        ask(ledger, ImportDrop(0, G, begun.run_id))
-    elif ending == "begin":
-        ask(ledger, ImportDrop(0, G, ask(ledger, ImportBegin(0, G)).run_id))
-    elif ending == "twice":
-        again = ask(ledger, ImportLines(0, G, begun.run_id, line(Writer(), pending("a"))))
-        assert again.problem == "item 'a' comes twice"
-    else:
-        ledger.close()
-        ledger = Ledger.open(folder / "ledger.db")
-    for op in (ImportLines(0, G, begun.run_id, line(Writer(), pending("z"))), ImportFinish(0, G, begun.run_id)):
-        assert "it was given up" in ask(ledger, op).problem
-    assert ledger.idle(never) is None
-    assert ledger._db.execute(count).fetchone() == (1,)
-    assert ledger._db.execute("SELECT count(*) FROM imported_states").fetchone() == (0,)
-    assert ledger._db.execute("SELECT count(*) FROM runs").fetchone() == (1,)
-    ledger.close()
-
-
-@pytest.mark.parametrize(
-    ("records", "why"),
-    [
-        ([pending("a"), pending("a")], "item 'a' comes twice"),
-        ([done("a", 1), done("b", 1)], "seq 1, of item 'b', comes twice"),
-        ([done("a", 2)], "expected seqs 1 to 1 of 1 done items, the last is 2"),
-        (
-            [WorkerState("g-0", 1, 1, "c/1", TIME, Raw(b"{}")), WorkerState("g-00", 1, 1, "c/1", TIME, Raw(b"{}"))],
-            "matches-0 comes twice",
-        ),
-        ([b"{}"], "expected a header"),
-    ],
-)
-def test_what_contradicts_itself_is_given_up(ledger: Ledger, records: list[Any], why: str) -> None:
-    fill(ledger, open_run(ledger), x=None)
-    writer = Writer()
-    lines = [record if isinstance(record, bytes) else writer.line(record) for record in records]
-    answer = put(ledger, lines)
-    assert answer.problem is not None
-    assert answer.problem.startswith(why)
-    assert "it was given up" in str(ask(ledger, ImportFinish(0, G, answer.run_id)).problem)
-    assert open_run(ledger).run == 1
-
-
-def test_an_import_is_its_groups_alone(ledger: Ledger) -> None:
-    first, second = ask(ledger, ImportBegin(0, G)), ask(ledger, ImportBegin(0, "games"))
-    assert "it was given up" in ask(ledger, ImportFinish(0, "games", first.run_id)).problem
-    assert ask(ledger, ImportFinish(0, G, first.run_id)).run == 1
-    assert ask(ledger, ImportFinish(0, "games", second.run_id)).run == 1
 
 
 # ---- a run that moves while it is exported ---------------------------------------------------------------------------
@@ -449,17 +239,6 @@ def test_of_damaged_states_the_newest_sound_one_is_exported_and_without_any_it_i
     open_run(ledger, "fresh")
     save(folder, "matches-0", 1, 9)  # an earlier run's, which does not count any more
     assert b'"worker"' not in b"".join(export(folder))
-
-
-def test_the_counts_that_a_file_tells_of_done_items_are_not_believed(tmp_path: Path, other: Ledger) -> None:
-    writer = Writer()
-    header = RunHeader(1, "scraper-supervisor-run", "g", 1, "completed", TIME, TIME, TIME)
-    answer = put(other, [writer.line(one) for one in (header, WorkerTotals("g-0", 99, 3), done("a", 1))])
-    assert answer.problem is None
-    image = open_run(other)
-    assert (image.workers, image.state, image.finished_at) == ((WorkerTotals("matches-0", 1, 3),), "completed", TIME)
-    with LedgerReader(tmp_path / "b" / "ledger.db") as reader:
-        assert reader.verify() is None
 
 
 def test_a_header_may_be_all_there_is(folder: Path, ledger: Ledger, other: Ledger) -> None:
