@@ -126,12 +126,12 @@ class InFlight:
     def busy(self, worker: str) -> bool:
         """True if one of this worker's hands is open."""
         claims = self._of.get(worker)
-        return claims is not None and any(self._in_flight[claim].ending is None for claim in claims)
+        return bool(claims) and any(self._in_flight[claim].ending is None for claim in claims)
 
     def alone(self, worker: str) -> bool:
         """True if this worker holds an item that it must hold alone."""
         claims = self._of.get(worker)
-        return claims is not None and any(self._in_flight[claim].item.alone for claim in claims)
+        return bool(claims) and any(self._in_flight[claim].item.alone for claim in claims)
 
     def find(self, caller: Caller, key: str, claim: int | None) -> InFlightItem | None:
         """The caller's own claim of that key: by its number, else by the key alone."""
@@ -150,16 +150,16 @@ class InFlight:
             self._released.pop(claim, None)
             self._unowned.pop(item.key, None)
         held = self._in_flight[claim] = InFlightItem(item, claim, worker, incarnation, now)
-        self._of.setdefault(worker, set()).add(claim)
+        mine = self._of.get(worker)
+        if mine is None:  # once a worker: hands that are empty are soon filled again
+            mine = self._of[worker] = set()
+        mine.add(claim)
         return held
 
     def discard(self, held: InFlightItem, *, released: bool = False) -> None:
         """An item leaves the hands; `released`: with nothing recorded, so that its claim may be taken up again."""
         del self._in_flight[held.claim]
-        mine = self._of[held.worker]
-        mine.discard(held.claim)
-        if not mine:
-            del self._of[held.worker]
+        self._of[held.worker].discard(held.claim)
         if released:
             self._released[held.claim] = Release(held.item.key, held.worker, held.incarnation)
             self._unowned[held.item.key] = held.claim
