@@ -1,12 +1,14 @@
 """Whose host an item talks to: its own, else what its last attempt reported, else what all attempts of the run did."""
 
+from hypothesis import example, given
+from hypothesis import strategies as st
 from msgspec import Raw
 from tests.core.playbook import ANY, BLIP, Play
 
 from scraper_supervisor.core.config.settings import TargetSettings
-from scraper_supervisor.core.events import ItemsChanged, StoreTold
+from scraper_supervisor.core.events import ItemsChanged, Reply, StoreTold
 from scraper_supervisor.core.ops.item_ops import NewItem
-from scraper_worker.protocol import DoneAnswer, ItemDone, ItemFailed, ItemNext, ItemsOffer, Offer, Offered
+from scraper_worker.protocol import DoneAnswer, Granted, ItemDone, ItemFailed, ItemNext, ItemsOffer, Offer, Offered
 
 
 def fails(play, puppet, granted, target=None):
@@ -112,4 +114,62 @@ def test_limits_hold_for_the_host_that_is_assumed_together_with_the_items_of_tha
     granted = play.seen.pop(0)
     assert (granted.call, granted.result.key, granted.result.target) == (waiting, "z", "one.test")
     play >> a(ItemDone("z", granted.result.claim, target="other.test")) << a.gets(DoneAnswer(ANY, False))
+    assert not play.fleet.state.targets._known
+
+
+ITEMS = st.lists(st.sampled_from([None, "one.test", "two.test"]), min_size=1, max_size=8)
+STEPS = st.lists(
+    st.tuples(st.integers(0, 3), st.sampled_from([None, "one.test", "two.test"]), st.booleans()), max_size=30
+)
+
+
+@given(ITEMS, STEPS)
+@example([None, None, "one.test"], [(0, "one.test", True), (1, "one.test", True), (0, "two.test", False)])
+def test_whatever_attempts_report_limits_hold_and_nothing_starves(own, steps):
+    play = Play(
+        *(item(f"k{number}", target) for number, target in enumerate(own)),
+        settings={"targets": {"*": TargetSettings(max_in_flight=1)}},
+    )
+    a = play.up()
+    queue = play.fleet.state.groups["g"].queue
+    hands: dict[int, str] = {}  # claim → key
+
+    def take(granted):
+        if isinstance(granted.result, Granted):
+            hands[granted.result.claim] = granted.result.key
+            named = [one.target for one in queue.in_hand("g-0", play.now) if one.claim == granted.result.claim]
+            assert named == [granted.result.target]
+
+    def end(index, target, well):
+        claim, key = sorted(hands.items())[index % len(hands)]
+        del hands[claim]
+        word = ItemDone(key, claim, target=target) if well else ItemFailed(key, BLIP, claim, target=target)
+        play >> a(word)
+
+    def asked():
+        while play.seen:
+            command = play.seen.pop(0)
+            if isinstance(command, Reply):
+                take(command)
+
+    for index, target, well in steps:
+        play >> a(ItemNext(wait=0.0))
+        asked()
+        if hands:
+            end(index, target, well)
+            asked()
+        play.until(play.now + 5.0)
+        asked()
+        for known in play.fleet.state.targets._known.values():
+            there = [one for one in queue.in_hand("g-0", play.now) if one.target == known.name]
+            assert known.in_flight == len(there)
+    for _ in range(10 * len(own) + 10):  # every attempt of each, and what is in hand
+        while hands:
+            end(0, None, True)
+            asked()
+        play.until(play.now + 100.0) >> a(ItemNext(wait=0.0))
+        asked()
+        if queue.image is not None and not queue.unfinished:
+            break
+    assert not queue.unfinished
     assert not play.fleet.state.targets._known

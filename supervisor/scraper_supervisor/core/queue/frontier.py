@@ -282,6 +282,8 @@ class Frontier:
             lane.loaded -= 1
             self.retries_open += 1
             self._retries_loaded += 1
+        if target != item.target:
+            self._drop_if_empty(item.target, lane)
         item.due, item.target = due, target
         item.move(order)
         if keep or self._retries_loaded <= self._prefetch.waiting:
@@ -302,10 +304,7 @@ class Frontier:
             self._fresh_open -= 1
             lane.open -= 1
             lane.loaded -= 1
-        if not (lane.open or lane.in_flight or lane.ready or lane.fetching):
-            del self._lanes[item.target]
-            self._targets.leave(lane.target, self)
-            self._look_at(lane.target.name)  # two lanes may have one target, and wait for it together
+        self._drop_if_empty(item.target, lane)
 
     def find(self, key: str) -> Item | None:
         """The open item of that key, if memory holds it outside anybody's hands."""
@@ -369,6 +368,12 @@ class Frontier:
         if lane is None:
             lane = self._lanes[target] = _Lane(self._join(target))
         return lane
+
+    def _drop_if_empty(self, name: str | None, lane: _Lane) -> None:
+        if not (lane.open or lane.in_flight or lane.ready or lane.fetching):
+            del self._lanes[name]
+            self._targets.leave(lane.target, self)
+            self._look_at(lane.target.name)  # two lanes may have one target, and wait for it together
 
     def _join(self, target: str | None) -> Target:
         return self._targets.join(target if target is not None else self.assumed)

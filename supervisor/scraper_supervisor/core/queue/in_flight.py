@@ -126,12 +126,16 @@ class InFlight:
     def busy(self, worker: str) -> bool:
         """True if one of this worker's hands is open."""
         claims = self._of.get(worker)
-        return bool(claims) and any(self._in_flight[claim].ending is None for claim in claims)
+        if not claims:
+            return False
+        return any(self._in_flight[claim].ending is None for claim in claims)
 
     def alone(self, worker: str) -> bool:
         """True if this worker holds an item that it must hold alone."""
         claims = self._of.get(worker)
-        return bool(claims) and any(self._in_flight[claim].item.alone for claim in claims)
+        if not claims:
+            return False
+        return any(self._in_flight[claim].item.alone for claim in claims)
 
     def find(self, caller: Caller, key: str, claim: int | None) -> InFlightItem | None:
         """The caller's own claim of that key: by its number, else by the key alone."""
