@@ -13,8 +13,9 @@ from typing import cast
 import uvloop
 from msgspec import Raw
 
-from scraper_worker import protocol
-from scraper_worker.protocol import DoneAnswer, Framer, Granted, Request
+from scraper_worker import jsonrpc, protocol
+from scraper_worker.jsonrpc import Framer, Request
+from scraper_worker.protocol import DoneAnswer, Granted
 
 
 class Echo(asyncio.Protocol):
@@ -31,15 +32,15 @@ class Echo(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Answer what has come."""
         for line in self._framer.feed(data):
-            message = protocol.decode_line(line)
+            message = jsonrpc.decode_line(line)
             if not isinstance(message, Request) or not isinstance(message.id, int):
                 raise SystemExit(f"not a request: {line!r}")
-            protocol.decode_params(protocol.WORKER_METHODS[message.method], message.params)
+            jsonrpc.decode_params(protocol.WORKER_METHODS[message.method], message.params)
             self._count += 1
             result: Granted | DoneAnswer = DoneAnswer(self._count, False)
             if message.method == "item.next":
                 result = Granted(f"https://example.com/match/{self._count:08d}", self._count, None, Raw(b"null"), 1)
-            self._write(protocol.encode_result(message.id, result))
+            self._write(jsonrpc.encode_result(message.id, result))
 
 
 async def serve(path: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from scraper_supervisor.console.cli import cli
-from scraper_worker.protocol import Framer, Request, RpcError, decode_line, encode_error, encode_result
+from scraper_worker.jsonrpc import Framer, Request, RpcError, decode_line, encode_error, encode_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,7 +18,7 @@ from scraper_supervisor.core.ops.state_ops import LoadState, SaveState
 from scraper_supervisor.store.locks import FolderLock
 from scraper_supervisor.store.sqlite.ledger import Ledger
 from scraper_supervisor.store.states.checkpoints import CheckpointFiles
-from scraper_worker.protocol import RpcError
+from scraper_worker.jsonrpc import RpcError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -45,7 +45,8 @@ from scraper_supervisor.core.fleet import Fleet
 from scraper_supervisor.core.ops.item_ops import AddItems, NewItem
 from scraper_supervisor.core.ops.run_ops import OpenRun
 from scraper_supervisor.core.snapshot import Daemon
-from scraper_worker.protocol import End, Failure, Goodbye, Granted, Hello, ItemDone, ItemNext, Nothing, RpcError
+from scraper_worker.jsonrpc import RpcError
+from scraper_worker.protocol import End, Failure, Goodbye, Granted, Hello, ItemDone, ItemNext, Nothing
 
 HIDDEN = (Publish, Watch, Unwatch, Introduced)
 BLIP = Failure("transient", "network", "blip", "it went away")

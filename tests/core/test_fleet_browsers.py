@@ -18,6 +18,7 @@ from scraper_supervisor.core.events import (
 from scraper_supervisor.core.formats.worker_payloads import BrowserRestarted
 from scraper_supervisor.core.measurements import BrowserSample, Sample
 from scraper_supervisor.core.snapshot import snapshot
+from scraper_worker.jsonrpc import RpcError
 from scraper_worker.protocol import (
     BrowserRecycle,
     BrowserStarted,
@@ -32,7 +33,6 @@ from scraper_worker.protocol import (
     ItemNext,
     ItemRelease,
     ItemsOffer,
-    RpcError,
 )
 
 

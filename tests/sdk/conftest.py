@@ -8,8 +8,8 @@ import contextlib
 import msgspec
 import pytest
 
-from scraper_worker import protocol
-from scraper_worker.protocol import Framer, Request, Response, RpcError
+from scraper_worker import jsonrpc
+from scraper_worker.jsonrpc import Framer, Request, Response, RpcError
 
 PATIENCE = 60.0  # seconds; a test that waits this long has failed
 
@@ -30,7 +30,7 @@ class Peer:
             data = await self._reader.read(1 << 16)
             if not data:
                 raise EOFError
-            self._lines = [protocol.decode_line(line) for line in self._framer.feed(data)]
+            self._lines = [jsonrpc.decode_line(line) for line in self._framer.feed(data)]
         return self._lines.pop(0)
 
     async def expect(self, method):
@@ -65,16 +65,16 @@ class Peer:
                     await self._read()
 
     def answer(self, said, result):
-        self._writer.write(protocol.encode_result(said.id, result))
+        self._writer.write(jsonrpc.encode_result(said.id, result))
 
     def refuse(self, said, code, message="no", data=None):
-        self._writer.write(protocol.encode_error(said.id if said else None, RpcError(code, message, data)))
+        self._writer.write(jsonrpc.encode_error(said.id if said else None, RpcError(code, message, data)))
 
     def ask(self, method, params, number=1000):
-        self._writer.write(protocol.encode_request(method, params, number))
+        self._writer.write(jsonrpc.encode_request(method, params, number))
 
     def tell(self, method, params):
-        self._writer.write(protocol.encode_notification(method, params))
+        self._writer.write(jsonrpc.encode_notification(method, params))
 
     def close(self):
         self._writer.close()
@@ -152,7 +152,7 @@ async def fake(tmp_path):
 @pytest.fixture
 def alone_link():
     """A queue in memory that says nothing and retries at once."""
-    from scraper_worker.alone import Alone
+    from scraper_worker.connection.alone import Alone
     from scraper_worker.retry import RetryPolicy
 
     class Recording(Alone):

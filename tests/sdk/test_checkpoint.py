@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from scraper_worker import CallError, StateMismatch, UsageError
-from scraper_worker.alone import Alone
 from scraper_worker.checkpoint import Checkpoint
+from scraper_worker.connection.alone import Alone
 
 
 @pytest.fixture

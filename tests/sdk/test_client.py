@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from scraper_worker import CallError, Refused, SupervisorLost, UsageError
-from scraper_worker.client import Client
+from scraper_worker.connection.client import Client
 from scraper_worker.protocol import (
     BrowserStopped,
     CheckpointSave,

@@ -8,7 +8,7 @@ import contextlib
 import pytest
 
 from scraper_worker import BlockedError, PermanentError, TransientError, UsageError, run
-from scraper_worker.client import Client
+from scraper_worker.connection.client import Client
 from scraper_worker.protocol import Goodbye, ItemDone, ItemFailed, ItemsOffer
 
 

@@ -15,7 +15,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scraper_worker.browser import raise_for_status
+    from scraper_worker.browsers.browser import raise_for_status
     from scraper_worker.classify import classify
     from scraper_worker.errors import (
         BlockedError,
@@ -67,7 +67,7 @@ _ELSEWHERE = {
     "RetryPolicy": "retry",
     "Worker": "worker",
     "classify": "classify",
-    "raise_for_status": "browser",
+    "raise_for_status": "browsers.browser",
     "retry": "steps",
     "run": "runner",
 }

@@ -12,7 +12,7 @@ from scraper_worker.errors import StateMismatch, UsageError
 from scraper_worker.protocol import CheckpointSave
 
 if TYPE_CHECKING:
-    from scraper_worker.link import Link
+    from scraper_worker.connection.link import Link
 
 State: TypeAlias = dict[str, Any]
 Migration: TypeAlias = Callable[[State], State]

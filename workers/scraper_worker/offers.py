@@ -15,8 +15,9 @@ import msgspec
 from msgspec import Struct
 
 from scraper_worker.errors import UsageError
+from scraper_worker.jsonrpc import check_key
 from scraper_worker.portable import encodable, to_json
-from scraper_worker.protocol import BadEntry, Offer, WireEntry, check_key
+from scraper_worker.protocol import BadEntry, Offer, WireEntry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

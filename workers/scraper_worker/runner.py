@@ -9,15 +9,15 @@ import logging
 import signal
 from typing import TYPE_CHECKING, Any, Final
 
-from scraper_worker.alone import Alone
-from scraper_worker.client import Client
+from scraper_worker.connection.alone import Alone
+from scraper_worker.connection.client import Client
 from scraper_worker.errors import UsageError
 from scraper_worker.worker import Worker, first_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
-    from scraper_worker.link import Link
+    from scraper_worker.connection.link import Link
 
     Function = Callable[[Worker], Awaitable[Any]]
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from scraper_worker import protocol
-from scraper_worker.browser import SupervisedBrowser, Tab
+from scraper_worker.browsers.browser import SupervisedBrowser, Tab
 from scraper_worker.checkpoint import Checkpoint
 from scraper_worker.classify import classify, failure_of
 from scraper_worker.errors import BrowserUnavailable, CallError, InfrastructureError, UsageError, WorkerError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from playwright.async_api import Browser
 
-    from scraper_worker.link import Link
+    from scraper_worker.connection.link import Link
     from scraper_worker.offers import Entries, Entry
     from scraper_worker.protocol import BrowserRecycle, Drain, ItemCancel, Welcome, WireEntry
 

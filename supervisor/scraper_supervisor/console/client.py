@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
-from scraper_worker.protocol import Framer, LineTooLong, Response, decode_line, encode_request
+from scraper_worker.jsonrpc import Framer, LineTooLong, Response, decode_line, encode_request
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -16,15 +16,8 @@ from scraper_supervisor.core.formats.worker_payloads import (
 )
 from scraper_supervisor.core.ops.state_ops import LoadState, SaveState, StateLoaded, StateSaved
 from scraper_supervisor.core.queue.item_calls import storage_error
-from scraper_worker.protocol import (
-    NO_CHECKPOINT,
-    TOO_LARGE,
-    BadParams,
-    CheckpointSave,
-    CheckpointState,
-    ItemCounts,
-    Saved,
-)
+from scraper_worker.jsonrpc import BadParams
+from scraper_worker.protocol import NO_CHECKPOINT, TOO_LARGE, CheckpointSave, CheckpointState, ItemCounts, Saved
 
 if TYPE_CHECKING:
     from collections.abc import Callable

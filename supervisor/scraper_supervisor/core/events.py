@@ -11,7 +11,8 @@ from scraper_supervisor.core.formats.event_names import Component, EventName, Se
 from scraper_supervisor.core.formats.event_payloads import EventPayload
 from scraper_supervisor.core.measurements import Sample
 from scraper_supervisor.core.ops.all_ops import Answer, Op
-from scraper_worker.protocol import FromWorker, RpcError, ToWorker
+from scraper_worker.jsonrpc import RpcError
+from scraper_worker.protocol import FromWorker, ToWorker
 
 # ---- events: what happened ------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from scraper_supervisor.core.events import (
 )
 from scraper_supervisor.core.facts import Fact
 from scraper_supervisor.core.ops.all_ops import Op
-from scraper_worker.protocol import RpcError
+from scraper_worker.jsonrpc import RpcError
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.formats.event_names import Severity

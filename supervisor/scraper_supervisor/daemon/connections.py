@@ -11,12 +11,14 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, cast
 
-from scraper_worker import protocol
-from scraper_worker.protocol import CallId, Framer, LineTooLong, RpcError
+from scraper_worker import jsonrpc, protocol
+from scraper_worker.jsonrpc import Framer, LineTooLong, RpcError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from scraper_worker.protocol import CallId
 
 
 class Connection(asyncio.Protocol):
@@ -38,7 +40,7 @@ class Connection(asyncio.Protocol):
             lines = self.framer.feed(data)
         except LineTooLong:
             self.send(
-                protocol.encode_error(None, RpcError(protocol.TOO_LARGE, f"a line over {self.framer.limit} bytes"))
+                jsonrpc.encode_error(None, RpcError(protocol.TOO_LARGE, f"a line over {self.framer.limit} bytes"))
             )
             self.hang_up()
             return
@@ -74,12 +76,12 @@ class Connection(asyncio.Protocol):
     def answer(self, call: int, result: Any) -> None:
         """Answer an open call."""
         if call in self.calls:
-            self.send(protocol.encode_result(self.calls.pop(call), result))
+            self.send(jsonrpc.encode_result(self.calls.pop(call), result))
 
     def refuse(self, call: int, error: RpcError) -> None:
         """Answer an open call with an error."""
         if call in self.calls:
-            self.send(protocol.encode_error(self.calls.pop(call), error))
+            self.send(jsonrpc.encode_error(self.calls.pop(call), error))
 
 
 class Listener:

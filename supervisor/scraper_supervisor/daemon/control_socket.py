@@ -11,8 +11,8 @@ from msgspec import Struct
 
 from scraper_supervisor.core.events import Asked, Withdrawn
 from scraper_supervisor.daemon.connections import Connection, Listener
-from scraper_worker import protocol
-from scraper_worker.protocol import BadParams, Malformed, Request, RpcError
+from scraper_worker import jsonrpc, protocol
+from scraper_worker.jsonrpc import BadParams, Malformed, Request, RpcError
 
 if TYPE_CHECKING:
     import asyncio
@@ -51,18 +51,18 @@ class ControlConnection(Connection):
 
     def line_received(self, line: bytes | bytearray) -> None:
         """Serve a request."""
-        message = protocol.decode_line(line)
+        message = jsonrpc.decode_line(line)
         if isinstance(message, Malformed):
-            self.send(protocol.encode_error(None, message.error))
+            self.send(jsonrpc.encode_error(None, message.error))
         elif isinstance(message, Request) and not isinstance(message.id, msgspec.UnsetType):
             if len(self.calls) >= protocol.MAX_OPEN_CALLS:
                 error = RpcError(protocol.TOO_MANY_CALLS, f"over {protocol.MAX_OPEN_CALLS} calls are open")
-                self.send(protocol.encode_error(message.id, error))
+                self.send(jsonrpc.encode_error(message.id, error))
                 return
             try:
-                params = protocol.decode_params(ControlParams, message.params)
+                params = jsonrpc.decode_params(ControlParams, message.params)
             except BadParams as bad:
-                self.send(protocol.encode_error(message.id, RpcError(protocol.BAD_PARAMS, str(bad), bad.data)))
+                self.send(jsonrpc.encode_error(message.id, RpcError(protocol.BAD_PARAMS, str(bad), bad.data)))
                 return
             call = self._hub.number()
             self.calls[call] = message.id

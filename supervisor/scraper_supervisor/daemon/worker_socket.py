@@ -19,8 +19,9 @@ from msgspec import UNSET, Raw, Struct
 from scraper_supervisor.core.events import Disconnected, Heard, Replied, Said
 from scraper_supervisor.daemon.connections import Connection, Listener
 from scraper_supervisor.daemon.processes import procfs
-from scraper_worker import protocol
-from scraper_worker.protocol import BadParams, CallId, Goodbye, Hello, Malformed, Request, RpcError
+from scraper_worker import jsonrpc, protocol
+from scraper_worker.jsonrpc import BadParams, Malformed, Request, RpcError
+from scraper_worker.protocol import CallId, Goodbye, Hello
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,12 +85,12 @@ class WorkerConnection(Connection):
         if self._hello is not None:
             self._hold(line)
             return
-        message = protocol.decode_line(line)
+        message = jsonrpc.decode_line(line)
         match message:
             case Request():
                 self._requested(message)
             case Malformed(error=error):
-                self.send(protocol.encode_error(None, error))
+                self.send(jsonrpc.encode_error(None, error))
                 self._heard()
             case _:
                 if isinstance(message.id, int):
@@ -121,14 +122,14 @@ class WorkerConnection(Connection):
             error = RpcError(protocol.TOO_MANY_CALLS, f"over {protocol.MAX_OPEN_CALLS} calls are open")
         if error is None and kind is not None:
             try:
-                params = protocol.decode_params(kind, request.params)
+                params = jsonrpc.decode_params(kind, request.params)
             except BadParams as bad:
                 error = _bad_params(kind, request, bad)
             else:
                 self._hand_on(request, call_id, params)
                 return
         if call_id is not UNSET and error is not None:
-            self.send(protocol.encode_error(call_id, error))
+            self.send(jsonrpc.encode_error(call_id, error))
         self._heard()
 
     def _hand_on(self, request: Request, call_id: CallId | msgspec.UnsetType, params: Any) -> None:
@@ -262,8 +263,8 @@ class WorkerSocket(Listener):
         connection = self._connections.get(conn)
         if connection is not None:
             name = _NAMES[type(message)]
-            encode = protocol.encode_notification(name, message)
-            connection.send(encode if call is None else protocol.encode_request(name, message, call))
+            encode = jsonrpc.encode_notification(name, message)
+            connection.send(encode if call is None else jsonrpc.encode_request(name, message, call))
 
     def introduce(self, conn: int) -> None:
         """A connection said a good hello: longer lines are welcome."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from scraper_supervisor.console.client import Client, Denied, NoDaemon
-from scraper_worker.protocol import RpcError
+from scraper_worker.jsonrpc import RpcError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

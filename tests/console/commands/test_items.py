@@ -16,7 +16,8 @@ from scraper_supervisor.core.ops.item_ops import Conclude, Front, LeaseFresh
 from scraper_supervisor.core.ops.run_ops import OpenRun, SetRunState
 from scraper_supervisor.store.locks import FolderLock
 from scraper_supervisor.store.sqlite.ledger import Ledger
-from scraper_worker.protocol import Failure, RpcError
+from scraper_worker.jsonrpc import RpcError
+from scraper_worker.protocol import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,8 @@ from scraper_supervisor.core.queue.dispatch import CLAIMS_A_RESERVATION, LOADING
 from scraper_supervisor.core.queue.item_calls import Caller, sort_entries, target_of
 from scraper_supervisor.core.queue.queue import Queue, QueueCounts
 from scraper_supervisor.core.queue.targets import Targets
-from scraper_worker.protocol import End, Granted, ItemDone, ItemsOffer, decode_params
+from scraper_worker.jsonrpc import decode_params
+from scraper_worker.protocol import End, Granted, ItemDone, ItemsOffer
 
 
 class Bench:

@@ -26,7 +26,7 @@ from scraper_supervisor.console.context import (
 )
 from scraper_supervisor.core.formats.timestamps import timestamp
 from scraper_supervisor.core.ops.item_ops import ItemState
-from scraper_worker.protocol import BadParams, check_key
+from scraper_worker.jsonrpc import BadParams, check_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -16,7 +16,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from scraper_supervisor.core.formats.timestamps import seconds
 from scraper_supervisor.core.ops.run_ops import RunState, WorkerTotals
-from scraper_worker.protocol import BadParams, check_key
+from scraper_worker.jsonrpc import BadParams, check_key
 
 FORMAT: Final = 1
 KIND: Final = "scraper-supervisor-run"

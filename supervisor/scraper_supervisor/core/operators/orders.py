@@ -12,7 +12,7 @@ from scraper_supervisor.core.queue.item_calls import target_of
 from scraper_supervisor.core.states.group import ENDED, GroupState, GroupTrigger
 from scraper_supervisor.core.states.supervisor import SupervisorTrigger
 from scraper_supervisor.core.states.worker_life import Phase
-from scraper_worker.protocol import BadParams, check_key
+from scraper_worker.jsonrpc import BadParams, check_key
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.events import Asked

@@ -10,18 +10,16 @@ from msgspec import Raw, Struct, field
 
 from scraper_supervisor.core.ops.item_ops import NewItem
 from scraper_supervisor.core.ops.run_ops import ReportedHosts
+from scraper_worker.jsonrpc import BadParams, RpcError, check_key
 from scraper_worker.protocol import (
     MAX_REFUSED,
     NOT_CLAIMED,
     STORAGE_UNAVAILABLE,
     BadEntry,
-    BadParams,
     DoneAnswer,
     Failure,
     ItemDone,
     Refused,
-    RpcError,
-    check_key,
 )
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from scraper_supervisor.core.formats.event_payloads import FailurePatternDetecte
 from scraper_supervisor.core.queue.item_calls import Caller
 from scraper_supervisor.core.states.group import ENDED
 from scraper_supervisor.core.states.worker_life import Phase
+from scraper_worker.jsonrpc import BadParams
 from scraper_worker.protocol import (
     BAD_PARAMS,
     INVALID_REQUEST,
     NOT_INTRODUCED,
-    BadParams,
     BrowserStarted,
     BrowserStopped,
     CheckpointLoad,

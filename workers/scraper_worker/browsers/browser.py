@@ -13,7 +13,8 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from scraper_worker.belongings import Belongings, unowned, watch_browser, watch_context
+from scraper_worker.browsers.belongings import Belongings, unowned, watch_browser, watch_context
+from scraper_worker.browsers.launch import CALL_TIMEOUT, START_TIMEOUT, Running, launch
 from scraper_worker.classify import kind_of_status, parse_retry_after
 from scraper_worker.errors import (
     BlockedError,
@@ -23,7 +24,6 @@ from scraper_worker.errors import (
     PermanentError,
     TransientError,
 )
-from scraper_worker.launch import CALL_TIMEOUT, START_TIMEOUT, Running, launch
 from scraper_worker.protocol import BrowserStarted, BrowserStopped
 
 if TYPE_CHECKING:

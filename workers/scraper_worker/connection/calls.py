@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from scraper_worker import protocol
+from scraper_worker import jsonrpc, protocol
 from scraper_worker.errors import CallError
-from scraper_worker.protocol import End, Goodbye, Granted, ItemDone, ItemFailed, ItemNext, ItemRelease, RpcError
+from scraper_worker.protocol import End, Goodbye, Granted, ItemDone, ItemFailed, ItemNext, ItemRelease
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from scraper_worker.jsonrpc import RpcError
 
 log = logging.getLogger("scraper_worker")
 
@@ -56,7 +58,7 @@ class _Call:
     def __init__(self, number: int, message: protocol.FromWorker) -> None:
         self.id = number
         self.message = message
-        self.line = protocol.encode_request(METHODS[type(message)], message, number)
+        self.line = jsonrpc.encode_request(METHODS[type(message)], message, number)
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.sends = 0
 
@@ -108,7 +110,7 @@ class OpenCalls:
                 self._abandon(call.answer.result())
             raise
 
-    def answered(self, response: protocol.Response) -> None:
+    def answered(self, response: jsonrpc.Response) -> None:
         """Take the answer to one of our calls."""
         call = self._open.get(response.id) if isinstance(response.id, int) else None
         if call is None:
@@ -120,8 +122,8 @@ class OpenCalls:
             return
         assert response.result is not None
         try:
-            answer = protocol.decode_params(_ANSWERS[type(call.message)], response.result)
-        except protocol.BadParams as error:
+            answer = jsonrpc.decode_params(_ANSWERS[type(call.message)], response.result)
+        except jsonrpc.BadParams as error:
             self._fail(call, CallError(protocol.PARSE_ERROR, f"the supervisor's answer is not understood: {error}"))
             return
         self._forget(call)

@@ -15,12 +15,12 @@ import msgspec
 from msgspec import Raw, Struct
 
 from scraper_worker import protocol
+from scraper_worker.connection.link import Link
 from scraper_worker.errors import CallError
-from scraper_worker.link import Link
+from scraper_worker.jsonrpc import BadParams, check_key
 from scraper_worker.protocol import (
     MAX_REFUSED,
     BadEntry,
-    BadParams,
     CheckpointState,
     DoneAnswer,
     End,
@@ -36,12 +36,11 @@ from scraper_worker.protocol import (
     Refused,
     Saved,
     Welcome,
-    check_key,
 )
 from scraper_worker.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from scraper_worker.link import Listener
+    from scraper_worker.connection.link import Listener
     from scraper_worker.protocol import BrowserStarted, BrowserStopped, FromWorker, WireEntry
 
 FREE_BLOCKED: Final = 20  # times an item that cost no attempt; the supervisor's figures

@@ -16,29 +16,17 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from msgspec import UnsetType
 
-from scraper_worker import protocol
-from scraper_worker.calls import METHODS, OpenCalls
+from scraper_worker import jsonrpc, protocol
+from scraper_worker.connection.calls import METHODS, OpenCalls
+from scraper_worker.connection.link import Link
 from scraper_worker.errors import CallError, Refused, SupervisorLost, UsageError, WorkerError
-from scraper_worker.link import Link
-from scraper_worker.protocol import (
-    BrowserRecycle,
-    BrowserStopped,
-    Claim,
-    Drain,
-    Framer,
-    Heartbeat,
-    ItemCancel,
-    LineTooLong,
-    Request,
-    Response,
-    RpcError,
-    Welcome,
-)
+from scraper_worker.jsonrpc import Framer, LineTooLong, Request, Response, RpcError
+from scraper_worker.protocol import BrowserRecycle, BrowserStopped, Claim, Drain, Heartbeat, ItemCancel, Welcome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scraper_worker.link import Listener
+    from scraper_worker.connection.link import Listener
     from scraper_worker.protocol import BrowserStarted, CallId
 
 log = logging.getLogger("scraper_worker")
@@ -143,7 +131,7 @@ class Client(Link):
 
     def notify(self, message: BrowserStarted | BrowserStopped) -> None:
         """Send a notification. While disconnected, ends are kept for later; starts are announced by the listener."""
-        line = protocol.encode_notification(METHODS[type(message)], message)
+        line = jsonrpc.encode_notification(METHODS[type(message)], message)
         if not self._transmit(line) and isinstance(message, BrowserStopped):
             self._notices.append(line)
 
@@ -205,7 +193,7 @@ class Client(Link):
                 framer = Framer(LONGEST_ANSWER)
                 while data := await reader.read(256 * 1024):
                     for line in framer.feed(data):
-                        message = protocol.decode_line(line)
+                        message = jsonrpc.decode_line(line)
                         if isinstance(message, Response) and message.id == HELLO_ID:
                             welcomed = self._greeted(message, writer)
                             patience.reschedule(None if welcomed else 0)
@@ -224,7 +212,7 @@ class Client(Link):
         params = msgspec.to_builtins(protocol.Hello(protocol.PROTOCOL, self._name, self._token, client))
         if self._welcome is not None:  # an incarnation's very first hello has none
             params["in_flight"] = [Claim(key, claim) for claim, key in self._calls.held.items()]
-        return protocol.encode_request("hello", params, HELLO_ID)
+        return jsonrpc.encode_request("hello", params, HELLO_ID)
 
     def _greeted(self, response: Response, writer: asyncio.StreamWriter) -> bool:
         if response.error is not None:
@@ -236,8 +224,8 @@ class Client(Link):
             return False
         assert response.result is not None
         try:
-            welcome: Welcome = protocol.decode_params(Welcome, response.result)
-        except protocol.BadParams as error:
+            welcome: Welcome = jsonrpc.decode_params(Welcome, response.result)
+        except jsonrpc.BadParams as error:
             raise Refused(f"the supervisor's welcome is not understood: {error} (at {error.path})") from None
         again = self._welcome is not None
         self._welcome = welcome
@@ -254,11 +242,11 @@ class Client(Link):
 
     # ---- what the supervisor asks ------------------------------------------------------------------------------------
 
-    def _received(self, message: Request | Response | protocol.Malformed, writer: asyncio.StreamWriter) -> None:
+    def _received(self, message: Request | Response | jsonrpc.Malformed, writer: asyncio.StreamWriter) -> None:
         if isinstance(message, Response):
             self._calls.answered(message)
-        elif isinstance(message, protocol.Malformed):
-            writer.write(protocol.encode_error(None, message.error))
+        elif isinstance(message, jsonrpc.Malformed):
+            writer.write(jsonrpc.encode_error(None, message.error))
         else:
             self._asked(message, writer)
 
@@ -270,8 +258,8 @@ class Client(Link):
             fault = RpcError(protocol.METHOD_NOT_FOUND, f"no method {request.method}")
         else:
             try:
-                order = protocol.decode_params(kind, request.params)
-            except protocol.BadParams as bad:
+                order = jsonrpc.decode_params(kind, request.params)
+            except jsonrpc.BadParams as bad:
                 fault = RpcError(protocol.BAD_PARAMS, str(bad), bad.data)
         if isinstance(order, BrowserRecycle):
             self._tasks.create_task(self._recycle(order, request.id, writer), name=f"recycle {order.browser}")
@@ -295,7 +283,7 @@ class Client(Link):
     def _answer(call: CallId | UnsetType, fault: RpcError | None, writer: asyncio.StreamWriter) -> None:
         if isinstance(call, UnsetType):  # a notification is never answered
             return
-        writer.write(protocol.encode_error(call, fault) if fault else protocol.encode_result(call, {}))
+        writer.write(jsonrpc.encode_error(call, fault) if fault else jsonrpc.encode_result(call, {}))
 
     # ---- heartbeats --------------------------------------------------------------------------------------------------
 
@@ -315,7 +303,7 @@ class Client(Link):
         if self._writer is None or self._writer.transport.get_write_buffer_size() > HEARTBEAT_BACKLOG:
             return
         self._transmit(
-            protocol.encode_notification("heartbeat", Heartbeat(round(1000 * lag, 1), self._listener.pages()))
+            jsonrpc.encode_notification("heartbeat", Heartbeat(round(1000 * lag, 1), self._listener.pages()))
         )
 
 

@@ -1,0 +1,1 @@
+"""The browser that a worker's items share, and what they open in it."""
