@@ -15,6 +15,8 @@ from scraper_supervisor.core.events import Reconfigured
 from scraper_supervisor.core.queue import dispatch as handout
 from scraper_supervisor.core.queue import frontier as lanes
 
+pytestmark = pytest.mark.untraced
+
 SEEDS = int(os.environ.get("SIM_SEEDS", "150"))
 FIRST = int(os.environ.get("SIM_FIRST", "0"))
 STEPS = 300

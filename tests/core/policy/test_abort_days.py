@@ -8,6 +8,7 @@ from tests.core.policy.votes import SETTINGS, actions, feed
 from scraper_supervisor.core.policy.abort import AbortWindow
 
 
+@pytest.mark.untraced
 @pytest.mark.slow
 @pytest.mark.parametrize("drift", [False, True])
 @pytest.mark.parametrize("seed", range(3))

@@ -296,6 +296,7 @@ def small_windows(request, monkeypatch):
         monkeypatch.setattr(lanes_module, "LANE_LEAST", 2)
 
 
+@pytest.mark.untraced
 def test_against_a_list(small_windows):
     run_state_machine_as_test(
         AgainstAList, settings=settings(max_examples=3 * settings().max_examples // 5, stateful_step_count=50)

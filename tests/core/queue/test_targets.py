@@ -376,6 +376,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert target.groups == sum(lane.target is target for lane in lanes)
 
 
+@pytest.mark.untraced
 def test_limits_hold_and_nobody_waits_for_what_is_free():
     run_state_machine_as_test(
         AnyOrder, settings=settings(max_examples=settings().max_examples // 2, stateful_step_count=40)
