@@ -23,6 +23,7 @@ from coverage import Coverage
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ROOT / "tests" / "coverage_floors.toml"
+SLACK = 0.3  # percent that a run may cover less than another: what threads and signals reach differs
 
 
 def shares() -> dict[str, float]:
@@ -63,7 +64,7 @@ def main() -> int:
             remark = "  too low"
             problems.append(f"{package} is covered to {share:.2f} %, below its floor of {floor} %: test what is new")
         elif share >= floor + 1:
-            higher = math.floor(share * 10) / 10
+            higher = math.floor(10 * (share - SLACK)) / 10
             remark = f"  raise its floor to {higher}: scripts/coverage_floors.py --raise"
             text = re.sub(rf'(?m)^("{re.escape(package)}" = ).*$', rf"\g<1>{higher}", text)
         print(f"{package:45} {share:6.2f} %  floor {floor:5} %{remark}")
