@@ -197,7 +197,8 @@ class Lifecycle:
         ordered = life.after != "decide" or was.given_up
         unusable = event.code == EX_CONFIG and not ordered
         well = event.code == 0 and (was.goodbye == "complete" or not life.introduced)
-        nothing_left = not queue.unfinished and queue.ended.any and queue.offered
+        # A last offer that said `more` tells of a source, or a function, that failed: what it still had nobody knows.
+        nothing_left = not queue.unfinished and queue.ended.any and queue.offered and not was.more
         how = f"exited with code {event.code}" if event.signal is None else f"was killed by signal {event.signal}"
         if life.killed and life.reason is not None:
             how = life.reason
