@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("scraper_worker")
 
 # A crash is told a moment after the call that it broke: this long an unclear failure waits for it. Seconds.
-CRASH_GRACE: Final = 0.25
+CRASH_GRACE: Final = 2.0
 EARLY_ORDERS: Final = 256
 LAST_WAIT: Final = 5.0  # seconds that an item may be waited for once the source has failed
 _UNCLEAR: Final = frozenset({"net::ERR_ABORTED", "TargetClosedError", "driver-died"})
