@@ -51,6 +51,24 @@ def test_alone_it_says_so_and_prints_results_and_a_summary(scraper):
 
 
 @pytest.mark.slow
+def test_the_scraper_s_own_logging_is_its_own(scraper):
+    folder = scraper(
+        "import logging, asyncio\n"
+        "logging.basicConfig(level=logging.INFO, format='MINE %(levelname)s %(name)s %(message)s')\n"
+        "async def scrape(worker):\n"
+        "    logging.getLogger('shop').info('begun')\n"
+        "    await worker.process(['a', 'x\\ny'], one, browser=False)\n"
+        "async def one(item):\n"
+        "    await item.offer(['x\\ny'])\n"
+    )
+    done = start(folder, "scraper:scrape")
+    assert done.returncode == 0, done.stderr
+    mine = [line for line in done.stderr.splitlines() if line.startswith("MINE")]
+    assert mine == ["MINE INFO shop begun"]
+    assert sum(line.startswith("scraper_worker: WARNING: ") for line in done.stderr.splitlines()) == 2  # the SDK's own
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

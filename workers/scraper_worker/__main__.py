@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import logging
 import os
 import sys
 import threading
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from scraper_worker import protocol
 from scraper_worker.errors import BrowserUnavailable, Refused, SupervisorLost, UsageError
 from scraper_worker.item import trace
+from scraper_worker.logs import log_to_stderr
 from scraper_worker.runner import LEFT_TIMEOUT, run_process
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the function that the arguments name, and return the exit code."""
     if len(arguments) != 1:
         return _say(USAGE, EXIT_USAGE)
-    logging.basicConfig(format="scraper_worker: %(message)s")
+    log_to_stderr()
     entrypoint = arguments[0]
     try:
         try:

@@ -36,6 +36,7 @@ from scraper_supervisor.daemon.systemd import Notifier
 from scraper_supervisor.daemon.telling.event_file import EventFile
 from scraper_supervisor.daemon.telling.log import LogSink
 from scraper_supervisor.daemon.telling.notify import Notify
+from scraper_supervisor.daemon.telling.printed import Printed
 from scraper_supervisor.daemon.telling.sinks import Telling
 from scraper_supervisor.daemon.worker_socket import WorkerSocket
 from scraper_supervisor.store.opening import location
@@ -90,7 +91,8 @@ class DaemonApp:
         self._notifier = Notifier()
         environment = environment_for_workers(os.environ)
         with ExitStack() as undo, start_refused():
-            self._processes = Processes(self._loop, runtime_dir, state_dir, self._exited, _printed)
+            self._printed = Printed(self._loop)
+            self._processes = Processes(self._loop, runtime_dir, state_dir, self._exited, self._printed.line)
             undo.callback(self._processes.stop_all)
             notify = Notify(self._loop, self._tasks, self._processes, environment)
             self._telling = Telling((LogSink(log), notify, EventFile(state_dir)), settings)
@@ -259,6 +261,7 @@ class DaemonApp:
     # ---- what comes from threads, the host and operators
 
     def _exited(self, worker: str, incarnation: int, end: Exit) -> None:
+        self._printed.end(worker)
         self.feed(events.Exited(worker, incarnation, end.code, end.signal))
 
     def _store_told(self, fault: StoreFault) -> None:
@@ -293,7 +296,3 @@ class DaemonApp:
 
     async def _reload(self) -> tuple[bool, Any]:
         return await self._reloading.run()
-
-
-def _printed(worker: str, stream: str, line: str) -> None:
-    _log.info(line, worker=worker, stream=stream)
