@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -26,8 +27,8 @@ def site():
 def browsing(daemons, site):
     """A function that makes a daemon whose group `g` browses the site."""
 
-    def make(items, *, concurrency=1, resources=None, **group):
-        env = {"E2E_ITEMS": str(items), "E2E_SITE": site.url, "E2E_CONCURRENCY": str(concurrency)}
+    def make(items, *, concurrency=1, resources=None, env=(), **group):
+        env = {"E2E_ITEMS": str(items), "E2E_SITE": site.url, "E2E_CONCURRENCY": str(concurrency), **dict(env)}
         workers = {"g": {"entrypoint": "scrapers:browse", "directory": str(HERE), "env": env, **group}}
         config = {
             "workers": workers,
@@ -38,6 +39,14 @@ def browsing(daemons, site):
         return daemons(config)
 
     return make
+
+
+@pytest.fixture(params=["chromium", "chromium-headless-shell"])
+def kind(request):
+    """Each kind of headless browser that is here, as the environment of a group."""
+    if shutil.which(request.param) is None:
+        pytest.skip(f"no {request.param} on PATH")
+    return {"SCRAPER_WORKER_CHROMIUM": request.param}
 
 
 def number(key):
@@ -163,8 +172,8 @@ def test_sigterm_while_busy_leaves_no_browser_and_no_driver(browsing, site):
     assert not list((daemon.runtime).glob("tmp/*")), "profiles are left"
 
 
-def test_a_leaking_page_has_its_browser_recycled_between_items_with_cookies_kept(browsing, site, on_this_machine):
-    daemon = browsing(400, resources={"browser_memory": "2GiB", "browser_memory_max": "4GiB"})
+def test_a_leaking_page_has_its_browser_recycled_between_items_with_cookies_kept(browsing, site, on_this_machine, kind):
+    daemon = browsing(400, env=kind, resources={"browser_memory": "2GiB", "browser_memory_max": "4GiB"})
     (daemon.folder / "gate").touch()
     daemon.start()
     first = browser_of(daemon)
@@ -223,8 +232,8 @@ def test_a_browser_over_browser_memory_max_is_killed_at_once_and_replaced(browsi
     assert daemon.none_left()
 
 
-def test_a_frozen_browser_is_killed_after_recycle_deadline(browsing, site, on_this_machine):
-    daemon = browsing(3, resources={"recycle_deadline": "1s"}, on_complete="wait").start()
+def test_a_frozen_browser_is_killed_after_recycle_deadline(browsing, site, on_this_machine, kind):
+    daemon = browsing(3, env=kind, resources={"recycle_deadline": "1s"}, on_complete="wait").start()
     daemon.wait(lambda: daemon.group("g")["items"]["done"] == 3, "nothing is in hand")
     browser, pid = browser_of(daemon), daemon.pids()["g-0"]
     for process in daemon.processes().values():

@@ -29,6 +29,10 @@ def scrape(handlers, **options):
     return function
 
 
+def pages_of(browser):
+    return sum(len(context.pages) for context in browser.contexts)
+
+
 async def title(item):
     return await item.page.evaluate("1 + 1")
 
@@ -118,14 +122,14 @@ async def test_popups_pages_and_contexts_are_closed_and_counted(alone_link):
 
     async def opener(item):
         browser = item.page.context.browser
-        open_pages.append(sum(len(context.pages) for context in browser.contexts))
+        open_pages.append(pages_of(browser))
         async with item.page.expect_popup():
             await item.page.evaluate("window.open('about:blank')")
         await item.page.context.new_page()
         context = await browser.new_context()
         await context.new_page()
         await browser.new_page()
-        open_pages.append(sum(len(context.pages) for context in browser.contexts))
+        open_pages.append(pages_of(browser))
         async with asyncio.timeout(10):
             while owners[0].pages()["b1"] % 5:
                 await asyncio.sleep(0.01)
@@ -137,15 +141,21 @@ async def test_popups_pages_and_contexts_are_closed_and_counted(alone_link):
         await worker.process([str(number) for number in range(4)], opener)
         assert worker.pages() == {"b1": 20}
         async with worker.browser() as browser:
-            assert [len(context.pages) for context in browser.contexts] == [0]
+            left.append(pages_of(browser))
 
+    left = []
     await run(function, alone_link)
     assert alone_link.of(ItemFailed) == []
-    assert open_pages == [1, 5] * 4
+    (blank,) = left  # the one that the SDK leaves open in a full Chromium
+    assert [count - blank for count in open_pages] == [1, 5] * 4
+    assert blank <= 1
 
 
 async def test_a_page_that_was_being_opened_when_the_item_ended_is_closed(alone_link):
+    open_pages = []
+
     async def leaver(item):
+        open_pages.append(pages_of(item.page.context.browser))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(item.page.context.new_page())
             raise ValueError("meanwhile")
@@ -153,7 +163,7 @@ async def test_a_page_that_was_being_opened_when_the_item_ended_is_closed(alone_
     async def function(worker):
         await worker.process(["a"], leaver)
         async with worker.browser() as browser:
-            assert [len(context.pages) for context in browser.contexts] == [0]
+            assert pages_of(browser) == open_pages[0] - 1
 
     await run(function, alone_link)
 

@@ -112,6 +112,18 @@ async def test_a_browser_is_killed_and_its_worker_stays(world: World) -> None:
 
 
 @on_loop
+async def test_a_browser_that_a_script_started_is_killed_with_all_of_its_session(world: World) -> None:
+    processes = world.open()
+    # The leader of the session is no browser: what is reported is its child.
+    pid = await world.spawn(BROWSER + FOREVER)
+    leader, main = map(int, (await world.hears(1))[0].split())
+    assert await processes.kill_browser("w-0", 1, main)
+    assert not running(main)
+    assert not running(leader)
+    assert running(pid)
+
+
+@on_loop
 async def test_a_tree_that_forks_all_the_time_is_ended(world: World) -> None:
     processes = world.open()
     await world.spawn(

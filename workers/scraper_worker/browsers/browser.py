@@ -367,6 +367,8 @@ class SupervisedBrowser:
             options = {**options, "storage_state": self._storage}
         with unowned():
             context = await current.running.browser.new_context(**options)
+            if current.running.blank:
+                await context.new_page()  # stays, and is none of those that are counted
         current.context, current.closed = context, False
         watch_context(context, PAGE_CLOSE_TIMEOUT)
         context.on("page", lambda page: self._opened(current, page))

@@ -10,12 +10,12 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from scraper_worker.browsers.executable import choose, is_headless
 from scraper_worker.errors import BrowserUnavailable
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("scraper_worker")
 
-ENV_CHROMIUM: Final = "SCRAPER_WORKER_CHROMIUM"
 ENV_SANDBOX: Final = "SCRAPER_WORKER_SANDBOX"
-ON_PATH: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS: Final = (
     "--disable-background-networking",
     "--disable-component-update",
@@ -64,13 +62,13 @@ class Watch:
         return self._fd >= 0
 
     def kill(self, *, group: bool = False) -> None:
-        """End the process at once, or the whole group that it leads."""
+        """End the process at once, or the whole group that it is in, where that is not ours."""
         if self._fd < 0:
             return
         # Each may end between the look and the blow.
         with contextlib.suppress(ProcessLookupError):
-            if group and os.getpgid(self.pid) == self.pid:
-                os.killpg(self.pid, signal.SIGKILL)
+            if group and (found := os.getpgid(self.pid)) != os.getpgrp():  # a script may lead it
+                os.killpg(found, signal.SIGKILL)
             else:
                 signal.pidfd_send_signal(self._fd, signal.SIGKILL)
 
@@ -94,14 +92,23 @@ class Running:
         browser: the browser, launched.
         pid: the browser's main process, which leads its own group.
         driver_pid: the node process in between, if it was found.
+        blank: whether a page that stays open makes others cheaper.
         died: called once when either process has ended.
     """
 
     def __init__(
-        self, driver: Playwright, browser: Browser, pid: int, driver_pid: int | None, died: Callable[[str], None]
+        self,
+        driver: Playwright,
+        browser: Browser,
+        pid: int,
+        driver_pid: int | None,
+        *,
+        blank: bool,
+        died: Callable[[str], None],
     ) -> None:
         self.browser = browser
         self.driver_pid = driver_pid
+        self.blank = blank
         self._driver = driver
         self._died: Callable[[str], None] | None = died
         self.main = Watch(pid, lambda: self._end("browser-died"))
@@ -161,7 +168,7 @@ async def launch(options: Mapping[str, Any], died: Callable[[str], None]) -> Run
     node = next((pid for pid in _children() if pid not in before and _is_driver(pid)), None)
     try:
         browser = await driver.chromium.launch(**_launch_options(driver.chromium.executable_path, options))
-        pid = await _within(_main_pid(browser))
+        pid, shell = await _within(_ask(browser))
     except BaseException as error:
         watch = Watch(node, lambda: None) if node is not None else None
         await _stop_driver(driver, watch)
@@ -170,14 +177,18 @@ async def launch(options: Mapping[str, Any], died: Callable[[str], None]) -> Run
         if any(sign in str(error) for sign in _UNUSABLE):
             raise BrowserUnavailable(f"no browser can be started: {str(error).splitlines()[0]}") from error
         raise
-    return Running(driver, browser, pid, node, died)
+    blank = is_headless(options) and not shell
+    return Running(driver, browser, pid, node, blank=blank, died=died)
 
 
-async def _main_pid(browser: Browser) -> int:
+async def _ask(browser: Browser) -> tuple[int, bool]:
+    """The PID of the browser's main process, and whether it is the shell: the name of a file need not tell."""
     session = await browser.new_browser_cdp_session()
-    answer = await session.send("SystemInfo.getProcessInfo")
+    processes = (await session.send("SystemInfo.getProcessInfo"))["processInfo"]
+    product: str = (await session.send("Browser.getVersion"))["product"]
     await session.detach()
-    return next(int(process["id"]) for process in answer["processInfo"] if process["type"] == "browser")
+    main = next(int(process["id"]) for process in processes if process["type"] == "browser")
+    return main, product.startswith("HeadlessChrome/")
 
 
 async def _within(call: Awaitable[Any], seconds: float = CALL_TIMEOUT) -> Any:
@@ -195,31 +206,10 @@ def _launch_options(own: str, options: Mapping[str, Any]) -> dict[str, Any]:
         **options,
         "args": [*ARGUMENTS, *options.get("args", ())],
     }
-    executable = merged.get("executable_path") or find_executable(own)
+    executable = choose(own, options)
     if executable is not None:
         merged["executable_path"] = executable
     return merged
-
-
-def find_executable(own: str, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The browser to start, or None for Playwright's own choice.
-
-    Args:
-        own: where Playwright would have installed its browser.
-        environment: looked up for `SCRAPER_WORKER_CHROMIUM` and PATH.
-
-    Raises:
-        BrowserUnavailable: the environment names a browser that is not there.
-    """
-    named = environment.get(ENV_CHROMIUM)
-    if named:
-        found = shutil.which(named, path=environment.get("PATH"))
-        if found is None:
-            raise BrowserUnavailable(f"{ENV_CHROMIUM} names {named}, which is no executable")
-        return found
-    if Path(own).exists():
-        return None
-    return next((found for name in ON_PATH if (found := shutil.which(name, path=environment.get("PATH")))), None)
 
 
 @contextlib.contextmanager

@@ -208,13 +208,16 @@ def end_browser(tree: Tree, pid: int, known: Collection[int]) -> bool:
     )
     if not ours:
         return False
-    leads = main.pgrp == main.session == pid
+    # The session is the browser's: it leads it, or the script that started it does.
+    own = main.session == pid or (
+        worker is not None and main.session != worker.session and main.session not in protected
+    )
     found = {pid}
     while (
         grown := {
             e.pid
             for e in table.values()
-            if e.pid not in protected and (e.ppid in found or (leads and e.session == pid))
+            if e.pid not in protected and (e.ppid in found or (own and e.session == main.session))
         }
         - found
     ):
