@@ -306,22 +306,28 @@ class ModelStore:
     # ---- checkpoints
 
     def _save(self, op: SaveState) -> StateSaved:
-        known = self.states.setdefault(op.worker, [])
+        whose = _place(op.worker, op.slot)
+        known = self.states.setdefault(whose, [])
         generation = known[-1][0] + 1 if known else 1
         known.append((generation, op.run, op.schema, op.state))
-        self.damaged.discard(op.worker)
+        self.damaged.discard(whose)
         return StateSaved(generation, "0" * 64, "2026-01-01T00:00:00Z", 0.001, len(bytes(op.state)), ())
 
     def _load(self, op: LoadState) -> StateLoaded:
-        if op.worker in self.damaged:
+        whose = _place(op.worker, op.slot)
+        if whose in self.damaged:
             return StateLoaded("damaged")
-        known = [one for one in self.states.get(op.worker, ()) if one[1] >= op.fresh_from]
+        known = [one for one in self.states.get(whose, ()) if one[1] >= op.fresh_from]
         if op.generation is not None:
-            known = [one for one in self.states.get(op.worker, ()) if one[0] == op.generation]
+            known = [one for one in self.states.get(whose, ()) if one[0] == op.generation]
         if not known:
             return StateLoaded("none" if op.generation is None else "unknown")
         generation, run, schema, state = known[-1]
         return StateLoaded("sound", generation, run, schema, "2026-01-01T00:00:00Z", state)
+
+
+def _place(worker: str, slot: str | None) -> str:
+    return worker if slot is None else f"{worker}/{slot}"
 
 
 def _entry(row: Row, now: float) -> Entry:

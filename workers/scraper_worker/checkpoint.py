@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Raw
 
 from scraper_worker.errors import StateMismatch, UsageError
-from scraper_worker.protocol import CheckpointSave
+from scraper_worker.protocol import CheckpointSave, is_slot
 
 if TYPE_CHECKING:
     from scraper_worker.connection.link import Link
@@ -24,27 +24,29 @@ class Checkpoint:
     """Save and load the state of this worker.
 
     Most workers need none: the supervisor keeps the queue, its outcomes and the results. State is for what is the
-    worker's own, such as a session or a cursor.
+    worker's own, such as a cursor. Beside the main state a worker may keep up to 16 others, each in a slot of its own.
     """
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._schema: tuple[str, int] | None = None
+        self._schemas: dict[str | None, tuple[str, int]] = {}  # by slot
         self._migrations: dict[tuple[str, int], Migration] = {}
 
-    def schema(self, name: str, version: int) -> None:
+    def schema(self, name: str, version: int, *, slot: str | None = None) -> None:
         """Say which shape of state this code reads and writes.
 
         Args:
             name: what the state is, without a slash.
             version: 1 or more; raise it when the shape changes, and register a migration from the one before.
+            slot: of which slot; None for the main state.
 
         Raises:
-            UsageError: the name or the version can't be a schema's.
+            UsageError: the name or the version can't be a schema's, or the slot's name a slot's.
         """
+        _check_slot(slot)
         if not name or "/" in name or version < 1:
             raise UsageError(f'a schema is a name without "/" and a version from 1 on, not {name!r} and {version}')
-        self._schema = (name, version)
+        self._schemas[slot] = (name, version)
 
     def migration(self, name: str, version: int) -> Callable[[Migration], Migration]:
         """Register, as a decorator, the function that turns a state of `version` into one of `version` + 1.
@@ -61,50 +63,59 @@ class Checkpoint:
 
         return register
 
-    async def save(self, state: Mapping[str, Any], *, schema: str | None = None) -> int:
+    async def save(self, state: Mapping[str, Any], *, schema: str | None = None, slot: str | None = None) -> int:
         """Write the state durably, and return its generation.
 
         Args:
             state: any JSON object.
             schema: "NAME/INTEGER"; the registered one if None, else "state/1".
+            slot: where to, `[a-z][a-z0-9-]{0,15}`; None for the main state.
 
         Raises:
-            UsageError: the state is no JSON object, or the schema is not of that form.
-            CallError: the supervisor can't take it, as when it is over max_state.
+            UsageError: the state is no JSON object, or schema or slot are not of that form.
+            CallError: the supervisor can't take it, as when it is over max_state, or one slot too many.
         """
-        name, version = self._parse(schema) if schema is not None else self._schema or DEFAULT_SCHEMA
+        _check_slot(slot)
+        name, version = self._parse(schema) if schema is not None else self._schemas.get(slot, DEFAULT_SCHEMA)
         if not isinstance(state, Mapping):
             raise UsageError(f"a state is a JSON object (a dict), not {type(state).__name__}")
         try:
             encoded = Raw(msgspec.json.encode(state))
         except (TypeError, ValueError) as error:
             raise UsageError(f"the state is not JSON: {error}") from None
-        return (await self._link.save(CheckpointSave(f"{name}/{version}", encoded))).generation
+        return (await self._link.save(CheckpointSave(f"{name}/{version}", encoded, slot))).generation
 
-    async def load(self, generation: int | None = None) -> State | None:
+    async def load(self, generation: int | None = None, *, slot: str | None = None) -> State | None:
         """The newest sound state, or that of `generation`, migrated to the registered schema; None if there is none.
 
+        Args:
+            generation: which one; the newest if None.
+            slot: from which slot; None for the main state.
+
         Raises:
+            UsageError: no slot can have that name.
             StateMismatch: no chain of migrations leads from the saved state to the registered schema. The saved state
                 stays as it is.
-            CallError: there is no such generation, or it is damaged.
+            CallError: there is no such generation, or it is damaged. If all of a slot are, this is raised once, and
+                then the slot is empty.
         """
-        found = await self._link.load(generation)
+        _check_slot(slot)
+        found = await self._link.load(generation, slot)
         if found is None:
             return None
         state: State = msgspec.json.decode(found.state)
-        return self.migrate(state, found.schema)
+        return self.migrate(state, found.schema, slot=slot)
 
-    def migrate(self, state: State, schema: str) -> State:
-        """`state` of `schema` ("NAME/INTEGER") as one of the registered schema.
+    def migrate(self, state: State, schema: str, *, slot: str | None = None) -> State:
+        """`state` of `schema` ("NAME/INTEGER") as one of the schema that is registered (for the slot).
 
         Raises:
             StateMismatch: no chain of migrations leads there.
         """
-        if self._schema is None:
+        if slot not in self._schemas:
             return state
         name, version = self._parse(schema)
-        wanted_name, wanted = self._schema
+        wanted_name, wanted = self._schemas[slot]
         here = f"the saved state is {schema}, this code reads {wanted_name}/{wanted}"
         if name != wanted_name:
             raise StateMismatch(
@@ -134,3 +145,8 @@ class Checkpoint:
         if not slash or not name or not (version.isascii() and version.isdigit()):
             raise UsageError(f'a schema is "NAME/INTEGER", not {schema!r}')
         return name, int(version)
+
+
+def _check_slot(slot: str | None) -> None:
+    if slot is not None and not is_slot(slot):
+        raise UsageError(f'a slot is named [a-z][a-z0-9-]{{0,15}}, and not "corrupt": {slot!r} can be none')

@@ -22,6 +22,7 @@ from scraper_worker.protocol import (
     ItemsOffer,
     Offer,
     WireEntry,
+    is_slot,
 )
 
 
@@ -246,6 +247,16 @@ def check_key(key: str, path: str) -> None:
         raise BadParams(path, f"a key is 1 to {MAX_KEY} bytes of UTF-8, this one has {size}")
     if _CONTROL.search(key):
         raise BadParams(path, "a key must not contain control characters")
+
+
+def check_slot(slot: str | None) -> None:
+    """Refuse a name that no slot can have; None is the main state.
+
+    Raises:
+        BadParams: naming `slot`.
+    """
+    if slot is not None and not is_slot(slot):
+        raise BadParams("slot", f'expected [a-z][a-z0-9-]{{0,15}}, and not "corrupt", got {slot!r}')
 
 
 def encode_request(method: str, params: Any, call: CallId) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Final, Literal, NamedTuple, TypeAlias
 
 from msgspec import Meta, Raw, Struct
@@ -13,6 +14,9 @@ MAX_OPEN_CALLS: Final = 256
 MAX_KEY: Final = 4096  # bytes of UTF-8
 MAX_DEPTH: Final = 512  # arrays and objects of a line inside one another, the message itself included
 SUPERVISOR_LOST_AFTER: Final = 300.0  # seconds without a supervisor, after which a worker ends itself
+
+MAX_SLOTS: Final = 16  # of one worker, beside its main state
+SESSION_SLOT: Final = "session"  # cookies and storage of the browser; the one slot that outlives a fresh run
 
 ENV_SOCKET: Final = "SCRAPER_WORKER_SOCKET"
 ENV_NAME: Final = "SCRAPER_WORKER_NAME"
@@ -34,6 +38,14 @@ Priority: TypeAlias = Annotated[int, Meta(ge=-(2**53) + 1, le=2**53 - 1)]  # wha
 Kind: TypeAlias = Literal["transient", "permanent", "blocked", "infrastructure"]
 Category: TypeAlias = Literal["network", "browser", "system", "application", "external"]
 CallId: TypeAlias = int | float | str | None
+
+
+_SLOT: Final = re.compile(r"[a-z][a-z0-9-]{0,15}", re.ASCII)
+
+
+def is_slot(name: str) -> bool:
+    """Whether a slot may bear this name, which is that of its folder."""
+    return _SLOT.fullmatch(name) is not None and name != "corrupt"
 
 
 class Failure(Struct, frozen=True, omit_defaults=True):
@@ -166,17 +178,19 @@ class FailureReport(Struct, frozen=True, omit_defaults=True):
     target: str | None = None
 
 
-class CheckpointSave(Struct, frozen=True):
-    """The worker's state, to be written durably. `state` is a JSON object and stays undecoded."""
+class CheckpointSave(Struct, frozen=True, omit_defaults=True):
+    """The worker's state, or that of a slot, to be written durably. `state` is a JSON object and stays undecoded."""
 
     schema: str
     state: Raw
+    slot: str | None = None
 
 
 class CheckpointLoad(Struct, frozen=True, omit_defaults=True):
-    """Ask for a state: the newest, or the one of `generation`."""
+    """Ask for a state: the newest, or the one of `generation`; of the main ones, or of a slot's."""
 
     generation: int | None = None
+    slot: str | None = None
 
 
 class BrowserStarted(Struct, frozen=True, omit_defaults=True):

@@ -10,21 +10,23 @@ from scraper_supervisor.console.offline import locked
 from scraper_supervisor.core.checkpoints import save_op, why_not_given
 from scraper_supervisor.core.ops.state_ops import LoadState
 from scraper_supervisor.store.opening import LedgerLocation, location, open_for_reading
-from scraper_supervisor.store.states.checkpoints import FOLDER, CheckpointFiles
-from scraper_worker.protocol import ItemCounts
+from scraper_supervisor.store.states.checkpoints import CheckpointFiles
+from scraper_supervisor.store.states.reading import FOLDER
+from scraper_worker.protocol import SESSION_SLOT, ItemCounts
 
 if TYPE_CHECKING:
     from scraper_supervisor.store.config_file import Loaded
     from scraper_supervisor.store.ports import RunInfo
 
 
-def restore_offline(loaded: Loaded, worker: str, generation: int) -> dict[str, Any]:
+def restore_offline(loaded: Loaded, worker: str, generation: int, slot: str | None = None) -> dict[str, Any]:
     """Write an older state of a worker as its new newest one, of the newest run that its group has.
 
     Args:
         loaded: the configuration.
         worker: its name.
         generation: which state.
+        slot: of which slot; None for the main state.
 
     Returns:
         What the daemon would answer.
@@ -44,13 +46,15 @@ def restore_offline(loaded: Loaded, worker: str, generation: int) -> dict[str, A
     with contextlib.closing(locked(state_dir, "checkpoint restore")):
         run = _newest_run(where, group)
         store = CheckpointFiles(state_dir)
-        found = store.load(LoadState(0, worker, 1 if run is None else run.fresh_from, generation))
-        refusal = why_not_given(worker, generation, found)
+        fresh_from = 0 if slot == SESSION_SLOT else 1 if run is None else run.fresh_from
+        found = store.load(LoadState(0, worker, fresh_from, generation, slot))
+        refusal = why_not_given(worker, generation, found, slot)
         if refusal is not None:
             raise Refused(refusal)
         counts = ItemCounts(0, 0, 0) if run is None else ItemCounts(run.pending + run.waiting, run.done, run.failed)
         number = found.run if run is None else run.run
-        saved = store.save(save_op(0, worker, number, found.schema, found.state, counts, loaded.settings.checkpoint))
+        settings = loaded.settings.checkpoint
+        saved = store.save(save_op(0, worker, number, found.schema, found.state, counts, settings, slot))
     return {"worker": worker, "restored": generation, "generation": saved.generation, "state": None}
 
 

@@ -14,10 +14,28 @@ from scraper_supervisor.core.formats.worker_payloads import (
     CheckpointDeleted,
     CheckpointLoaded,
 )
-from scraper_supervisor.core.ops.state_ops import LoadState, SaveState, StateLoaded, StateSaved
+from scraper_supervisor.core.ops.state_ops import (
+    LoadState,
+    SaveState,
+    SlotsFull,
+    StateLoaded,
+    StateSaved,
+    state_of_whom,
+)
 from scraper_supervisor.core.queue.item_calls import storage_error
-from scraper_worker.jsonrpc import BadParams
-from scraper_worker.protocol import NO_CHECKPOINT, TOO_LARGE, CheckpointSave, CheckpointState, ItemCounts, Saved
+from scraper_worker.jsonrpc import BadParams, check_slot
+from scraper_worker.protocol import (
+    BAD_PARAMS,
+    MAX_SLOTS,
+    NO_CHECKPOINT,
+    SESSION_SLOT,
+    TOO_LARGE,
+    CheckpointLoad,
+    CheckpointSave,
+    CheckpointState,
+    ItemCounts,
+    Saved,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,10 +56,16 @@ def state_of(answer: StateLoaded) -> CheckpointState:
     return CheckpointState(answer.generation, answer.schema, answer.saved_at, answer.state)
 
 
-def why_unusable(worker: str, answer: StateLoaded) -> str | None:
-    """Why a worker must not start from what was found, and the remedy; None if it may."""
+def why_unusable(worker: str, answer: StateLoaded, slot: str | None = None) -> str | None:
+    """Why a worker must not go on from what was found, and the remedy; None if it may."""
     if answer.found == "newer":
-        return f"checkpoint {answer.generation} of {worker} cannot be used: {answer.reason}"
+        return f"checkpoint {answer.generation} of {state_of_whom(worker, slot)} cannot be used: {answer.reason}"
+    if answer.found == "damaged" and slot is not None:
+        return (
+            f"every checkpoint of {state_of_whom(worker, slot)} is damaged and was moved to corrupt/; this is told "
+            f"once, then the slot is empty; 'checkpoint restore {worker} --slot {slot} --generation N' brings back one "
+            "that was put in its place"
+        )
     if answer.found == "damaged":
         group = worker.rpartition("-")[0]
         return (
@@ -51,8 +75,9 @@ def why_unusable(worker: str, answer: StateLoaded) -> str | None:
     return None
 
 
-def why_not_given(worker: str, generation: int, answer: StateLoaded) -> str | None:
+def why_not_given(worker: str, generation: int, answer: StateLoaded, slot: str | None = None) -> str | None:
     """Why a certain generation cannot be had, and which there are; None if it can."""
+    worker = state_of_whom(worker, slot)
     others = f"; there are: {', '.join(map(str, answer.there)) or 'none'}"
     match answer.found:
         case "sound":
@@ -72,7 +97,14 @@ def counts_of(image: RunImage) -> ItemCounts:
 
 
 def save_op(
-    ticket: int, worker: str, run: int, schema: str, state: Raw, counts: ItemCounts, settings: CheckpointSettings
+    ticket: int,
+    worker: str,
+    run: int,
+    schema: str,
+    state: Raw,
+    counts: ItemCounts,
+    settings: CheckpointSettings,
+    slot: str | None = None,
 ) -> SaveState:
     """The operation that writes a worker's state as its next generation, as it is configured.
 
@@ -84,6 +116,7 @@ def save_op(
         state: a JSON object.
         counts: the items of the group.
         settings: the table `[checkpoint]`.
+        slot: where it belongs; None for the main state.
     """
     return SaveState(
         ticket,
@@ -96,6 +129,7 @@ def save_op(
         counts.failed,
         settings.retention,
         settings.compression,
+        slot,
     )
 
 
@@ -115,10 +149,14 @@ class Checkpoints:
         saved: Callable[[StateSaved], None],
         refused: Callable[[PersistFailed], None],
         conn: int | None = None,
+        full: Callable[[SlotsFull], None] = lambda _: None,
     ) -> None:
-        """Have a state written; `saved` or `refused` is told."""
+        """Have a state written; `saved`, `refused` or, where it would be one slot too many, `full` is told."""
 
-        def answered(answer: StateSaved, _: float) -> None:
+        def answered(answer: StateSaved | SlotsFull, _: float) -> None:
+            if isinstance(answer, SlotsFull):
+                full(answer)
+                return
             self._saved(op, answer)
             saved(answer)
 
@@ -140,15 +178,17 @@ class Checkpoints:
         publish_damage(self._state, worker, answer)
         loaded(answer, now)
 
-    def op_of(self, worker: Worker, schema: str, state: Raw) -> SaveState:
+    def op_of(self, worker: Worker, schema: str, state: Raw, slot: str | None = None) -> SaveState:
         """The operation that writes a worker's state, with the group's counts as they are."""
         queue = self._state.groups[worker.group].queue
         run = 0 if queue.image is None else queue.image.run
         ticket, settings = self._state.outbox.ticket(), self._state.settings.checkpoint
-        return save_op(ticket, worker.name, run, schema, state, queue.summary(), settings)
+        return save_op(ticket, worker.name, run, schema, state, queue.summary(), settings, slot)
 
-    def fresh_from(self, worker: Worker) -> int:
-        """The first run whose states still count."""
+    def fresh_from(self, worker: Worker, slot: str | None = None) -> int:
+        """The first run whose states still count; a session is not a run's."""
+        if slot == SESSION_SLOT:
+            return 0
         image = self._state.groups[worker.group].queue.image
         return 0 if image is None else image.fresh_from
 
@@ -158,7 +198,7 @@ class Checkpoints:
         """checkpoint.save.
 
         Raises:
-            BadParams: no schema or no object.
+            BadParams: no schema, no object, or a slot that can be none.
         """
         name, _, version = save.schema.rpartition("/")
         if not name or not (version.isascii() and version.isdecimal()):
@@ -166,39 +206,52 @@ class Checkpoints:
         text = memoryview(save.state)  # it may be large: no copy is made of it
         if text[0] != ord("{"):
             raise BadParams("state", "expected an object")
+        check_slot(save.slot)
         outbox, size, limit = self._state.outbox, text.nbytes, self._state.settings.checkpoint.max_state
         if size > limit:
             message = f"the state has {size} bytes, over max_state of {limit}"
             outbox.refuse(event.conn, event.call, TOO_LARGE, message, {"path": "state", "limit": limit})
             return
-        worker.state = (save.schema, save.state) if size <= SMALL_STATE else None
-        ended = self._state.groups[worker.group].queue.ended
-        worker.state_ended = ended.done + ended.failed
+        if save.slot is None:
+            worker.state = (save.schema, save.state) if size <= SMALL_STATE else None
+            ended = self._state.groups[worker.group].queue.ended
+            worker.state_ended = ended.done + ended.failed
         self.write(
-            self.op_of(worker, save.schema, save.state),
+            self.op_of(worker, save.schema, save.state, save.slot),
             lambda answer: outbox.reply(event.conn, event.call, Saved(answer.generation, answer.sha256)),
             partial(self._unavailable, event),
             event.conn,
+            partial(self._full, event),
         )
 
-    def load(self, event: Said, worker: Worker, generation: int | None) -> None:
-        """checkpoint.load."""
-        op = LoadState(self._state.outbox.ticket(), worker.name, self.fresh_from(worker), generation)
+    def load(self, event: Said, worker: Worker, load: CheckpointLoad) -> None:
+        """checkpoint.load.
+
+        Raises:
+            BadParams: a slot that can be none.
+        """
+        check_slot(load.slot)
+        fresh_from = self.fresh_from(worker, load.slot)
+        op = LoadState(self._state.outbox.ticket(), worker.name, fresh_from, load.generation, load.slot)
         self.read(op, partial(self._told, event, op), lambda fault, _: self._unavailable(event, fault), event.conn)
 
     def _told(self, event: Said, op: LoadState, answer: StateLoaded, _: float) -> None:
         outbox = self._state.outbox
         if answer.found == "sound":
-            self.publish_loaded(self._state.workers.get(op.worker), answer)
+            self.publish_loaded(self._state.workers.get(op.worker), answer, op.slot)
             outbox.reply(event.conn, event.call, state_of(answer))
         elif answer.found == "none":
             outbox.reply(event.conn, event.call, None)
         else:
             if op.generation is None:
-                reason = why_unusable(op.worker, answer)
+                reason = why_unusable(op.worker, answer, op.slot)
             else:
-                reason = why_not_given(op.worker, op.generation, answer)
+                reason = why_not_given(op.worker, op.generation, answer, op.slot)
             outbox.refuse(event.conn, event.call, NO_CHECKPOINT, reason or f"no checkpoint of {op.worker}")
+
+    def _full(self, event: Said, answer: SlotsFull) -> None:
+        message = f"a worker has at most {MAX_SLOTS} slots; there are: {', '.join(answer.slots)}"
+        self._state.outbox.refuse(event.conn, event.call, BAD_PARAMS, message, {"path": "slot"})
 
     def _unavailable(self, event: Said, fault: PersistFailed) -> None:
         error = storage_error(fault)
@@ -240,16 +293,18 @@ class Checkpoints:
     def _saved(self, op: SaveState, answer: StateSaved) -> None:
         self._slo.checkpoint(answer.seconds)
         worker = self._state.workers.get(op.worker)
-        if worker is not None:
+        if worker is not None and op.slot is None:
             worker.saved = (answer.generation, answer.saved_at)
-        created = CheckpointCreated(answer.generation, answer.bytes, answer.seconds, checkpoint_of=op.worker)
+        created = CheckpointCreated(answer.generation, answer.bytes, answer.seconds, op.worker, op.slot)
         self._state.publish(created, worker=worker)
         if answer.removed:
-            self._state.publish(CheckpointDeleted(answer.removed, f"retention keeps {op.retention}"), worker=worker)
+            deleted = CheckpointDeleted(answer.removed, f"retention keeps {op.retention}", op.slot)
+            self._state.publish(deleted, worker=worker)
 
-    def publish_loaded(self, worker: Worker | None, answer: StateLoaded) -> None:
+    def publish_loaded(self, worker: Worker | None, answer: StateLoaded, slot: str | None = None) -> None:
         """Tell which state a worker was given."""
-        self._state.publish(CheckpointLoaded(answer.generation, answer.schema, answer.saved_at), worker=worker)
+        loaded = CheckpointLoaded(answer.generation, answer.schema, answer.saved_at, slot)
+        self._state.publish(loaded, worker=worker)
 
 
 def publish_damage(state: FleetState, worker: str, answer: StateLoaded) -> None:

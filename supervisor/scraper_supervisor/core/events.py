@@ -152,6 +152,7 @@ class Asked(Struct, frozen=True):
     parked: bool = False
     wait: bool = True
     generation: int | None = None
+    slot: str | None = None
     text: str = ""
     token: int | None = None  # of an import, as its begin was answered
 

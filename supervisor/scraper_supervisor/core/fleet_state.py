@@ -207,6 +207,7 @@ class Trouble(Struct):
     room: int = 0
     probe: int | None = None
     read: LoadState | None = None  # what could not be read, where that is the trouble
+    slot: str | None = None  # where in the worker's folder something was refused last
 
 
 class Storage(Struct):

@@ -21,7 +21,7 @@ from scraper_supervisor.core.formats.event_payloads import StorageDegraded, Stor
 from scraper_supervisor.core.ops.import_ops import ImportLines
 from scraper_supervisor.core.ops.item_ops import AddItems, Conclude, NewItem
 from scraper_supervisor.core.ops.run_ops import LoadRun, OpenRun, Probe, SetIntent, SetRunState
-from scraper_supervisor.core.ops.state_ops import LoadState, ProbeFolder, SaveState, StateOp
+from scraper_supervisor.core.ops.state_ops import LoadState, ProbeFolder, SaveState, StateOp, state_of_whom
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.events import PersistFailed, StoreFaulted
@@ -88,7 +88,7 @@ class StorageHealth:
                 trouble.probe = op.ticket
                 outbox.ask(op, partial(self._readable, worker, trouble), partial(self._still_refuses, worker, trouble))
             else:
-                self._probe(worker, trouble, ProbeFolder(outbox.ticket(), worker, trouble.room))
+                self._probe(worker, trouble, ProbeFolder(outbox.ticket(), worker, trouble.room, trouble.slot))
 
     def _probe(self, worker: str | None, trouble: Trouble, op: Probe | ProbeFolder) -> None:
         trouble.probe = op.ticket
@@ -165,7 +165,7 @@ class StorageHealth:
 
     def _folder_failed(self, op: StateOp, event: PersistFailed, now: float) -> None:
         storage = self._state.storage
-        reason = f"the checkpoints of {op.worker}: {event.message}"
+        reason = f"the checkpoints of {state_of_whom(op.worker, op.slot)}: {event.message}"
         trouble = storage.folders.get(op.worker)
         if trouble is None:
             if not isinstance(op, LoadState):
@@ -178,6 +178,7 @@ class StorageHealth:
             probe_at = now if soon else now + PROBE_EVERY
             trouble = storage.folders[op.worker] = Trouble(reason, now, probe_at)
         trouble.reason = reason
+        trouble.slot = op.slot
         if isinstance(op, LoadState):
             trouble.read = trouble.read or op
         else:

@@ -34,6 +34,7 @@ class ControlParams(Struct, frozen=True, forbid_unknown_fields=True):
     parked: bool = False
     wait: bool = True
     generation: int | None = None
+    slot: str | None = None
     text: str = ""
     token: int | None = None
 
@@ -139,6 +140,7 @@ class ControlSocket(Listener):
                     params.parked,
                     params.wait,
                     params.generation,
+                    params.slot,
                     params.text,
                     params.token,
                 )

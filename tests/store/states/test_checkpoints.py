@@ -14,7 +14,8 @@ from msgspec import Raw
 from scraper_supervisor.core.formats.checkpoint_file import Damaged
 from scraper_supervisor.core.ops.state_ops import LoadState, SaveState, StateLoaded, StateSaved
 from scraper_supervisor.store.files import Files
-from scraper_supervisor.store.states.checkpoints import CheckpointFiles, NoSuchGeneration
+from scraper_supervisor.store.states.checkpoints import CheckpointFiles
+from scraper_supervisor.store.states.reading import NoSuchGeneration
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -317,6 +317,6 @@ def test_a_much_lower_retention_is_reached_in_small_steps(tmp_path: Path) -> Non
         assert len(answer.removed) <= 16
         assert reads <= 50
         removed, saves = removed + len(answer.removed), saves + 1
-        assert len(store._known[WORKER].digests) <= 101 - removed + saves
+        assert len(store._known[tmp_path / "checkpoints" / WORKER].digests) <= 101 - removed + saves
     assert saves <= 12
     assert load(store).generation == 100 + saves

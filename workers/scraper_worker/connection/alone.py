@@ -17,7 +17,7 @@ from msgspec import Raw, Struct
 from scraper_worker import protocol
 from scraper_worker.connection.link import Link
 from scraper_worker.errors import CallError
-from scraper_worker.jsonrpc import BadParams, check_key
+from scraper_worker.jsonrpc import BadParams, check_key, check_slot
 from scraper_worker.protocol import (
     MAX_REFUSED,
     BadEntry,
@@ -84,7 +84,7 @@ class Alone(Link):
         self._changed = asyncio.Condition()
         self._more = False
         self._counts = {"done": 0, "failed": 0}
-        self._states: dict[int, CheckpointState] = {}
+        self._states: dict[str | None, dict[int, CheckpointState]] = {}  # by slot
 
     async def open(self, listener: Listener, tasks: asyncio.TaskGroup) -> Welcome:  # noqa: ARG002 - no background here
         """Say that nothing is kept, and begin."""
@@ -134,7 +134,7 @@ class Alone(Link):
                 case protocol.CheckpointSave():
                     return self._save(message)
                 case protocol.CheckpointLoad():
-                    return self._load(message.generation)
+                    return self._load(message)
                 case protocol.FailureReport():
                     self._say(f"{message.failure.signature}: {message.failure.message}")
                     return Nothing()
@@ -257,16 +257,23 @@ class Alone(Link):
     # ---- the state -------------------------------------------------------------------------------------------------
 
     def _save(self, message: protocol.CheckpointSave) -> Saved:
-        generation = max(self._states, default=0) + 1
+        check_slot(message.slot)
+        states = self._states.setdefault(message.slot, {})
+        if len(self._states) > protocol.MAX_SLOTS + 1:
+            del self._states[message.slot]
+            raise CallError(protocol.BAD_PARAMS, f"a worker has at most {protocol.MAX_SLOTS} slots")
+        generation = max(states, default=0) + 1
         saved_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        self._states[generation] = CheckpointState(generation, message.schema, saved_at, message.state)
-        if len(self._states) > KEPT_STATES:
-            del self._states[min(self._states)]
+        states[generation] = CheckpointState(generation, message.schema, saved_at, message.state)
+        if len(states) > KEPT_STATES:
+            del states[min(states)]
         return Saved(generation, hashlib.sha256(bytes(message.state)).hexdigest())
 
-    def _load(self, generation: int | None) -> CheckpointState | None:
-        if generation is None:
-            return self._states[max(self._states)] if self._states else None
-        if generation not in self._states:
-            raise CallError(protocol.NO_CHECKPOINT, f"there is no generation {generation}")
-        return self._states[generation]
+    def _load(self, message: protocol.CheckpointLoad) -> CheckpointState | None:
+        check_slot(message.slot)
+        states = self._states.get(message.slot, {})
+        if message.generation is None:
+            return states[max(states)] if states else None
+        if message.generation not in states:
+            raise CallError(protocol.NO_CHECKPOINT, f"there is no generation {message.generation}")
+        return states[message.generation]

@@ -126,9 +126,9 @@ class Link(ABC):
         answer: Saved = await self.call(message)
         return answer
 
-    async def load(self, generation: int | None = None) -> CheckpointState | None:
-        """The newest state, or that of `generation`; None if there is none."""
-        answer: CheckpointState | None = await self.call(CheckpointLoad(generation))
+    async def load(self, generation: int | None = None, slot: str | None = None) -> CheckpointState | None:
+        """The newest state, or that of `generation`; of the main ones, or of a slot's. None if there is none."""
+        answer: CheckpointState | None = await self.call(CheckpointLoad(generation, slot))
         return answer
 
     async def goodbye(self, reason: Literal["complete", "drained"]) -> None:

@@ -244,6 +244,7 @@ class CheckpointCreated(Payload, frozen=True):
         bytes: the file's size.
         seconds: how long it took.
         checkpoint_of: the name of the worker, which may be gone.
+        slot: which of its slots; null for its main state.
     """
 
     EVENT = "checkpoint_created"
@@ -253,6 +254,7 @@ class CheckpointCreated(Payload, frozen=True):
     bytes: int
     seconds: float
     checkpoint_of: str
+    slot: str | None = None
 
 
 class CheckpointLoaded(Payload, frozen=True):
@@ -262,6 +264,7 @@ class CheckpointLoaded(Payload, frozen=True):
         generation: its number.
         schema: its name and version, as the worker saved it.
         saved_at: when it was saved, RFC 3339 UTC.
+        slot: from which slot; null for its main state.
     """
 
     EVENT = "checkpoint_loaded"
@@ -269,6 +272,7 @@ class CheckpointLoaded(Payload, frozen=True):
     generation: int
     schema: str
     saved_at: str
+    slot: str | None = None
 
 
 class CheckpointCorrupted(Payload, frozen=True):
@@ -292,6 +296,7 @@ class CheckpointDeleted(Payload, frozen=True):
     Attributes:
         generations: their numbers.
         reason: why.
+        slot: of which slot; null for the main state.
     """
 
     EVENT = "checkpoint_deleted"
@@ -299,3 +304,4 @@ class CheckpointDeleted(Payload, frozen=True):
     SEVERITY = "debug"
     generations: tuple[int, ...]
     reason: str
+    slot: str | None = None

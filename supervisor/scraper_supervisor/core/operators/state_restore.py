@@ -14,6 +14,7 @@ from msgspec import Struct
 from scraper_supervisor.core.checkpoints import why_not_given
 from scraper_supervisor.core.ops.state_ops import LoadState, StateLoaded
 from scraper_supervisor.core.states.worker_life import Phase
+from scraper_worker.protocol import is_slot
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.checkpoints import Checkpoints
@@ -29,6 +30,7 @@ class _Restore(Struct):
 
     request: int | None  # None: nobody waits for the answer any more
     worker: str
+    slot: str | None  # None: its main state
     generation: int
     incarnation: int  # the worker's, when it was asked
     found: StateLoaded | None = None  # what was read, until it is asked to be written
@@ -53,10 +55,10 @@ class StateRestores:
             self._state.outbox.answer(event.request, False, refusal)
             return
         worker = self._state.workers[event.names[0]]
-        one = _Restore(event.request, worker.name, event.generation, worker.life.incarnation)
+        one = _Restore(event.request, worker.name, event.slot, event.generation, worker.life.incarnation)
         self._under_way[worker.name] = one
-        ticket, fresh_from = self._state.outbox.ticket(), self._checkpoints.fresh_from(worker)
-        op = LoadState(ticket, worker.name, fresh_from, event.generation)
+        ticket, fresh_from = self._state.outbox.ticket(), self._checkpoints.fresh_from(worker, event.slot)
+        op = LoadState(ticket, worker.name, fresh_from, event.generation, event.slot)
         self._checkpoints.read(op, partial(self._loaded, one), lambda fault, _: self._refused(one, fault))
 
     def withdrawn(self, request: int) -> None:
@@ -68,7 +70,7 @@ class StateRestores:
     def _loaded(self, one: _Restore, answer: StateLoaded, now: float) -> None:
         if self._under_way.get(one.worker) is not one:
             return
-        refusal = why_not_given(one.worker, one.generation, answer)
+        refusal = why_not_given(one.worker, one.generation, answer, one.slot)
         if refusal is not None:
             self._end(one, False, refusal)
             return
@@ -101,6 +103,8 @@ class StateRestores:
     def _refusal(self, event: Asked) -> str | None:
         if len(event.names) != 1 or event.generation is None:
             return "expected one worker and a generation"
+        if event.slot is not None and not is_slot(event.slot):
+            return f"no slot can be named {event.slot!r}"
         name = event.names[0]
         worker = self._state.workers.get(name)
         if worker is None:
@@ -119,9 +123,10 @@ class StateRestores:
         return not worker.life.up or worker.life.incarnation != one.incarnation
 
     def _write(self, one: _Restore, found: StateLoaded, worker: Worker, now: float) -> None:
-        worker.state = None  # else it would be written over the restored one at the next occasion
+        if one.slot is None:
+            worker.state = None  # else it would be written over the restored one at the next occasion
         one.found = None
-        op = self._checkpoints.op_of(worker, found.schema, found.state)
+        op = self._checkpoints.op_of(worker, found.schema, found.state, one.slot)
         self._checkpoints.write(op, partial(self._saved, one), partial(self._refused, one))
         if worker.life.phase is Phase.FAILED:
             one.started = self._groups.restart_failed(worker, now)

@@ -17,7 +17,7 @@ from scraper_supervisor.core.ops.item_ops import (
     Reserved,
 )
 from scraper_supervisor.core.ops.run_ops import Intents, LoadIntents, Probe, RunEnd, RunImage, RunOp, SetIntent
-from scraper_supervisor.core.ops.state_ops import StateLoaded, StateOp, StateSaved
+from scraper_supervisor.core.ops.state_ops import SlotsFull, StateLoaded, StateOp, StateSaved
 
 LedgerOp: TypeAlias = QueueOp | ImportOp | RunOp | SetIntent | LoadIntents | Probe
 
@@ -40,6 +40,7 @@ Answer: TypeAlias = (
     | Imported
     | StateTaken
     | StateSaved
+    | SlotsFull
     | StateLoaded
     | None
 )

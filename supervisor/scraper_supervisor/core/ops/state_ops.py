@@ -23,8 +23,14 @@ class StateSaved(Struct, frozen=True):
     removed: tuple[int, ...]
 
 
-class SaveState(Operation[StateSaved], frozen=True):
-    """Write a worker's state as its next generation."""
+class SlotsFull(Struct, frozen=True):
+    """Nothing was saved: the slot is a new one, and the worker has as many as it may have."""
+
+    slots: tuple[str, ...]
+
+
+class SaveState(Operation[StateSaved | SlotsFull], frozen=True):
+    """Write a worker's state as its next generation: the main one, or that of a slot."""
 
     worker: str
     run: int
@@ -35,6 +41,7 @@ class SaveState(Operation[StateSaved], frozen=True):
     failed: int
     retention: int
     compression: Compression
+    slot: str | None = None
 
 
 class Damage(Struct, frozen=True):
@@ -68,13 +75,20 @@ class LoadState(Operation[StateLoaded], frozen=True):
     worker: str
     fresh_from: int
     generation: int | None = None
+    slot: str | None = None
 
 
 class ProbeFolder(Operation[None], frozen=True):
-    """Learn whether a worker's folder takes a file of `room` bytes again."""
+    """Learn whether a worker's folder, or a slot's, takes a file of `room` bytes again."""
 
     worker: str
     room: int
+    slot: str | None = None
 
 
 StateOp: TypeAlias = SaveState | LoadState | ProbeFolder
+
+
+def state_of_whom(worker: str, slot: str | None) -> str:
+    """How a worker's state is called to people: the main one by the worker's name."""
+    return worker if slot is None else f"{worker} (slot {slot})"

@@ -114,8 +114,8 @@ class Sessions:
                 self._state.outbox.reply(event.conn, event.call, Nothing())
             case CheckpointSave() as save:
                 self._checkpoints.save(event, worker, save)
-            case CheckpointLoad(generation=generation):
-                self._checkpoints.load(event, worker, generation)
+            case CheckpointLoad() as load:
+                self._checkpoints.load(event, worker, load)
             case BrowserStarted() as started:
                 self._browser_started(event, worker, started, now)
             case BrowserStopped() as stopped:

@@ -25,7 +25,7 @@ from scraper_supervisor.store.files import Files
 from scraper_supervisor.store.sqlite import run_import as importing
 from scraper_supervisor.store.sqlite.reader import check_there, readable, scan_items
 from scraper_supervisor.store.sqlite.schema import FILE_NAME, open_reader
-from scraper_supervisor.store.states.checkpoints import FOLDER, CheckpointFiles
+from scraper_supervisor.store.states.reading import FOLDER, CheckpointReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,7 +108,7 @@ class Export:
             remedy = "the supervisor does so when it starts"
             raise NotExportable(f"{owed[0]}: the state that was imported is not saved as a checkpoint yet; {remedy}")
         names = Files().folders(self._state_dir / FOLDER)
-        store = CheckpointFiles(self._state_dir)
+        store = CheckpointReader(self._state_dir)
         for name in names:
             if re.fullmatch(re.escape(self._run.group) + "-[0-9]+", name, re.ASCII) is None:
                 continue

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 from scraper_supervisor.core.formats import checkpoint_file as sealed
 from scraper_supervisor.core.formats.checkpoint_file import Damaged, TooNew
 from scraper_supervisor.store.files import Files, NotAFile
-from scraper_supervisor.store.states.checkpoints import FOLDER
 from scraper_supervisor.store.states.generation_mark import read_mark
+from scraper_supervisor.store.states.reading import FOLDER
+from scraper_worker.protocol import is_slot
 
 if TYPE_CHECKING:
     import sqlite3
@@ -65,12 +66,15 @@ def told_by_states(state_dir: Path) -> dict[str, int]:
     """
     files, highest = Files(), dict[str, int]()
     for worker in files.folders(state_dir / FOLDER):
-        group = worker.rpartition("-")[0]
-        highest[group] = max([highest.get(group, 0), *_runs(files, state_dir / FOLDER / worker)])
+        group, folder = worker.rpartition("-")[0], state_dir / FOLDER / worker
+        highest[group] = max([highest.get(group, 0), *_runs(files, worker, folder)])
+        with contextlib.suppress(OSError):
+            for slot in filter(is_slot, files.folders(folder)):
+                highest[group] = max([highest[group], *_runs(files, worker, folder / slot)])
     return highest
 
 
-def _runs(files: Files, folder: Path) -> Iterator[int]:
+def _runs(files: Files, worker: str, folder: Path) -> Iterator[int]:
     with contextlib.suppress(Damaged, OSError):
         mark = read_mark(files, folder)
         if mark is not None:
@@ -78,4 +82,4 @@ def _runs(files: Files, folder: Path) -> Iterator[int]:
     with contextlib.suppress(OSError):
         for file in sealed.newest_first(files.names(folder)):
             with contextlib.suppress(Damaged, TooNew, NotAFile, OSError):
-                yield sealed.unseal_file(file, folder.name, files.read(folder / file.name)).header.run
+                yield sealed.unseal_file(file, worker, files.read(folder / file.name)).header.run

@@ -3,66 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, assert_never
 
+import msgspec
 from msgspec import Struct
 
 from scraper_supervisor.core.formats import checkpoint_file as sealed
-from scraper_supervisor.core.formats.checkpoint_file import Damaged, FileName, Sealed, TooNew
+from scraper_supervisor.core.formats.checkpoint_file import Damaged, FileName, TooNew
 from scraper_supervisor.core.formats.timestamps import timestamp
 from scraper_supervisor.core.ops.state_ops import (
     Damage,
     LoadState,
     ProbeFolder,
     SaveState,
+    SlotsFull,
     StateLoaded,
     StateOp,
     StateSaved,
 )
 from scraper_supervisor.store.files import TEMPORARY, Files, NotAFile
 from scraper_supervisor.store.states.generation_mark import MARK, GenerationMark, read_mark, write_mark
+from scraper_supervisor.store.states.reading import CORRUPT, CheckpointReader
+from scraper_worker.protocol import MAX_SLOTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-FOLDER: Final = "checkpoints"
-CORRUPT: Final = "corrupt"
+    from collections.abc import Callable
+    from pathlib import Path
 
 _REMOVED_AT_ONCE: Final = 16  # files that one save removes at most, when retention was lowered
 _READ_AT_ONCE: Final = 32  # files that one save reads at most, when it does not know their states yet
-_NUMBERED: Final = re.compile(r"(.*)\.[0-9]+", re.ASCII)  # a name in corrupt/ that was taken before
-
-
-class CheckpointInfo(Struct, frozen=True):
-    """A file as `checkpoint list` shows it; one with a problem tells neither schema nor time."""
-
-    worker: str
-    generation: int
-    schema: str | None
-    saved_at: str | None
-    bytes: int
-    path: str
-    problem: str | None = None
-
-
-class CheckpointCheck(Struct, frozen=True):
-    """A file as `checkpoint verify` shows it; `reason` is None for a sound one.
-
-    A folder that cannot be read has no generation, and that of all workers no worker.
-    """
-
-    path: str
-    worker: str | None
-    generation: int | None
-    ok: bool
-    reason: str | None
-
-
-class NoSuchGeneration(LookupError):
-    """A worker has no file of this generation."""
 
 
 class _Memory(Struct):
@@ -72,18 +42,16 @@ class _Memory(Struct):
     digests: dict[str, bytes | None]  # of the states by file name; None: not sound, stays for LoadState to find
 
 
-class _Look(Struct, frozen=True):
-    """What is found at a checkpoint's name, or in place of a folder of them."""
+class TooManySlots(Exception):
+    """A worker has as many slots as it may have."""
 
-    path: Path
-    worker: str | None
-    file: FileName | None
-    bytes: int
-    found: Sealed | str  # a sound checkpoint, or why it is none
+    def __init__(self, slots: list[str]) -> None:
+        super().__init__(f"{len(slots)} slots are there already: {', '.join(slots)}")
+        self.slots = tuple(slots)
 
 
-class CheckpointFiles:
-    """The checkpoint files under a state folder. One thread at a time may use it.
+class CheckpointFiles(CheckpointReader):
+    """The checkpoint files under a state folder, read and written. One thread at a time may use it.
 
     Args:
         state_dir: The state folder.
@@ -92,12 +60,11 @@ class CheckpointFiles:
     """
 
     def __init__(self, state_dir: Path, files: Files | None = None, clock: Callable[[], float] = time.time) -> None:
-        self._root = state_dir / FOLDER
-        self._files = files or Files()
+        super().__init__(state_dir, files)
         self._clock = clock
-        self._known: dict[str, _Memory] = {}
+        self._known: dict[Path, _Memory] = {}  # by folder
 
-    def perform(self, op: StateOp) -> StateSaved | StateLoaded | None:
+    def perform(self, op: StateOp) -> StateSaved | SlotsFull | StateLoaded | None:
         """Carry out one operation.
 
         Raises:
@@ -106,11 +73,14 @@ class CheckpointFiles:
         """
         match op:
             case SaveState():
-                return self.save(op)
+                try:
+                    return self.save(op)
+                except TooManySlots as error:
+                    return SlotsFull(error.slots)
             case LoadState():
                 return self.load(op)
             case ProbeFolder():
-                folder = self._folder(op.worker)
+                folder = self._folder(op.worker, op.slot)
                 self._files.make_folder(folder)
                 self._files.probe(folder, op.room)
                 return None
@@ -124,11 +94,16 @@ class CheckpointFiles:
 
         Raises:
             OSError: The disk refused; nothing is promised of the state.
-            ValueError: The worker's name is none.
+            TooManySlots: It would be one slot too many.
+            ValueError: The worker's name, or the slot's, is none.
         """
         started = time.monotonic()
-        folder = self._folder(op.worker)
-        memory = self._memory(op.worker, folder)
+        folder = self._folder(op.worker, op.slot)
+        if op.slot is not None and folder not in self._known:
+            slots = self._slots(op.worker)
+            if op.slot not in slots and len(slots) >= MAX_SLOTS:
+                raise TooManySlots(slots)
+        memory = self._memory(folder)
         # Also a generation whose writing fails is used up: the file may have got its name before the disk refused.
         memory.newest += 1
         generation = memory.newest
@@ -189,8 +164,10 @@ class CheckpointFiles:
             OSError: The disk refused.
             ValueError: The worker's name is none.
         """
-        folder = self._folder(op.worker)
-        memory = self._memory(op.worker, folder)
+        folder = self._folder(op.worker, op.slot)
+        if op.slot is not None and folder not in self._known and op.slot not in self._slots(op.worker):
+            return StateLoaded("none" if op.generation is None else "unknown")  # reading makes no slot
+        memory = self._memory(folder)
         damage: list[Damage] = []
         mark = self._mark(folder, memory, op.fresh_from, damage)
         for file in sealed.newest_first(self._files.names(folder)):
@@ -221,6 +198,9 @@ class CheckpointFiles:
                 "sound", file.generation, header.run, header.schema, header.saved_at, found.state, tuple(damage)
             )
         if op.generation is None:
+            if mark.damaged and op.slot is not None:
+                # Of a slot this is told once: what is kept there can be made anew, and nobody need come for that.
+                self._remember(folder, mark, msgspec.structs.replace(mark, damaged=False, newest=memory.newest))
             return StateLoaded("damaged" if mark.damaged else "none", damage=tuple(damage))
         known = op.generation in self._set_aside_before(folder)
         there = self._generations(folder, op.generation)
@@ -257,153 +237,14 @@ class CheckpointFiles:
         self._files.move(folder / name, corrupt / free)
         return Damage(str(corrupt / free), reason)
 
-    def _set_aside_before(self, folder: Path) -> set[int]:
-        """The generations of the files in corrupt/."""
-        names = self._names_aside(folder)
-        names += [found[1] for name in names if (found := _NUMBERED.fullmatch(name))]
-        return {file.generation for file in sealed.newest_first(names)}
+    # ---- what is known of a folder -----------------------------------------------------------------------------------
 
-    def _names_aside(self, folder: Path) -> list[str]:
-        return self._files.names(folder / CORRUPT)
-
-    def _generations(self, folder: Path, without: int) -> tuple[int, ...]:
-        """The generations of the files in a folder, newest first."""
-        there = {file.generation for file in sealed.newest_first(self._files.names(folder))}
-        return tuple(sorted(there - {without}, reverse=True))
-
-    def _unseal(self, worker: str, folder: Path, file: FileName) -> Sealed:
-        try:
-            return sealed.unseal_file(file, worker, self._files.read(folder / file.name))
-        except NotAFile as error:
-            raise Damaged(f"it is {error.kind}, expected a file") from error
-
-    # ---- looking, without moving anything ----------------------------------------------------------------------------
-
-    def list(self, worker: str | None = None) -> list[CheckpointInfo]:
-        """All files of one worker or of all, newest first for each; those set aside are not among them.
-
-        Raises:
-            OSError: A folder cannot be read.
-        """
-        infos = []
-        for look in self._look(worker):
-            if look.file is None or look.worker is None:
-                continue
-            schema = saved_at = problem = None
-            if isinstance(look.found, str):
-                problem = look.found
-            else:
-                schema, saved_at = look.found.header.schema, look.found.header.saved_at
-            infos.append(
-                CheckpointInfo(look.worker, look.file.generation, schema, saved_at, look.bytes, str(look.path), problem)
-            )
-        return infos
-
-    def verify(self, worker: str | None = None) -> Iterator[CheckpointCheck]:
-        """Read every file of one worker or of all; what is damaged or unreadable is reported and stays in place."""
-        for look in self._look(worker):
-            reason = look.found if isinstance(look.found, str) else None
-            generation = None if look.file is None else look.file.generation
-            yield CheckpointCheck(str(look.path), look.worker, generation, reason is None, reason)
-
-    def newest(self, worker: str, fresh_from: int) -> Sealed | None:
-        """The state that LoadState would give, with nothing moved; None if the worker has none of these runs.
-
-        Raises:
-            Damaged: It has files of these runs, and none of them is sound.
-            TooNew: A later version wrote the newest one.
-            OSError: One cannot be read.
-        """
-        folder = self._folder(worker)
-        mark = read_mark(self._files, folder) or GenerationMark(damaged=bool(self._names_aside(folder)))
-        asked = mark.fresh_from >= fresh_from  # else what is here is of earlier runs, if it tells no run itself
-        damage = Damaged("its files are damaged and were set aside") if asked and mark.damaged else None
-        for file in sealed.newest_first(self._files.names(folder)):
-            earlier = not asked or file.generation <= mark.before
-            try:
-                found = self._unseal(worker, folder, file)
-            except FileNotFoundError:
-                continue  # retention of a running daemon removed it meanwhile
-            except Damaged as error:
-                damage = damage if earlier else error
-                continue
-            except TooNew:
-                if earlier:
-                    break
-                raise
-            if found.header.run < fresh_from:
-                break
-            return found
-        if damage is not None:
-            raise damage
-        return None
-
-    def show(self, worker: str, generation: int | None = None) -> Sealed:
-        """One checkpoint, the newest file unless `generation` is given.
-
-        Raises:
-            NoSuchGeneration: There is no such file.
-            Damaged: It is damaged; it stays in place.
-            TooNew: A later version wrote it.
-            OSError: It cannot be read.
-        """
-        folder = self._folder(worker)
-        for file in sealed.newest_first(self._files.names(folder)):
-            if generation in (None, file.generation):
-                return self._unseal(worker, folder, file)
-        raise NoSuchGeneration(f"{worker}: it has no checkpoint{'' if generation is None else f' {generation}'}")
-
-    def _look(self, worker: str | None) -> Iterator[_Look]:
-        try:
-            owners = self._files.folders(self._root) if worker is None else [worker]
-        except OSError as error:
-            yield _Look(self._root, None, None, 0, _unreadable(error))
-            return
-        for owner in owners:
-            folder = self._folder(owner)
-            try:
-                names = self._files.names(folder)
-            except OSError as error:
-                yield _Look(folder, owner, None, 0, _unreadable(error))
-                continue
-            for file in sealed.newest_first(names):
-                yield from self._look_at(owner, folder, file)
-            try:
-                read_mark(self._files, folder)
-            except Damaged as error:
-                yield _Look(folder / MARK, owner, None, 0, error.reason)
-            except OSError as error:
-                yield _Look(folder / MARK, owner, None, 0, _unreadable(error))
-
-    def _look_at(self, owner: str, folder: Path, file: FileName) -> Iterator[_Look]:
-        path, size = folder / file.name, 0
-        found: Sealed | str
-        try:
-            data = self._files.read(path)
-            size = len(data)
-            found = sealed.unseal_file(file, owner, data)
-        except FileNotFoundError:
-            return  # the running daemon removed it meanwhile, or moved it
-        except NotAFile as error:
-            found = f"it is {error.kind}, expected a file"
-        except (Damaged, TooNew) as error:
-            found = error.reason
-        except OSError as error:
-            found = _unreadable(error)
-        yield _Look(path, owner, file, size, found)
-
-    # ---- folders -----------------------------------------------------------------------------------------------------
-
-    def _folder(self, worker: str) -> Path:
-        if not worker or worker.startswith(".") or "/" in worker or "\0" in worker:
-            raise ValueError(f"not a worker's name: {worker!r}")
-        return self._root / worker
-
-    def _memory(self, worker: str, folder: Path) -> _Memory:
-        """What is known of a worker; at first use its folder is looked at and put in order."""
-        if worker not in self._known:
+    def _memory(self, folder: Path) -> _Memory:
+        """What is known of a worker's folder, or a slot's; at first use it is looked at and put in order."""
+        if folder not in self._known:
             # A predecessor that was killed may have made a name and not synced it: what we build on must stay.
-            for place in (folder,) if self._known else (folder, self._root, self._root.parent):
+            above = (folder.parent,) if folder.parent != self._root else ()
+            for place in (folder, *above) if self._known else (folder, *above, self._root, self._root.parent):
                 with contextlib.suppress(FileNotFoundError):
                     self._files.sync_folder(place)
             names = self._files.names(folder)
@@ -418,8 +259,8 @@ class CheckpointFiles:
                     with contextlib.suppress(OSError):  # a disk that takes no changes can still be read
                         self._files.remove(folder / name)
             newest = max(generations, default=0)
-            self._known[worker] = _Memory(newest if mark is None else max(newest, mark.newest), {})
-        return self._known[worker]
+            self._known[folder] = _Memory(newest if mark is None else max(newest, mark.newest), {})
+        return self._known[folder]
 
 
 def _is_unfinished(name: str) -> bool:
@@ -428,7 +269,3 @@ def _is_unfinished(name: str) -> bool:
         return False
     inner = name[1 : -len(TEMPORARY)]
     return inner == MARK or sealed.parse_file_name(inner) is not None
-
-
-def _unreadable(error: OSError) -> str:
-    return f"it cannot be read: {error.strerror or error}"
