@@ -46,7 +46,7 @@ from scraper_supervisor.core.ops.item_ops import AddItems, NewItem
 from scraper_supervisor.core.ops.run_ops import OpenRun
 from scraper_supervisor.core.snapshot import Daemon
 from scraper_worker.jsonrpc import RpcError
-from scraper_worker.protocol import End, Failure, Goodbye, Granted, Hello, ItemDone, ItemNext, Nothing
+from scraper_worker.protocol import BrowserStarted, End, Failure, Goodbye, Granted, Hello, ItemDone, ItemNext, Nothing
 
 HIDDEN = (Publish, Watch, Unwatch, Introduced)
 BLIP = Failure("transient", "network", "blip", "it went away")
@@ -82,11 +82,19 @@ class Puppet:
     def __call__(self, message: Any) -> Said:
         """Say something; a new call each time."""
         self.call += 1
-        return Said(self.conn, self.call, message, (self.pid, 1) if isinstance(message, Hello) else ())
+        return Said(self.conn, self.call, message, self._ancestry(message))
+
+    def _ancestry(self, message: Any) -> tuple[int, ...]:
+        match message:
+            case Hello():
+                return (self.pid, 1)
+            case BrowserStarted(pid=pid):
+                return (pid, self.pid, 1)
+        return ()
 
     def notes(self, message: Any) -> Said:
         """Say something that is never answered."""
-        return Said(self.conn, None, message)
+        return Said(self.conn, None, message, self._ancestry(message))
 
     def gets(self, result: Any, call: int | None = None) -> Reply:
         """The answer to the latest call, or to that one."""

@@ -10,6 +10,7 @@ from scraper_supervisor.core.events import (
     KillBrowser,
     KillTree,
     Replied,
+    Said,
     Sampled,
     Spawn,
     Tell,
@@ -45,6 +46,19 @@ def with_browser(play, name="b1", pid=500):
 def sample(play, browser=None, worker=0, free=10**12):
     browsers = (BrowserSample("b1", 500, browser, 1.0, None),) if browser is not None else ()
     return Sampled((Sample(play.now, "g-0", worker, worker, 1.0, 3, browsers),), 10.0, free)
+
+
+def test_a_browser_that_is_none_of_the_worker_s_own_processes_is_refused_told_and_never_watched():
+    play = Play("x")
+    a = play.up()
+    for number, ancestry in enumerate(((500, 77, 1), ())):  # another's, and one that is not there
+        play >> Said(a.conn, 100 + number, BrowserStarted("b1", 500), ancestry)
+        play << a.refused(-32005, {"path": "pid"}, call=100 + number)
+        failure = play.log[-1].data.failure
+        assert (play.log[-1].data.EVENT, failure.signature) == ("failure_pattern_detected", "browser-not-its-own")
+        assert "500" in failure.message
+    play.silence()
+    assert snapshot(play.fleet, DAEMON)["workers"][0]["browsers"] == []
 
 
 def test_a_fat_browser_is_recycled_when_nothing_is_in_its_hands():

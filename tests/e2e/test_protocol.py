@@ -1,6 +1,7 @@
 """Worker protocol, version 1, on the real socket: a worker made by hand, and everything a careless one may send."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -99,6 +100,17 @@ def test_it_is_asked_to_recycle_its_browser_between_items(puppet, line):
         control.wait(asked)
     assert daemon.worker(puppet.name)["recycles"] == 1
     assert line.wait(waiting) == {"end": "complete"}
+
+
+def test_what_is_none_of_its_processes_is_not_its_browser(puppet, line):
+    for pid in (os.getpid(), 1, puppet.daemon.process.pid):
+        bad = {"browser": "b1", "pid": pid, "engine": "none", "version": "0"}
+        error = refusal(line, "browser.started", **bad)
+        assert (error.code, error.data["path"]) == (-32005, "pid")
+    line.tell("browser.started", **bad)
+    event = puppet.daemon.wait_event("failure_pattern_detected", worker=puppet.name)
+    assert event["data"]["failure"]["signature"] == "browser-not-its-own"
+    assert puppet.daemon.worker(puppet.name)["browsers"] == []
 
 
 def test_it_is_told_to_drain(puppet, line):

@@ -143,7 +143,8 @@ class Process:
         if not self.alive or self.conn is None:
             return None
         if isinstance(message, Heartbeat | BrowserStarted | BrowserStopped):
-            self.world.feed(Said(self.conn, None, message))
+            ancestry = (message.pid, self.pid, 1) if isinstance(message, BrowserStarted) else ()
+            self.world.feed(Said(self.conn, None, message, ancestry))
             return None
         call = self.world.number()
         self.calls[call] = message

@@ -20,7 +20,8 @@ from scraper_worker.protocol import FromWorker, ToWorker
 class Said(Struct, frozen=True):
     """A worker's connection sent a message. `call` is None for a notification.
 
-    `ancestry` is set on hello alone: the peer's PID by SO_PEERCRED and the PIDs of its parents, nearest first.
+    `ancestry`: PIDs of a process and of its parents, nearest first. On hello the peer's by SO_PEERCRED, on
+    browser.started the browser's, and empty where there is no such process; else unset.
     """
 
     conn: int

@@ -21,7 +21,7 @@ from scraper_supervisor.daemon.connections import Connection, Listener
 from scraper_supervisor.daemon.processes import procfs
 from scraper_worker import jsonrpc, protocol
 from scraper_worker.jsonrpc import BadParams, Malformed, Request, RpcError
-from scraper_worker.protocol import CallId, Goodbye, Hello
+from scraper_worker.protocol import BrowserStarted, CallId, Goodbye, Hello
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,6 +146,8 @@ class WorkerConnection(Connection):
             ancestry = procfs.ancestry(self._pid)
             if not self.introduced:
                 self._hello = call
+        elif isinstance(params, BrowserStarted):
+            ancestry = procfs.ancestry(params.pid)
         self._hub.feed(Said(self.number, call, params, ancestry))
 
     def introduce(self, limit: int) -> None:

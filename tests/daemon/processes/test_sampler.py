@@ -121,6 +121,19 @@ def test_a_worker_is_measured_without_its_browsers(tmp_path: Path) -> None:
     on_loop(measure, tmp_path)
 
 
+def test_what_is_none_of_the_worker_s_processes_is_never_measured_as_its_browser(tmp_path: Path) -> None:
+    async def measure(rounds: Rounds) -> None:
+        with tree() as pids, tree() as others:
+            rounds.sampler.watch(Watch("w-0", 1, pids["w"], (("b1", others["b"]), ("b2", os.getpid()))))
+            rounds.sampler.start()
+            for _ in range(3):
+                sample = await rounds.sample()
+                assert (sample.processes, sample.browsers) == (4, ())
+            assert rounds.sampler.pids("w-0") == frozenset(pids.values())
+
+    on_loop(measure, tmp_path)
+
+
 def test_cpu_time_is_that_of_the_whole_tree(tmp_path: Path) -> None:
     async def measure(rounds: Rounds) -> None:
         with tree("busy") as pids:

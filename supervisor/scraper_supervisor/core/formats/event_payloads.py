@@ -109,11 +109,12 @@ class RetrySucceeded(Payload, frozen=True):
 
 
 class FailurePatternDetected(Payload, frozen=True):
-    """A worker reported a failure outside any item (a login, a feed), or what it offered could in part be no items.
+    """A worker reported a failure outside any item (a login, a feed), or something that it said was refused.
 
     Attributes:
-        failure: as the worker told it, or what was left out and why.
-        target: the host that it talked to; null of offers.
+        failure: as the worker told it; or which offers were left out and why, or which process it called its browser
+            that is none of its own.
+        target: the host that it talked to; null of what was refused.
     """
 
     EVENT = "failure_pattern_detected"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, NoReturn, assert_never
 
 from scraper_supervisor.core.fleet_state import Browser, Worker
 from scraper_supervisor.core.formats.event_payloads import FailurePatternDetected
@@ -19,6 +19,7 @@ from scraper_worker.protocol import (
     CheckpointLoad,
     CheckpointSave,
     End,
+    Failure,
     FailureReport,
     Goodbye,
     Heartbeat,
@@ -171,6 +172,8 @@ class Sessions:
     # ---- browsers
 
     def _browser_started(self, event: Said, worker: Worker, started: BrowserStarted, now: float) -> None:
+        if worker.life.pid not in event.ancestry:
+            self._not_its_own(worker, started)
         known = worker.current.browsers.get(started.browser)
         if known is None or known.pid != started.pid:  # it is told again after each hello
             worker.current.browsers[started.browser] = Browser(
@@ -179,6 +182,17 @@ class Sessions:
         self._lifecycle.watch(worker)
         self._recycling.started(worker, started.browser, now)
         self._state.outbox.reply(event.conn, event.call, Nothing())
+
+    def _not_its_own(self, worker: Worker, started: BrowserStarted) -> NoReturn:
+        """What is no browser of the worker's own is never measured and never killed.
+
+        Raises:
+            BadParams: always.
+        """
+        message = f"{worker.name} started no process {started.pid}, which it calls its browser {started.browser}"
+        failure = Failure("permanent", "browser", "browser-not-its-own", message)
+        self._state.publish(FailurePatternDetected(failure, None), worker=worker)
+        raise BadParams("pid", message)
 
     def _browser_stopped(self, event: Said, worker: Worker, stopped: BrowserStopped, now: float) -> None:
         known = worker.current.browsers.pop(stopped.browser, None)

@@ -77,6 +77,7 @@ class _WatchedTree:
         self.browser_limit: int | None = None
         self.worker_limit: int | None = None
         self.seen: dict[int, tuple[int, str | None]] = {}  # pid: start time, browser id or None
+        self.mains: dict[tuple[str, int], int] = {}  # browser id and pid: start time when it was first seen
         self.ticks: dict[tuple[int, int], int] = {}  # (pid, start time): CPU ticks in the last round
         self.last_round: float | None = None  # seconds since boot
         self.usage: dict[str | None, Usage] = {}
@@ -277,8 +278,15 @@ def _walk(
 
     seen = entry.seen
     for name, pid in browsers.items():
-        before = seen.get(pid)
-        descend(pid, name, before[0] if before is not None else None)
+        if (
+            (name, pid) not in entry.mains
+            and (found := procfs.stat(pid)) is not None
+            and procfs.descends(pid, entry.pid)
+        ):
+            entry.mains[name, pid] = found.start_time  # from now on this process, and no later one of the same number
+        if (start_time := entry.mains.get((name, pid))) is not None:
+            descend(pid, name, start_time)
+    entry.mains = {main: since for main, since in entry.mains.items() if browsers.get(main[0]) == main[1]}
     before = seen.get(entry.pid)
     descend(entry.pid, None, before[0] if before is not None else None)
     for pid, (start_time, part_name) in seen.items():
