@@ -196,7 +196,7 @@ def test_a_cancelled_item_in_a_workers_hands_ends_as_failed_whatever_the_worker_
     a = play.up()
     x = play.gives(a)
     play >> Asked(1, "items.cancel", ("g",), ("x",))
-    play << Tell(a.conn, ItemCancel("x", x.claim, "an operator cancelled it", 10.0))
+    play << Tell(a.conn, ItemCancel("x", x.claim, "cancelled by an operator", 10.0))
     play << Answered(1, True, {"changed": 0, "untouched": (), "cancelling": ("x",)})
     answer = Some()
     play >> a(ItemFailed("x", BLIP, x.claim)) << a.gets(answer)

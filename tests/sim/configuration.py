@@ -44,7 +44,7 @@ def _group(rng: Random, name: str, *, plain: bool) -> GroupSettings:
         "command": ("x",) if plain else None,
         "count": rng.choice((1, 2, 3)),
         "item_timeout": rng.choice((None, 8.0)),
-        "progress_timeout": 60.0,
+        "progress_timeout": rng.choice((7.0, 60.0)),
         "heartbeat_timeout": 10.0,
         "stop_timeout": 15.0,
         "restart_policy": RESTARTS,

@@ -28,6 +28,7 @@ from scraper_worker.protocol import (
     ItemDone,
     ItemFailed,
     ItemNext,
+    ItemProgress,
     ItemRelease,
     ItemsOffer,
     Offer,
@@ -64,6 +65,7 @@ class Process:
         self.offering = False
         self.draining = self.complete = self.goodbye = False
         self.browser: str | None = None
+        self.in_browser: dict[int, str] = {}  # of what it holds, what ends with its browser alone
         self.slots = world.concurrency
 
     # ---- its life
@@ -142,7 +144,7 @@ class Process:
         """Send a message; a request is remembered until it is answered."""
         if not self.alive or self.conn is None:
             return None
-        if isinstance(message, Heartbeat | BrowserStarted | BrowserStopped):
+        if isinstance(message, Heartbeat | ItemProgress | BrowserStarted | BrowserStopped):
             ancestry = (message.pid, self.pid, 1) if isinstance(message, BrowserStarted) else ()
             self.world.feed(Said(self.conn, None, message, ancestry))
             return None
@@ -278,7 +280,7 @@ class Process:
             case Drain():
                 self.draining = True
                 self._ask()
-            case ItemCancel(key=key, claim=claim) if self.rng.random() < 0.7:
+            case ItemCancel(key=key, claim=claim) if claim not in self.in_browser and self.rng.random() < 0.5:
                 failure = Failure("transient", "system", "cancelled-by-order", "it took too long")
                 self.world.later(0.1, lambda: self._end(key, claim, ItemFailed(key, failure, claim)))
             case BrowserRecycle(browser=browser):
@@ -292,6 +294,11 @@ class Process:
             self.say(BrowserStopped(self.browser, "crash"))
             self.browser = f"b{self.world.number()}"
             self.say(BrowserStarted(self.browser, 100_000 + self.pid))
+            died = Failure("infrastructure", "browser", "browser-died", "it was killed")
+            stuck, self.in_browser = self.in_browser, {}
+            neighbours = {claim: key for claim, key in self.held.items() if self.rng.random() < 0.5}
+            for claim, key in (stuck | neighbours).items():
+                self._end(key, claim, ItemFailed(key, died, claim))
 
     def _recycle(self, browser: str, call: int | None) -> None:
         if not self.alive or self.hung or self.conn is None or call is None or not self.welcomed:
@@ -345,7 +352,7 @@ class Process:
         elif world.faults and roll < 0.03:
             self.hung = True
         elif world.faults and roll < 0.05:
-            pass  # it never ends: item_timeout or progress_timeout
+            self._get_stuck(key, claim)
         elif world.faults and roll < 0.08:
             world.later(0.1, lambda: self._end(key, claim, ItemRelease(key, claim, "no")))
         elif key in world.hopeless or (world.faults and roll < 0.2):
@@ -360,6 +367,23 @@ class Process:
             world.later(
                 self.rng.uniform(0, 2), lambda: self._end(key, claim, ItemDone(key, claim, 1.0, None, Raw(b"1"), found))
             )
+
+    def _get_stuck(self, key: str, claim: int) -> None:
+        """It ends with its browser, or late, or never; some tell meanwhile how far they are."""
+        way = self.rng.choice(("browser", "late", "telling", "never"))
+        if way == "browser":
+            self.in_browser[claim] = key
+        elif way == "late":
+            self.world.later(self.rng.uniform(5, 50), lambda: self._end(key, claim, ItemDone(key, claim)))
+        elif way == "telling":
+            self._tell(key, claim, self.rng.randrange(1, 20))
+
+    def _tell(self, key: str, claim: int, times: int) -> None:
+        if times == 0:
+            self._end(key, claim, ItemDone(key, claim))
+        elif self.alive and not self.hung and self.held.get(claim) == key:
+            self.say(ItemProgress(key, claim, "still at it", times))
+            self.world.later(5.0, lambda: self._tell(key, claim, times - 1))
 
     def _end(self, key: str, claim: int, message: Any) -> None:
         busy = any(getattr(other, "claim", None) == claim for other in self.calls.values())

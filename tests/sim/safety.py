@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from scraper_supervisor.core.formats.worker_payloads import WorkerHung
+from scraper_supervisor.core.policy.ladder import RUNG
 from scraper_supervisor.core.queue import frontier as lanes
 from scraper_supervisor.core.states.group import GroupState
 from scraper_supervisor.core.states.worker_life import Phase
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
     from tests.sim.processes import Process
     from tests.sim.world import World
 
+    from scraper_supervisor.core.formats.worker_payloads import CleanupInitiated
     from scraper_supervisor.core.ops.item_ops import LeaseFresh
+    from scraper_worker.protocol import ItemCancel
 
 
 class Broken(AssertionError):
@@ -39,6 +44,7 @@ class Safety:
         self.known: set[tuple[int, str]] = set()
         self.claims: dict[str, set[int]] = {name: set() for name in world.keys}
         self._useless: Counter[str] = Counter()
+        self._told: dict[str, tuple[int, float]] = {}  # key → its latest claim that was to be ended, and since when
 
     def must(self, holds: bool, otherwise: str) -> None:
         """What is demanded of the fleet.
@@ -102,6 +108,20 @@ class Safety:
             early = row.not_before is not None and row.not_before > world.now + 1e-6
             self.must(not early, f"{granted} comes before its time, {row.not_before}")
 
+    def to_end(self, order: ItemCancel) -> None:
+        """A worker is told to end an item; that it is reminded, with less time left, is no news."""
+        if order.deadline == RUNG and self._told.get(order.key, (0, 0.0))[0] < order.claim:
+            self._told[order.key] = (order.claim, self.world.now)
+
+    def killed(self, data: WorkerHung | CleanupInitiated) -> None:
+        """Something is killed for an item: nobody may have had less time than the ladder gives."""
+        found = re.search(r"(?:did not end|^) ?'([^']+)'", data.reason or "")
+        if found is None or found[1] not in self._told:
+            return
+        least = 2 * RUNG if isinstance(data, WorkerHung) else RUNG
+        had = self.world.now - self._told[found[1]][1]
+        self.must(had >= least - 1e-6, f"{data} after {had:.3f} s")
+
     def check(self) -> None:
         """The invariants of every step."""
         world = self.world
@@ -130,9 +150,9 @@ class Safety:
             in_flight = sum(lane.in_flight for lane in of_it)
             self.must(target.in_flight == in_flight, f"{target.name}: {target.in_flight} instead of {in_flight}")
         for group in state.groups.values():
-            for one in group.queue.open_claims():
-                up = state.workers[one.worker].life.up
-                self.must(up, f"{one.key} is in the hands of {one.worker}, which is down")
+            for held in group.queue._in_flight:
+                up = held.ending is not None or state.workers[held.worker].life.up
+                self.must(up, f"{held.item.key} is in the hands of {held.worker}, which is down")
             self._bounds(group.queue)
             if world.left is None and group.state is GroupState.RUNNING and not world.plain:
                 up = any(one.life.up or one.life.phase is Phase.BACKOFF for one in state.members(group))

@@ -32,6 +32,7 @@ from scraper_supervisor.core.events import (
     KillTree,
     Leave,
     Persist,
+    Publish,
     Reconfigured,
     Refuse,
     Reply,
@@ -44,9 +45,10 @@ from scraper_supervisor.core.events import (
     TreeEnded,
 )
 from scraper_supervisor.core.fleet import Fleet
+from scraper_supervisor.core.formats.worker_payloads import CleanupInitiated, WorkerHung
 from scraper_supervisor.core.ops.run_ops import Prefetch
 from scraper_supervisor.core.states.group import GroupState
-from scraper_worker.protocol import FailedAnswer
+from scraper_worker.protocol import FailedAnswer, ItemCancel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -228,7 +230,11 @@ class World:
                 self._answer(conn, call, command)
             case Refuse(conn=conn, call=call):
                 self._answer(conn, call, command)
+            case Publish(data=WorkerHung() | CleanupInitiated() as data):
+                self.safety.killed(data)
             case Tell(conn=conn, message=message, call=asked):
+                if isinstance(message, ItemCancel):
+                    self.safety.to_end(message)
                 process = self._speaker(conn)
                 if process is not None:
                     told = process

@@ -368,7 +368,8 @@ class Worker:
 
     def cancel(self, order: ItemCancel) -> None:
         """End one item."""
-        signature = "item-timeout" if "time" in order.reason else "item-cancelled"
+        limit = order.reason.partition("_")[0]  # item_timeout of …, progress_timeout of …, or an operator's
+        signature = f"{limit}-timeout" if limit in ("item", "progress") else "cancelled"
         self._stop(order.claim, Failure("transient", "system", signature, order.reason))
 
     def _stop(self, claim: int, failure: Failure | None) -> None:

@@ -36,8 +36,6 @@ class Bookkeeping:
     def claimed(self, claimed: Claimed, now: float) -> None:
         """A worker was handed an item."""
         worker = self._state.workers[claimed.worker]
-        if claimed.idle:
-            worker.current.progress = now
         self._lifecycle.progressed(worker, now)
 
     def process_ended(self, ended: ProcessEnded, now: float) -> None:
@@ -57,7 +55,6 @@ class Bookkeeping:
         worker = self._state.workers.get(ended.worker)
         failure, outcome = ended.failure, ended.outcome
         if worker is not None:
-            worker.current.progress = now
             worker.last_failure = failure or worker.last_failure
             if outcome == "done":
                 worker.done += 1

@@ -15,12 +15,11 @@ from scraper_worker.protocol import FailedAnswer, Failure
 
 
 class Claimed(Struct, frozen=True):
-    """A worker was handed an item. `idle` says that it had none in its hands before."""
+    """A worker was handed an item."""
 
     worker: str
     incarnation: int
     key: str
-    idle: bool
 
 
 class ItemEnded(Struct, frozen=True):

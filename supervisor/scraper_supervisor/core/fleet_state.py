@@ -80,14 +80,6 @@ class LostBrowser(Struct, frozen=True):
     incident: str | None = None
 
 
-class Cancelling(Struct, frozen=True):
-    """An item that its worker was told to end. `until` is when patience with it ends, in monotonic seconds."""
-
-    key: str
-    until: float
-    reason: str
-
-
 class Incarnation(Struct):
     """What belongs to one process of a worker: a new one takes its place whole at each start and each end.
 
@@ -102,14 +94,12 @@ class Incarnation(Struct):
     goodbye: Literal["complete", "drained"] | None = None
     goodbye_call: tuple[int, int] | None = None  # (conn, call) of a goodbye that is not answered yet
     more: bool = False  # its last offer said that others follow
-    progress: float | None = None  # when an item last ended, or hands that were empty were filled
+    quiet_since: float | None = None  # since when it sent nothing but heartbeats
     browsers: dict[str, Browser] = {}
     killed_browsers: dict[str, LostBrowser] = {}  # by us; their worker has not told of it yet
     lost_browser: LostBrowser | None = None
     recycle: Recycle | None = None
     limit: str | None = None  # over a soft limit of its own: to be restarted when its hands are empty
-    cancelling: dict[int, Cancelling] = {}  # by claim
-    charge: str | None = None  # the item that a kill is charged to
     killed_for: Failure | None = None  # what a death by our own hand is charged as
     given_up: bool = False  # failed for good while its process still runs
     sample: Sample | None = None

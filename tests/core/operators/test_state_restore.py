@@ -89,7 +89,7 @@ def test_a_save_under_way_does_not_overtake_it():
 
 def test_what_memory_holds_is_not_written_over_it():
     """Neither at the interval, nor at the next worker's end: only what that one saves itself."""
-    play = Play("x", "y")
+    play = Play("x", "y", progress_timeout=1000.0)
     a = play.up()
     saves(play, a, 1)
     saves(play, a, 2)

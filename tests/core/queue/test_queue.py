@@ -12,7 +12,6 @@ from tests.sim.model import ModelStore
 
 from scraper_supervisor.core.config.settings import RetrySettings
 from scraper_supervisor.core.events import Persist, Reply
-from scraper_supervisor.core.facts import Claimed
 from scraper_supervisor.core.ops.item_ops import AddItems, Cancel, LeaseFresh, NewItem, ReserveClaims
 from scraper_supervisor.core.ops.run_ops import LoadRun, OpenRun
 from scraper_supervisor.core.outbox import Outbox
@@ -179,17 +178,6 @@ def test_an_offer_of_an_earlier_run_does_not_enter_this_one():
     bench.queue.open(bench.store.perform(OpenRun(0, "g", "fresh", 5), 0.0))
     bench.outbox.pending.pop(op.ticket).answered(answer, 0.0)
     assert (bench.queue.unfinished, bench.queue._changes.offers) == (False, 0)
-
-
-def test_a_claim_tells_whether_the_worker_was_idle():
-    bench = Bench("x", "y")
-    bench.ask()
-    bench.ask()
-    bench.pump()
-    bench.answer(ReserveClaims)
-    bench.answer(LeaseFresh)
-    claimed = [effect for effect in bench.pump() if isinstance(effect, Claimed)]
-    assert [(one.key, one.idle) for one in claimed] == [("x", True), ("y", False)]
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_what_one_group_gives_back_while_items_are_handed_out_goes_to_another_in
     stage = Stage({}, a="h3", b="h1 h2")
     stage.asks("b-0", "b-0")
     stage.step(stage.puppets["b-0"].exits(1))  # h1 and h2 are to be handed out alone from now on
-    stage.at(stage.play.fleet.next_deadline())
+    stage.at(1.0)
     stage.puppets["b-0"] = stage.play.up("b-0")
     stage.step(stage.puppets["b-0"](ItemsOffer([Offer("x1", "x", priority=1)])))
     assert stage.asks("b-0", "b-0") == ["b-0 x1"], "h1 is kept for the time when its hands are empty"

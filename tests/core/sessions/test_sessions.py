@@ -65,16 +65,6 @@ def test_after_goodbye_nothing_is_taken():
         play.silence() >> a(word) << a.refused(NOT_INTRODUCED)
 
 
-def test_progress_of_an_item_in_hand_puts_its_end_off():
-    play = Play("x", progress_timeout=60.0)
-    a = play.up()
-    x = play.gives(a)
-    play.at(50.0) >> a.notes(ItemProgress("x", x.claim))
-    play.silence().until(109.0)
-    play >> a.notes(ItemProgress("x", x.claim + 1))  # not in its hands
-    play.silence().until(110.1) << KillTree("g-0", 1, ())
-
-
 def test_status_tells_what_is_in_hand_and_how_far_it_is():
     play = Play("x", "y")
     a = play.up()

@@ -20,7 +20,6 @@ from scraper_supervisor.core.events import (
 )
 from scraper_supervisor.core.ops.item_ops import AddItems, Conclude
 from scraper_worker.protocol import (
-    Claim,
     DoneAnswer,
     Drain,
     FailedAnswer,
@@ -28,7 +27,6 @@ from scraper_worker.protocol import (
     Goodbye,
     Granted,
     Heartbeat,
-    ItemCancel,
     ItemDone,
     ItemFailed,
     ItemNext,
@@ -156,7 +154,7 @@ def test_no_hello_within_start_timeout_is_a_hang():
 
 
 def test_silence_counts_from_the_first_heartbeat_on_and_any_line_ends_it():
-    play = Play("x")
+    play = Play("x", progress_timeout=5000.0)
     a = play.up()
     play.at(1000.0) >> Due()
     play.silence() >> a.notes(Heartbeat())
@@ -200,80 +198,6 @@ def test_a_killed_worker_that_still_says_goodbye_is_not_waited_for_in_a_loop():
     play.at(play.now + 100.0) >> Due()
     deadline = play.fleet.next_deadline()
     assert deadline is None or deadline > play.now
-
-
-def test_progress_is_an_item_that_ends_while_some_are_in_hand():
-    play = Play("x", "y", progress_timeout=60.0)
-    a = play.up()
-    play.at(500.0)
-    x = play.gives(a)
-    play.gives(a)
-    play.at(550.0) >> a(ItemDone("x", x.claim)) << a.gets(ANY)
-    play.at(609.999) >> Due()
-    play.silence().deadline() >> Due() << a.buried()
-
-
-def test_without_items_there_is_no_progress_to_be_made():
-    play = Play(count=2)
-    a, _ = play.up("g-0"), play.up("g-1")
-    play >> a(ItemNext())
-    play.at(10_000.0) >> Due()
-    play.silence()
-
-
-def test_items_handed_out_together_after_a_long_rest_begin_their_progress_together():
-    play = Play(count=2, progress_timeout=60.0)
-    a, b = play.up("g-0"), play.up("g-1")
-    play >> b(ItemsOffer(["x"])) << ANY
-    x = play.gives(a)
-    play >> a(ItemDone("x", x.claim)) << ANY
-    play >> a(ItemNext())
-    play >> a(ItemNext())
-    play.at(1000.0) >> b(ItemsOffer(["y", "z"])) << ANY << ANY << ANY
-    play >> Due()
-    play.silence()
-    assert play.fleet.next_deadline() == 1060.0
-
-
-def test_an_item_over_its_timeout_is_cancelled_and_in_vain_charged_alone():
-    play = Play("x", "y", item_timeout=20.0)
-    a = play.up()
-    x = play.gives(a)
-    play.at(5.0)
-    play.gives(a)
-    play.at(19.999) >> Due()
-    play.silence().deadline() >> Due() << Tell(a.conn, ItemCancel("x", x.claim, "item_timeout of 20 s", 10.0))
-    play.at(25.0) >> Due() << Tell(a.conn, ItemCancel("y", ANY, ANY, 10.0))
-    play.at(29.999) >> Due()
-    play.silence().deadline() >> Due() << a.buried()
-    play.dies(a, None, 9).ignoring(HangUp, Spawn)
-    assert [(play.row(key).attempts, play.row(key).alone) for key in "xy"] == [(1, False), (0, False)]
-
-
-@pytest.mark.parametrize("end", ["failed", "released"])
-def test_a_cancelled_item_that_is_ended_in_time_costs_the_worker_nothing(end):
-    play = Play("x", item_timeout=20.0)
-    a = play.up()
-    x = play.gives(a)
-    play.deadline() >> Due() << Tell(a.conn, ANY)
-    play >> a(ItemFailed("x", BLIP, x.claim) if end == "failed" else ItemRelease("x", x.claim)) << a.gets(ANY)
-    play.until(100.0).silence()
-    assert play.state() == "running"
-
-
-def test_a_worker_that_comes_back_is_reminded_of_what_it_was_to_cancel():
-    play = Play("x", item_timeout=20.0)
-    a = play.up()
-    x = play.gives(a)
-    play.leaves(a)
-    play.at(14.0)
-    b = play.back(a, Claim("x", x.claim))
-    play << b.gets(ANY)
-    play.at(20.0).leaves(b)
-    play >> Due()
-    play.at(24.0)
-    c = play.back(a, Claim("x", x.claim))
-    play << c.gets(ANY) << Tell(c.conn, ItemCancel("x", x.claim, ANY, 6.0))
 
 
 def test_clocks_stand_still_while_the_disk_refuses():

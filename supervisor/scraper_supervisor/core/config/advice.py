@@ -45,7 +45,7 @@ def _of_group(group: GroupSettings) -> Iterator[Problem]:
     path = key_path("workers", group.name)
     if group.item_timeout is not None and group.item_timeout >= group.progress_timeout:
         limit = f"not below progress_timeout ({format_duration(group.progress_timeout)})"
-        yield Problem(f"{path}.item_timeout", f"{limit}: the worker is taken for hung before its item is")
+        yield Problem(f"{path}.item_timeout", f"{limit}: only an item that tells of progress gets that far")
     if group.heartbeat_timeout < 2 * group.heartbeat_interval:
         yield Problem(f"{path}.heartbeat_timeout", "below two heartbeat_intervals: one late heartbeat kills")
     if group.restart_policy.max_restarts == 0 and group.restart_policy.max_unstable == 0:

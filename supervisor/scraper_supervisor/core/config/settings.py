@@ -303,9 +303,14 @@ class GroupSettings(Struct, frozen=True, kw_only=True):
     heartbeat_interval: Annotated[float, Duration("How often a worker shows that it lives.", least=0.05)] = 3.0
     heartbeat_timeout: Annotated[float, Duration("A worker silent for this long is hung.", least=0.05)] = 15.0
     progress_timeout: Annotated[
-        float, Duration("A worker that ends no item for this long, with some in hand, is hung.", least=SOON)
+        float,
+        Duration(
+            "An item that tells no progress for this long is ended; so is a worker that takes no item.", least=SOON
+        ),
     ] = 5 * MINUTE
-    item_timeout: Annotated[float | None, Duration("An item is cancelled after this.", off=True, least=SOON)] = None
+    item_timeout: Annotated[
+        float | None, Duration("An item is ended after this, whatever it tells.", off=True, least=SOON)
+    ] = None
     stop_timeout: Annotated[float, Duration("What a drain may take; then SIGTERM, and SIGKILL 5s later.")] = 30.0
     restart: Annotated[
         Restart,

@@ -149,6 +149,8 @@ class Orders:
         for worker in workers:
             self._intend_pause(worker.name, paused)
             worker.paused = paused
+            if not paused and worker.current.quiet_since is not None:
+                worker.current.quiet_since = now
         for worker in self._state.workers.values():
             self._lifecycle.note(worker, now)
 
@@ -255,9 +257,7 @@ class Orders:
             case "items.requeue":
                 group.queue.requeue(event.request, event.keys, failed=event.failed, parked=event.parked)
             case _:
-                for one in group.queue.mark_cancelled(event.keys):
-                    worker = self._state.workers[one.worker]
-                    self._watchdog.cancel(worker, one.claim, one.key, "an operator cancelled it", now)
+                self._watchdog.cancel(group, event.keys, now)
                 group.queue.cancel(event.request, event.keys)
 
     def _group(self, names: tuple[str, ...]) -> Group:

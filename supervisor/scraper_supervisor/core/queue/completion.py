@@ -83,8 +83,14 @@ class Completion:
     ) -> None:
         """The attempt failed; the verdict says what becomes of the item."""
         item = held.item
+        if held.cancelled:
+            failure = CANCELLED
+        elif held.ladder is not None:  # what its worker says of it is how it came to its end, not why
+            why = held.ladder.why
+            named = {"kind": why.kind, "category": why.category, "signature": why.signature, "message": why.message}
+            failure = msgspec.structs.replace(failure, status=None, retry_after=None, **named)
         unit = crc32(f"{self._seed}:{item.key}:{item.attempts}:{item.infrastructure}:{item.blocked}".encode()) / 2**32
-        ruling = decide_retry(item, CANCELLED if held.cancelled else failure, self.retry, unit)
+        ruling = decide_retry(item, failure, self.retry, unit, spared=held.spared)
         answer = FailedAnswer(ruling.action, item.attempts + 1, ruling.delay, ruling.reason)
         op = self._op(
             held,

@@ -89,6 +89,8 @@ class Dispatcher:
         self._frontier = frontier
         self._in_flight = in_flight
         self._waiters: deque[_Waiter] = deque()
+        self.left_since: float | None = None
+        """Since when there has been an item to hand out that no open call got; monotonic seconds."""
         self.timed = False  # whether a waiter may be among them whose wait ends
         self._reserved: dict[str, Item] = {}  # worker → the item that it gets alone, once its hands are empty
 
@@ -158,6 +160,10 @@ class Dispatcher:
             else:
                 self._waiters.popleft()
             self._grant(caller, item, now)
+        if self._frontier.peek(now) is None:
+            self.left_since = None
+        elif self.left_since is None:
+            self.left_since = now
 
     def expire(self, now: float, *, loading: bool) -> None:
         """Answer the calls whose wait is over: "empty", unless something is just being loaded for them."""
@@ -204,10 +210,9 @@ class Dispatcher:
 
     def _grant(self, caller: Caller, item: Item, now: float) -> None:
         claim = self.numbers.take()
-        idle = not self._in_flight.busy(caller.worker)
         self._in_flight.acquire(item, claim, caller.worker, caller.incarnation, now)
         attempt = item.attempts + 1
         target = item.target if item.target is not None else self._frontier.assumed
         granted = Granted(item.key, claim, target, item.data, attempt, attempt >= self.retry.max_attempts)
         self._outbox.reply(caller.conn, caller.call, granted)
-        self._outbox.facts.append(Claimed(caller.worker, caller.incarnation, item.key, idle))
+        self._outbox.facts.append(Claimed(caller.worker, caller.incarnation, item.key))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from scraper_supervisor.core.ops.item_ops import Conclude
+from scraper_supervisor.core.policy.ladder import Ladder
 from scraper_supervisor.core.queue.item import Item
 from scraper_supervisor.core.queue.item_calls import Caller
 from scraper_worker.protocol import FailedAnswer, Failure, ItemProgress, Refused
@@ -30,17 +31,23 @@ class UnwrittenEnd(Struct):
 
 
 class InFlightItem(Struct):
-    """An item in a worker's hands. `since` is monotonic seconds."""
+    """An item in a worker's hands.
+
+    `since` is when it was handed out, `alive` when its worker last told how far it is, or `since`; monotonic seconds.
+    """
 
     item: Item
     claim: int
     worker: str
     incarnation: int
     since: float
+    alive: float
     ending: UnwrittenEnd | None = None
     left: bool = False  # its worker is gone: should the write fail, nobody would come again to repeat the call
     told: ItemProgress | None = None  # what its worker last said of it
     cancelled: bool = False  # an operator cancelled it: however it leaves the hands, unless done, it is failed
+    ladder: Ladder | None = None  # its time is over, or it was cancelled, and its worker was told
+    spared: bool = False  # a neighbour's ladder may have cost it its browser: that is no failure of its own
 
 
 class Release(Struct, frozen=True):
@@ -52,12 +59,11 @@ class Release(Struct, frozen=True):
 
 
 class OpenClaim(Struct, frozen=True):
-    """An item in a worker's hands. `since` is when it was handed out, in monotonic seconds."""
+    """An item in a worker's hands."""
 
     worker: str
     claim: int
     key: str
-    since: float
 
 
 class InHand(Struct, frozen=True):
@@ -123,13 +129,6 @@ class InFlight:
         """Those of this worker's hands of which nothing is being written."""
         return [held for held in self.of(worker) if held.ending is None]
 
-    def busy(self, worker: str) -> bool:
-        """True if one of this worker's hands is open."""
-        claims = self._of.get(worker)
-        if not claims:
-            return False
-        return any(self._in_flight[claim].ending is None for claim in claims)
-
     def alone(self, worker: str) -> bool:
         """True if this worker holds an item that it must hold alone."""
         claims = self._of.get(worker)
@@ -153,7 +152,7 @@ class InFlight:
         if self._unowned:
             self._released.pop(claim, None)
             self._unowned.pop(item.key, None)
-        held = self._in_flight[claim] = InFlightItem(item, claim, worker, incarnation, now)
+        held = self._in_flight[claim] = InFlightItem(item, claim, worker, incarnation, now, now)
         mine = self._of.get(worker)
         if mine is None:  # once a worker: hands that are empty are soon filled again
             mine = self._of[worker] = set()

@@ -14,7 +14,7 @@ from msgspec import Struct
 from scraper_supervisor.core.events import Refuse
 from scraper_supervisor.core.facts import RunRead
 from scraper_supervisor.core.ops.run_ops import LoadRun, ReportedHosts
-from scraper_supervisor.core.queue.completion import CANCELLED, Completion
+from scraper_supervisor.core.queue.completion import Completion
 from scraper_supervisor.core.queue.dispatch import Dispatcher
 from scraper_supervisor.core.queue.frontier import Frontier
 from scraper_supervisor.core.queue.in_flight import InFlight, InHand, OpenClaim
@@ -26,6 +26,7 @@ from scraper_supervisor.core.queue.item_calls import (
 from scraper_supervisor.core.queue.item_changes import ItemChanges
 from scraper_supervisor.core.queue.leasing import Leasing
 from scraper_supervisor.core.queue.reclaim import Reclaim
+from scraper_supervisor.core.queue.stuck import StuckItems, at_the_end
 from scraper_supervisor.core.queue.worker_offers import WorkerOffers
 from scraper_worker.protocol import (
     Claim,
@@ -83,6 +84,7 @@ class Queue:
         self._in_flight = InFlight()
         self._completion = Completion(outbox, self._run, retry, self.frontier, self._in_flight, seed)
         self._out = Dispatcher(outbox, retry, self.frontier, self._in_flight)
+        self.stuck = StuckItems(self._in_flight)
         numbers = self._out.numbers
         self._leasing = Leasing(outbox, self._run, self.frontier, numbers)
         self._changes = ItemChanges(outbox, self._run, self.frontier, self.reread)
@@ -168,15 +170,6 @@ class Queue:
         """How many items are in this worker's hands."""
         return self._in_flight.count(worker)
 
-    def busy(self, worker: str) -> bool:
-        """True if an item is in this worker's hands of whose end it has not told yet."""
-        return self._in_flight.busy(worker)
-
-    def open_claim(self, claim: int) -> bool:
-        """True if this claim is in somebody's hands and nothing is being written about it."""
-        held = self._in_flight.get(claim)
-        return held is not None and held.ending is None
-
     @property
     def writing(self) -> bool:
         """True if something that changes the run is on its way to the disk."""
@@ -187,14 +180,6 @@ class Queue:
         ending = (held.ending for held in self._in_flight if held.ending is not None)
         return any(caller.conn == conn for one in ending for caller in one.callers)
 
-    def open_claims(self) -> list[OpenClaim]:
-        """The items in hands that are not being concluded."""
-        return [
-            OpenClaim(held.worker, held.claim, held.item.key, held.since)
-            for held in self._in_flight
-            if held.ending is None
-        ]
-
     def claims(self) -> list[tuple[str, str, int]]:
         """(key, worker, claim) of all items in flight, as operators are told of them."""
         return [(held.item.key, held.worker, held.claim) for held in self._in_flight]
@@ -203,11 +188,6 @@ class Queue:
         """The items in this worker's hands, those first that have been there the longest."""
         return self._in_flight.in_hand(worker, self.frontier.assumed, now)
 
-    def stood_still(self, worker: str, since: float, now: float) -> None:
-        """The disk refused from `since` to `now`: for that long, the clocks of the items in its hands stood still."""
-        for held in self._in_flight.of(worker):
-            held.since += max(0.0, now - max(since, held.since))  # it may have been handed out after that
-
     def waits(self, worker: str) -> bool:
         """True if the worker has an item.next open."""
         return self._out.waits(worker)
@@ -215,6 +195,11 @@ class Queue:
     def alone(self, worker: str) -> bool:
         """True if the worker holds an item that it must hold alone, or is to have one."""
         return self._out.alone(worker)
+
+    @property
+    def left_since(self) -> float | None:
+        """Since when there has been an item to hand out that nobody asked for, in monotonic seconds; None: none is."""
+        return self._out.left_since
 
     @property
     def loading(self) -> bool:
@@ -253,6 +238,7 @@ class Queue:
         elif held.ending is not None:
             self._completion.join(held.ending, caller, message)
         else:
+            self.stuck.ends(held, None)
             self._completion.done(held, caller, message, self._offers.sort(caller, message.offers))
 
     def conclude_failed(self, caller: Caller, message: ItemFailed) -> None:
@@ -263,13 +249,17 @@ class Queue:
         elif held.ending is not None:
             self._completion.join(held.ending, caller, message)
         else:
+            self.stuck.ends(held, message.failure)
             self._completion.fail(held, message.failure, (caller,), message.seconds, message.target)
 
     def release(self, caller: Caller, message: ItemRelease) -> None:
         """item.release: given back at no cost; needs no disk, since the ledger never knew of the claim."""
         held = self._in_flight.find(caller, message.key, message.claim)
         if held is not None and held.ending is None:
-            self._completion.give_back(held)
+            if held.ladder is not None:  # given back too late: its time was over
+                self._completion.fail(held, held.ladder.why)
+            else:
+                self._completion.give_back(held)
             self._outbox.reply(caller.conn, caller.call, Nothing())
         elif held is None and self._gave_back(caller, message):
             self._outbox.reply(caller.conn, caller.call, Nothing())
@@ -280,12 +270,11 @@ class Queue:
         claim = message.claim
         return claim is not None and self._in_flight.was_released(claim, message.key, caller.worker, caller.incarnation)
 
-    def progress(self, caller: Caller, message: ItemProgress) -> bool:
-        """item.progress; true if the item is in the caller's hands."""
+    def progress(self, caller: Caller, message: ItemProgress, now: float) -> None:
+        """item.progress: the item is alive, if it is in the caller's hands."""
         held = self._in_flight.find(caller, message.key, message.claim)
         if held is not None:
-            held.told = message
-        return held is not None
+            held.told, held.alive = message, now
 
     def of_predecessors(self, named: Iterable[Claim]) -> tuple[NamedClaim, ...]:
         """Those of the claims that a supervisor before this one gave: the ledger has to confirm them."""
@@ -327,7 +316,7 @@ class Queue:
         lost = self._reclaim.lose(claims)
         if lost:
             self.read_again()
-        return [OpenClaim(held.worker, held.claim, held.item.key, held.since) for held in lost]
+        return [OpenClaim(held.worker, held.claim, held.item.key) for held in lost]
 
     def disconnected(self, conn: int) -> None:
         """Nobody listens there any more; claims stay."""
@@ -346,32 +335,26 @@ class Queue:
             self._completion.give_back(held)
 
     def died(self, worker: str, failure: Failure) -> str | None:
-        """A worker died by itself: one item in its hands is charged; several go back, each to be handed out alone.
+        """A worker died by itself, or hung.
+
+        If it was killed for an item that it did not end, that item is charged and the others go back. Else one item in
+        its hands is charged, and several go back, each to be handed out alone.
 
         Returns:
             The key of the item that was charged.
         """
         self._leave(worker)
         hands = self._in_flight.open_of(worker)
-        if len(hands) == 1:
-            key = hands[0].item.key
-            self._completion.fail(hands[0], failure)
-            return key
+        stuck = list(at_the_end(hands))
+        charged = stuck or (hands if len(hands) == 1 else [])
         for held in hands:
-            if held.cancelled:
-                self._completion.fail(held, CANCELLED)
+            if held in charged or (held.ladder is not None and not stuck):
+                self._completion.fail(held, failure)
+            elif stuck:
+                self._completion.give_back(held)
             else:
                 self._completion.set_apart(held)
-        return None
-
-    def charge(self, key: str, worker: str, failure: Failure) -> None:
-        """That item alone is charged (it was cancelled in vain); the worker's others go back at no cost."""
-        self._leave(worker)
-        for held in self._in_flight.open_of(worker):
-            if held.item.key == key:
-                self._completion.fail(held, failure)
-            else:
-                self._completion.give_back(held)
+        return charged[0].item.key if charged else None
 
     # ---- what operators change; `request` is told when it is done
 
@@ -382,17 +365,6 @@ class Queue:
     def requeue(self, request: int, keys: tuple[str, ...], *, failed: bool, parked: bool) -> None:
         """Make items pending again: by key, all failed, all parked."""
         self._changes.requeue(request, keys, failed=failed, parked=parked)
-
-    def mark_cancelled(self, keys: Iterable[str]) -> list[OpenClaim]:
-        """Have those of the items that workers hold end as failed, unless they end as done.
-
-        Returns:
-            The claims that their workers are to be told of.
-        """
-        wanted = set(keys)
-        for held in self._in_flight:
-            held.cancelled = held.cancelled or held.item.key in wanted
-        return [one for one in self.open_claims() if one.key in wanted]
 
     def cancel(self, request: int, keys: tuple[str, ...]) -> None:
         """Fail items for good that are not done; those in hands that are cancelled end by themselves."""
@@ -411,6 +383,8 @@ class Queue:
         if open_ and self.image is not None and not self.frozen:
             self._out.hand_out(now, ready)
             self._leasing.ask(now)
+        else:
+            self._out.left_since = None
         if self._out.timed:
             self._out.expire(now, loading=open_ and self.loading)
 

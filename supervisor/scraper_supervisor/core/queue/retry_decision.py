@@ -53,11 +53,23 @@ def reclassify(failure: Failure, settings: RetrySettings) -> Failure:
     return failure if kind == failure.kind else msgspec.structs.replace(failure, kind=kind)
 
 
-def decide_retry(item: Item, failure: Failure, settings: RetrySettings, unit: float) -> RetryDecision:
-    """What becomes of an item after this failure. `unit` in [0, 1) places the delay within its jitter."""
+def decide_retry(
+    item: Item, failure: Failure, settings: RetrySettings, unit: float, *, spared: bool = False
+) -> RetryDecision:
+    """What becomes of an item after this failure.
+
+    Args:
+        item: its counts so far.
+        failure: how the attempt failed.
+        settings: the group's retry policy.
+        unit: in [0, 1), places the delay within its jitter.
+        spared: that its browser was lost is the supervisor's doing, for another item: it uses none of its free tries.
+    """
     failure = reclassify(failure, settings)
     infrastructure, blocked, attempts = item.infrastructure, item.blocked, item.attempts
-    if failure.kind == "infrastructure" and infrastructure < FREE_INFRASTRUCTURE:
+    if failure.kind == "infrastructure" and spared:
+        charged = False
+    elif failure.kind == "infrastructure" and infrastructure < FREE_INFRASTRUCTURE:
         infrastructure += 1
         charged = False
     elif failure.kind == "blocked" and failure.retry_after is not None and blocked < FREE_BLOCKED:

@@ -72,6 +72,8 @@ class Sessions:
             self._state.outbox.refuse(event.conn, event.call, NOT_INTRODUCED, why)
             return
         worker.current.heard = now
+        if not isinstance(message, Heartbeat):
+            worker.current.quiet_since = now
         try:
             self._dispatch(event, worker, now)
         except BadParams as error:
@@ -81,7 +83,7 @@ class Sessions:
         """A line came that says nothing to us, or answers us: whoever sends lines lives."""
         worker = self._speaker(conn)
         if worker is not None:
-            worker.current.heard = now
+            worker.current.heard = worker.current.quiet_since = now
 
     def _dispatch(self, event: Said, worker: Worker, now: float) -> None:  # noqa: C901 - one arm a method
         group = self._state.groups[worker.group]
@@ -106,8 +108,7 @@ class Sessions:
             case ItemRelease() as release:
                 group.queue.release(caller, release)
             case ItemProgress() as progress:
-                if group.queue.progress(caller, progress):
-                    worker.current.progress = now
+                group.queue.progress(caller, progress, now)
                 self._state.outbox.reply(event.conn, event.call, Nothing())
             case FailureReport() as report:
                 worker.last_failure = report.failure

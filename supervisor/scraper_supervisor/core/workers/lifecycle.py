@@ -120,7 +120,8 @@ class Lifecycle:
             self._state.conns.pop(worker.current.conn, None)
             self._state.groups[worker.group].queue.disconnected(worker.current.conn)
             self._state.outbox.commands.append(HangUp(worker.current.conn))
-        worker.current.conn, worker.current.away_since, worker.current.heard = conn, None, now
+        worker.current.conn, worker.current.away_since = conn, None
+        worker.current.heard = worker.current.quiet_since = now
         self._state.conns[conn] = (worker.name, worker.life.incarnation)
         if worker.life.hello():
             self._state.publish(WorkerReady(worker.life.incarnation), worker=worker)
@@ -246,9 +247,6 @@ class Lifecycle:
             failure = Failure("transient", "system", "worker-died", f"the worker {how} with the item in its hands")
         worker.last_failure = failure
         self._detected(worker, "death", now)
-        if was.charge is not None:
-            queue.charge(was.charge, worker.name, failure)
-            return was.charge
         return queue.died(worker.name, failure)
 
     def _ordered_end(self, worker: Worker, was: Incarnation, now: float) -> None:

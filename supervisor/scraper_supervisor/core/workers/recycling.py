@@ -120,6 +120,12 @@ class Recycling:
         for browser in worker.current.browsers:
             self._slots.want(RecycleBrowser(worker.name, browser, "operator", "an operator ordered it"))
 
+    def kill_for_item(self, worker: Worker, before: float, reason: str, now: float) -> None:
+        """Kill the browsers in which an item may be stuck: those that the worker told of before that time."""
+        for name, browser in list(worker.current.browsers.items()):
+            if browser.started <= before and name not in worker.current.killed_browsers:
+                self._kill(worker, name, "hang", reason, now)
+
     def step(self, now: float) -> None:
         """Begin the recycles whose turn it is, tell workers whose hands are empty, kill what is overdue."""
         if self._slots.wanted:

@@ -1,17 +1,17 @@
 """Deadlines and hangs: what is done about a worker, or an item in its hands, that takes too long.
 
-While the store refuses, the clocks of items stand still: no worker is to blame for what can't be written.
+Items climb the ladder of `core/policy/ladder.py`; here each rung becomes words and kills. While the store refuses, the
+clocks of items stand still: no worker is to blame for what can't be written.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
-
-from scraper_supervisor.core.fleet_state import Cancelling
 from scraper_supervisor.core.formats.worker_payloads import WorkerHung
+from scraper_supervisor.core.policy.ladder import RUNG
 from scraper_supervisor.core.states.worker_life import Phase
+from scraper_supervisor.core.workers.readiness import why_closed, why_not_ready
 from scraper_worker.protocol import ItemCancel
 
 if TYPE_CHECKING:
@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 
     from scraper_supervisor.core.facts import PlaceHealed
     from scraper_supervisor.core.fleet_state import FleetState, Group, Worker
+    from scraper_supervisor.core.queue.stuck import Step
     from scraper_supervisor.core.workers.lifecycle import Lifecycle
-
-CANCEL_PATIENCE: Final = 10.0  # seconds that a worker has to end an item that was cancelled
+    from scraper_supervisor.core.workers.recycling import Recycling
 
 
 class Watchdog:
     """All workers' deadlines."""
 
-    def __init__(self, state: FleetState, lifecycle: Lifecycle) -> None:
+    def __init__(self, state: FleetState, lifecycle: Lifecycle, recycling: Recycling) -> None:
         self._state = state
         self._lifecycle = lifecycle
+        self._recycling = recycling
 
     def due(self, now: float) -> None:
         """Whatever deadlines of workers and of items in their hands have come."""
@@ -46,11 +47,10 @@ class Watchdog:
 
     # ---- items
 
-    def cancel(self, worker: Worker, claim: int, key: str, reason: str, now: float) -> None:
-        """Have the worker end that item; in vain, the worker is killed and that item alone charged."""
-        if claim not in worker.current.cancelling:
-            worker.current.cancelling[claim] = Cancelling(key, now + CANCEL_PATIENCE, reason)
-            self._state.tell(worker, ItemCancel(key, claim, reason, CANCEL_PATIENCE))
+    def cancel(self, group: Group, keys: Iterable[str], now: float) -> None:
+        """An operator cancels items: those in workers' hands are to be ended."""
+        for step in group.queue.stuck.cancel(keys, now):
+            self._climb(step, now)
 
     def leases_lost(self, name: str, claims: Iterable[int]) -> None:
         """Others may have these items by now: their workers are told to end them, and what they answer is refused."""
@@ -58,36 +58,38 @@ class Watchdog:
         for one in group.queue.lose(claims) if group is not None else ():
             worker = self._state.workers.get(one.worker)
             if worker is not None:
-                self._state.tell(worker, ItemCancel(one.key, one.claim, "lease", CANCEL_PATIENCE))
+                self._state.tell(worker, ItemCancel(one.key, one.claim, "lease", RUNG))
 
     def remind(self, worker: Worker, now: float) -> None:
         """The worker came back: what it was told to cancel may have been lost with the old connection."""
-        for claim, one in worker.current.cancelling.items():
-            if self._state.groups[worker.group].queue.open_claim(claim):
-                self._state.tell(worker, ItemCancel(one.key, claim, one.reason, max(0.0, one.until - now)))
+        for one in self._state.groups[worker.group].queue.stuck.told(worker.name):
+            self._state.tell(worker, ItemCancel(one.key, one.claim, one.ladder.why.message, one.ladder.left(now)))
 
     def _items_due(self, group: Group, now: float) -> None:
-        """Cancel the items that are over item_timeout."""
-        timeout = group.settings.item_timeout
-        if timeout is None:
-            return
-        for one in group.queue.open_claims():
-            worker = self._state.workers[one.worker]
-            if now >= one.since + timeout and worker.life.alive and self._state.clocks_run(one.worker):
-                self.cancel(worker, one.claim, one.key, f"item_timeout of {timeout:g} s", now)
+        """Lead up the ladder what takes too long."""
+        for step in group.queue.stuck.due(group.settings, now, self._items_run):
+            self._climb(step, now)
+
+    def _climb(self, step: Step, now: float) -> None:
+        """An item reached a rung."""
+        worker, why = self._state.workers[step.worker], step.ladder.why
+        match step.ladder.rung:
+            case "told":
+                self._state.tell(worker, ItemCancel(step.key, step.claim, why.message, RUNG))
+            case "browsers":
+                reason = f"{step.key!r} was not ended within {RUNG:g} s: {why.message}"
+                self._recycling.kill_for_item(worker, step.ladder.told, reason, now)
+            case "worker":
+                reason = f"it did not end {step.key!r} within {2 * RUNG:g} s: {why.message}"
+                self._hung(worker, why.signature, reason, now)
 
     def _items_deadline(self, group: Group) -> float | None:
-        timeout = group.settings.item_timeout
-        if timeout is None:
-            return None
-        starts = (
-            one.since
-            for one in group.queue.open_claims()
-            if one.claim not in self._state.workers[one.worker].current.cancelling
-            and self._state.workers[one.worker].life.alive
-            and self._state.clocks_run(one.worker)
-        )
-        return min((since + timeout for since in starts), default=None)
+        return group.queue.stuck.next_deadline(group.settings, self._items_run)
+
+    def _items_run(self, name: str) -> bool:
+        """True if the clocks of this worker's items run."""
+        life = self._state.workers[name].life
+        return life.alive and not life.killed and self._state.clocks_run(name)
 
     def place_healed(self, fact: PlaceHealed, now: float) -> None:
         """The clocks of those whom a place of the store held stood still; others may hold them still."""
@@ -99,12 +101,9 @@ class Watchdog:
 
     def stood_still(self, worker: Worker, since: float, now: float) -> None:
         """The store refused from `since` to `now`, so that this worker could not get on."""
-        self._state.groups[worker.group].queue.stood_still(worker.name, since, now)
-        worker.current.cancelling = {
-            claim: replace(one, until=one.until + now - since) for claim, one in worker.current.cancelling.items()
-        }
-        if worker.current.progress is not None:
-            worker.current.progress = max(worker.current.progress, now)
+        self._state.groups[worker.group].queue.stuck.stood_still(worker.name, since, now)
+        if worker.current.quiet_since is not None:
+            worker.current.quiet_since = max(worker.current.quiet_since, now)
         if worker.current.away_since is not None:
             worker.current.away_since = max(worker.current.away_since, now)
         worker.life.stood_still(since, now)
@@ -119,10 +118,22 @@ class Watchdog:
             self._life_due(worker, group, now)
         if not life.alive or life.killed:
             return
-        hung = self._hung(worker, group, now)
-        if hung is not None:
-            self._state.publish(WorkerHung(hung[1]), worker=worker)
-            self._lifecycle.kill(worker, hung[1], hung[0], now)
+        silent, idle = self._silent_at(worker, group), self._idle_at(worker, group)
+        if silent is not None and now >= silent:
+            patience = _patience(worker, group)
+            if worker.current.away_since is not None:
+                self._hung(worker, "connection-lost", f"its connection was closed for {patience:g} s", now)
+            else:
+                self._hung(worker, "heartbeat-timeout", f"it was silent for heartbeat_timeout of {patience:g} s", now)
+        elif idle is not None and now >= idle:
+            spent = f"progress_timeout of {group.settings.progress_timeout:g} s"
+            self._hung(worker, "progress-timeout", f"it asked for no item for {spent}, though there is one", now)
+
+    def _hung(self, worker: Worker, signature: str, reason: str, now: float) -> None:
+        """Kill a worker for what it does not do."""
+        if worker.life.alive and not worker.life.killed:
+            self._state.publish(WorkerHung(reason), worker=worker)
+            self._lifecycle.kill(worker, reason, signature, now)
 
     def _worker_deadline(self, worker: Worker) -> float | None:
         life = worker.life
@@ -130,8 +141,7 @@ class Watchdog:
         if not life.alive or life.killed:
             return deadline
         group = self._state.groups[worker.group]
-        times = [deadline, self._silent_at(worker, group), self._stuck_at(worker, group)]
-        times += [one.until for one in self._cancelled(worker, group)]
+        times = [deadline, self._silent_at(worker, group), self._idle_at(worker, group)]
         return min((time for time in times if time is not None), default=None)
 
     def _hello_held(self, worker: Worker) -> bool:
@@ -145,8 +155,7 @@ class Watchdog:
                 self._lifecycle.start(worker, now)
             case Phase.STARTING:
                 reason = f"no hello within start_timeout of {group.settings.start_timeout:g} s"
-                self._state.publish(WorkerHung(reason), worker=worker)
-                self._lifecycle.kill(worker, reason, "start-timeout", now)
+                self._hung(worker, "start-timeout", reason, now)
             case Phase.DRAINING | Phase.RUNNING:  # running: it said goodbye and stays
                 self._state.outbox.commands += life.terminate(now)
             case Phase.STOPPING:
@@ -154,30 +163,6 @@ class Watchdog:
             case _:
                 pass
         self._lifecycle.note(worker, now)
-
-    def _hung(self, worker: Worker, group: Group, now: float) -> tuple[str, str] | None:
-        """(signature, reason) if the worker is to be killed."""
-        settings = group.settings
-        for one in self._cancelled(worker, group):
-            if now >= one.until:
-                worker.current.charge = one.key
-                return "item-timeout", f"it did not end the cancelled item {one.key!r} within {CANCEL_PATIENCE:g} s"
-        silent, stuck = self._silent_at(worker, group), self._stuck_at(worker, group)
-        if silent is not None and now >= silent:
-            patience = _patience(worker, group)
-            if worker.current.away_since is not None:
-                return "connection-lost", f"its connection was closed for {patience:g} s"
-            return "heartbeat-timeout", f"it was silent for heartbeat_timeout of {patience:g} s"
-        if stuck is not None and now >= stuck:
-            return "progress-timeout", f"it ended no item for progress_timeout of {settings.progress_timeout:g} s"
-        return None
-
-    def _cancelled(self, worker: Worker, group: Group) -> list[Cancelling]:
-        """The cancelled items that the worker still holds."""
-        if not worker.current.cancelling or not self._state.clocks_run(worker.name):
-            return []
-        cancelling = worker.current.cancelling.items()
-        return [one for claim, one in cancelling if group.queue.open_claim(claim)]
 
     def _silent_at(self, worker: Worker, group: Group) -> float | None:
         """When the worker's silence is a hang; after its goodbye it owes no word, only its end."""
@@ -188,14 +173,17 @@ class Watchdog:
             since = worker.current.heard
         return None if worker.current.goodbye is not None or since is None else since + _patience(worker, group)
 
-    def _stuck_at(self, worker: Worker, group: Group) -> float | None:
-        if (
-            worker.current.progress is None
-            or not group.queue.busy(worker.name)
-            or not self._state.clocks_run(worker.name)
-        ):
+    def _idle_at(self, worker: Worker, group: Group) -> float | None:
+        """When it is a hang that the worker, which could be handed an item, neither has one nor calls."""
+        current, queue = worker.current, group.queue
+        left = queue.left_since
+        if left is None or current.quiet_since is None or current.conn is None:
             return None
-        return worker.current.progress + group.settings.progress_timeout
+        if queue.held_by(worker.name) or queue.waits(worker.name) or self._state.outbox.owes(current.conn):
+            return None
+        if why_not_ready(self._state, worker) is not None or why_closed(self._state) is not None:
+            return None
+        return max(left, current.quiet_since) + group.settings.progress_timeout
 
 
 def _patience(worker: Worker, group: Group) -> float:
