@@ -18,7 +18,7 @@ from scraper_supervisor.console.client import Client, Denied, NoDaemon
 from scraper_supervisor.console.commands.config import invalid
 from scraper_supervisor.core.config.parser import InvalidSettings, parse
 from scraper_supervisor.core.config.paths import config_file, folders
-from scraper_supervisor.store.config_file import Loaded, load_or_default
+from scraper_supervisor.store.config_file import Loaded, home_folder, load_or_default, working_folder
 from scraper_supervisor.store.errors import LedgerUnusable, NetworkFileSystem, StoreError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class App:
         Raises:
             InvalidSettings: with every problem.
         """
-        return load_or_default(self.config, os.environ, os.getcwd())
+        return load_or_default(self.config, os.environ, working_folder(self.config, os.environ))
 
     def connect(self) -> Client:
         """A connection to the daemon, which an invalid configuration does not keep from running.
@@ -103,14 +103,14 @@ class App:
 
 def _salvaged_socket(option: str | None) -> str | None:
     """The control socket by what can still be read of a configuration that is not valid."""
-    location = config_file(option, os.environ, os.path.exists, os.getcwd())
-    if location.path is None:
-        return None
     try:
-        text = Path(location.path).read_text(encoding="utf-8", errors="replace")
+        location = config_file(option, os.environ, os.path.exists, working_folder(option, os.environ))
+        if location.path is None:
+            return None
+        text = Path(location.path).read_bytes().decode("utf-8-sig", "replace")
         found = {name: value for name, value in _supervisor_table(text).items() if name in ("state_dir", "runtime_dir")}
         supervisor = parse({"supervisor": found}, location.base).supervisor
-        return folders(supervisor, os.environ, os.path.expanduser("~"), location.base).control_socket
+        return folders(supervisor, os.environ, home_folder(os.environ), location.base).control_socket
     except (OSError, InvalidSettings):
         return None
 
@@ -119,11 +119,11 @@ def _supervisor_table(text: str) -> dict[str, Any]:
     try:
         table = tomllib.loads(text).get("supervisor")
         return table if isinstance(table, dict) else {}
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         found: dict[str, Any] = {}
         for line in text.splitlines():  # a key of these names stands nowhere else
             if re.match(r"\s*(state|runtime)_dir\s*=", line):
-                with contextlib.suppress(tomllib.TOMLDecodeError):
+                with contextlib.suppress(ValueError):
                     found |= tomllib.loads(line)
         return found
 

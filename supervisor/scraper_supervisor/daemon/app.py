@@ -11,6 +11,7 @@ import secrets
 import signal
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
@@ -29,15 +30,16 @@ from scraper_supervisor.daemon.processes.sampler import Sampler, SamplerFault
 from scraper_supervisor.daemon.processes.spawning import environment_for_workers
 from scraper_supervisor.daemon.refusal import CannotStart, start_refused
 from scraper_supervisor.daemon.reload import InForce, Reload, line_limit
-from scraper_supervisor.daemon.signals import Signals
 from scraper_supervisor.daemon.status import Status
 from scraper_supervisor.daemon.storage import AnswerQueue, StorageThreads
 from scraper_supervisor.daemon.systemd import Notifier
 from scraper_supervisor.daemon.telling.event_file import EventFile
 from scraper_supervisor.daemon.telling.log import LogSink
-from scraper_supervisor.daemon.telling.notify import Notify
+from scraper_supervisor.daemon.telling.notify import NOTIFY_WITHIN, Notify
 from scraper_supervisor.daemon.telling.printed import Printed
 from scraper_supervisor.daemon.telling.sinks import Telling
+from scraper_supervisor.daemon.upkeep.tasks import Tasks
+from scraper_supervisor.daemon.upkeep.threads import Threads
 from scraper_supervisor.daemon.worker_socket import WorkerSocket
 from scraper_supervisor.store.opening import location
 
@@ -46,12 +48,14 @@ if TYPE_CHECKING:
 
     from scraper_supervisor.core.fleet_state import Mode
     from scraper_supervisor.core.ops.all_ops import Op
+    from scraper_supervisor.daemon.signals import Signals
     from scraper_supervisor.daemon.telling.log import Log
     from scraper_supervisor.store.config_file import Loaded
     from scraper_supervisor.store.errors import StoreFault
 
 REPEATED_SIGNAL: Final = 0.5  # seconds within which a second SIGTERM or SIGINT is the same one
 ARM_EVERY: Final = 0.01  # seconds between two looks for the next deadline, which may come late by that much
+HELPERS: Final = 2  # threads for what blocks for a moment
 TOLD_WITHIN: Final = 2.0  # seconds that the last events have to reach the notify command
 _log = structlog.get_logger()
 
@@ -62,6 +66,7 @@ class DaemonApp:
     Args:
         loaded: the configuration and its folders, which this process has locked.
         log: where the log goes.
+        signals: act upon the daemon once it serves.
         once: end when nothing is left to do.
         mode: which run of a group to begin with.
 
@@ -69,14 +74,15 @@ class DaemonApp:
         CannotStart: the ledger does not open, or a folder can't be made; nothing is left of the attempt.
     """
 
-    def __init__(self, loaded: Loaded, log: Log, *, once: bool, mode: Mode) -> None:
+    def __init__(self, loaded: Loaded, log: Log, signals: Signals, *, once: bool, mode: Mode) -> None:
         folders, settings = loaded.folders, loaded.settings
         state_dir, runtime_dir = Path(folders.state_dir), Path(folders.runtime_dir)
         where = location(loaded)
         self._loaded = loaded
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
-        self._tasks = asyncio.TaskGroup()
+        self._tasks = Tasks()
+        self._signals = signals
         self._boot = secrets.token_hex(4)
         self._inbox: list[events.Event] = []
         self._ops: list[Op] = []  # what the store is asked in this turn
@@ -99,19 +105,22 @@ class DaemonApp:
             undo.callback(self._telling.close)
             answers = AnswerQueue(self._loop, self._turn)
             self._storage = StorageThreads(where, answers.put, self._store_told, self._loop)
+            undo.callback(self._storage.close)
+            self._threads = Threads(self._loop, "helper", HELPERS)
+            undo.callback(self._threads.stop)
+            self._backups = Backups(where, lambda: self._in_force.settings.resources.disk_free)
             undo.pop_all()
-        self._backups = Backups(where, lambda: self._in_force.settings.resources.disk_free)
         self._sampler = Sampler(self._loop, self._sampled, state_dir, settings.resources.sample_interval)
         self._effects = ProcessEffects(
             self._processes, self._sampler, self._tasks, self.feed, folders.worker_socket, environment
         )
-        self._status = Status(self._fleet, self._in_force, self._telling, self._turn)
+        self._status = Status(self._fleet, self._in_force, self._telling, self._turn, self._threads)
         self._workers = WorkerSocket(Path(folders.worker_socket), self.feed, line_limit(settings))
         actions = {"status": self._status.answer, "reload": self._reload, "stop": self._stop}
         self._control = ControlSocket(Path(folders.control_socket), self.feed, actions, self._tasks)
         parts = (self._telling, self._workers, self._control, self._sampler, self._notifier)
-        self._reloading = Reload(self._in_force, self._boot, self.feed, *parts)
-        self._signals = Signals(self._loop, self._signalled)
+        with start_refused():
+            self._reloading = Reload(self._in_force, self._boot, self.feed, *parts)
 
     async def main(self) -> int:
         """Serve until the fleet leaves.
@@ -123,15 +132,9 @@ class DaemonApp:
             CannotStart: a socket can't be made.
         """
         try:
-            async with self._tasks:
-                await self._serve()
-        except BaseExceptionGroup as group:
-            refused = group.subgroup(CannotStart)
-            if refused is None:
-                raise
-            raise refused.exceptions[0] from None
+            await self._serve()
         finally:
-            self._signals.close()
+            self._signals.stop()
             await self._close()
         return self._leaving.code if self._leaving is not None else 1
 
@@ -144,24 +147,29 @@ class DaemonApp:
             folder = self._loaded.folders.runtime_dir
             raise CannotStart(f"{folder}: the sockets can't be made: {error}") from None
         self._tell_of_us(SupervisorStarted(os.getpid(), __version__, self._loaded.path, tuple(ended)))
-        self._sampler.start()
+        with start_refused():
+            self._sampler.start()
         self._carry_out(self._fleet.start(time.monotonic()))
+        self._signals.pass_on(self._loop, self._signalled)
         await self._over
-        await asyncio.to_thread(self._telling.handed_over, TOLD_WITHIN)  # the notify command may be a task yet
+        await self._threads.run(partial(self._telling.handed_over, TOLD_WITHIN))  # the notify command may be a task yet
 
     async def _close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._notifier.stopping()
+        await self._tasks.close(NOTIFY_WITHIN)
+        self._reloading.close()
         await self._workers.close()
         await self._control.close()
         self._sampler.stop()
         for step in (self._backups.stop, self._storage.close, self._backups.make_last):
-            await self._loop.run_in_executor(None, step)
+            await self._threads.run(step)
         self._processes.stop_all()
         code, reason = (self._leaving.code, self._leaving.reason) if self._leaving is not None else (1, "failed")
         self._tell_of_us(SupervisorStopped(code, reason))
-        await self._loop.run_in_executor(None, self._telling.close)
+        await self._threads.run(self._telling.close)
+        self._threads.stop()
         self._notifier.close()
 
     def _tell_of_us(self, data: SupervisorStarted | SupervisorStopped) -> None:
@@ -191,7 +199,10 @@ class DaemonApp:
 
     def _carry_out(self, commands: list[events.Command]) -> None:
         for command in commands:
-            self.perform(command)
+            try:
+                self.perform(command)
+            except Exception as error:  # noqa: BLE001 - one effect that fails must not cost the others, nor the daemon
+                self._failed(command, error)
         if self._ops:
             ops, self._ops = self._ops, []
             self._storage.submit(*ops)
@@ -252,6 +263,21 @@ class DaemonApp:
             case _:
                 assert_never(command)
 
+    def _failed(self, command: events.Command, error: Exception) -> None:
+        """An effect could not even be begun: whoever waits for it is told, as far as somebody does."""
+        _log.error("a command failed", command=type(command).__name__, exc_info=error)
+        match command:
+            case events.Answered(request=request):
+                self._control.failed(request, error)
+            case events.Reply(conn=conn) | events.Refuse(conn=conn) | events.Tell(conn=conn):
+                self._workers.hang_up(conn)  # it comes again, and repeats what was not answered
+            case events.Spawn(worker=worker, incarnation=incarnation):
+                self.feed(events.SpawnFailed(worker, incarnation, f"{type(error).__name__}: {error}"))
+            case events.KillTree(worker=worker, incarnation=incarnation):
+                self.feed(events.TreeEnded(worker, incarnation, 0))
+            case _:
+                pass
+
     def _leave(self, command: events.Leave) -> None:
         self._leaving = command
         _log.info("leaving", code=command.code, reason=command.reason)
@@ -277,7 +303,8 @@ class DaemonApp:
 
     def _signalled(self, signum: signal.Signals) -> None:
         if signum == signal.SIGHUP:
-            self._tasks.create_task(self._reload(), name="reload")
+            if not self._reloading.next_is_asked_for:
+                self._tasks.start(self._hup(), "reload")
             return
         now = time.monotonic()
         if self._terminated is not None and now - self._terminated < REPEATED_SIGNAL:
@@ -287,6 +314,9 @@ class DaemonApp:
         _log.info("stopping at once" if again else "draining", signal=signum.name)
         self._notifier.stopping("stopping at once" if again else "draining")
         self.feed(events.Terminated(f"{signum.name} to the supervisor", at_once=again))
+
+    async def _hup(self) -> None:
+        await self._reloading.run()
 
     async def _stop(self) -> tuple[bool, Any]:
         self._terminated = time.monotonic()

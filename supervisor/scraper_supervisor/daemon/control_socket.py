@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import grp
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from scraper_supervisor.core.events import Asked, Withdrawn
 from scraper_supervisor.daemon.connections import Connection, Listener
+from scraper_supervisor.daemon.telling.sinks import encode
 from scraper_worker import jsonrpc, protocol
 from scraper_worker.jsonrpc import BadParams, Malformed, Request, RpcError
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
     from scraper_supervisor.core.events import Event
+    from scraper_supervisor.daemon.upkeep.tasks import Tasks
 
 CONTROL_FAILED: Final = -32000
 
@@ -76,7 +78,8 @@ class ControlSocket(Listener):
     Args:
         path: of the socket.
         feed: takes an event.
-        actions: method → a coroutine function giving (ok, document).
+        actions: method → a coroutine function giving (ok, document); what it raises is an error answer.
+        tasks: holds what is under way.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class ControlSocket(Listener):
         path: Path,
         feed: Callable[[Event], None],
         actions: Mapping[str, Callable[[], Awaitable[tuple[bool, Any]]]],
-        tasks: asyncio.TaskGroup,
+        tasks: Tasks,
     ) -> None:
         super().__init__(path)
         self._feed = feed
@@ -123,10 +126,7 @@ class ControlSocket(Listener):
         self._requests[call] = connection
         if method in self._actions and not params.names:
             acting = self._act(call, self._actions[method])
-            try:
-                self._tasks.create_task(acting, name=f"control {method}")
-            except RuntimeError:  # the group of tasks is at its end, and so are we
-                acting.close()
+            if self._tasks.start(acting, f"control {method}", partial(self.failed, call)) is None:
                 self.answer(call, False, "the daemon is ending")
         else:
             self._feed(
@@ -149,16 +149,21 @@ class ControlSocket(Listener):
     async def _act(self, call: int, action: Callable[[], Awaitable[tuple[bool, Any]]]) -> None:
         self.answer(call, *await action())
 
+    def failed(self, request: int, error: Exception) -> None:
+        """Answer a request that failed in a way that nobody foresaw, and that was logged."""
+        self.answer(request, False, f"the daemon failed on it: {type(error).__name__}: {error}; its log tells more")
+
     def answer(self, request: int, ok: bool, document: Any) -> None:
-        """Answer a request: a document, or an error's message, or (message, data)."""
+        """Answer a request: a document, or an error's message, or (message, data). Every text can be answered with."""
         connection = self._requests.pop(request, None)
         if connection is None:
             return
         if ok:
-            connection.answer(request, document)
+            connection.answer(request, Raw(encode(document)))
             return
         message, data = document if isinstance(document, tuple) else (str(document), None)
-        connection.refuse(request, RpcError(CONTROL_FAILED, message, data))
+        readable = message.encode(errors="backslashreplace").decode()
+        connection.refuse(request, RpcError(CONTROL_FAILED, readable, None if data is None else Raw(encode(data))))
 
     def lost(self, connection: ControlConnection) -> None:
         """A command is gone; what it waited for goes on."""

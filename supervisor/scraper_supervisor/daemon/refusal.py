@@ -36,3 +36,7 @@ def start_refused() -> Generator[None]:
         raise CannotStart(f"{error}{'' if in_place else hint}", EX_DATA) from None
     except OSError as error:
         raise CannotStart(f"{error.filename}: {error.strerror}") from None
+    except RuntimeError as error:  # the interpreter's word for a thread that the host refuses
+        raise CannotStart(
+            f"{error}: the host's limit of processes and threads is reached (pids.max, ulimit -u)"
+        ) from None

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+
+import structlog
 
 from scraper_supervisor.core.config.parser import InvalidSettings, Problem
 from scraper_supervisor.core.config.reload_plan import plan
 from scraper_supervisor.core.events import Publish, Reconfigured
 from scraper_supervisor.core.formats.event_payloads import ConfigRejected
 from scraper_supervisor.daemon.telling.log import utc_now
+from scraper_supervisor.daemon.upkeep.threads import Threads
 from scraper_supervisor.store.config_file import load
 from scraper_worker import protocol
 
@@ -25,7 +29,9 @@ if TYPE_CHECKING:
     from scraper_supervisor.daemon.worker_socket import WorkerSocket
     from scraper_supervisor.store.config_file import Loaded
 
+READ_WITHIN: Final = 20.0  # seconds that the files have to be read
 LINE_ROOM: Final = 1024 * 1024  # bytes that a line may be longer than the state in it
+_log = structlog.get_logger()
 
 
 def line_limit(settings: Settings) -> int:
@@ -53,6 +59,9 @@ class InForce:
 class Reload:
     """Reads the file again and hands its settings to everything that goes by them; the fleet comes last.
 
+    There is one reload at a time. Who asks meanwhile gets the outcome of the next one, which reads what is in the file
+    by then, however many ask.
+
     Args:
         in_force: what is changed.
         boot: begins the correlation id of a rejection.
@@ -75,6 +84,10 @@ class Reload:
         sampler: Sampler,
         notifier: Notifier,
     ) -> None:
+        self._reader = Threads(asyncio.get_running_loop(), "config", 1)  # its own: a disk may take its time
+        self._one = asyncio.Lock()
+        self._asked = self._begun = self._answered = 0  # how many asked; up to whom a reload has begun, and is over
+        self._outcome: tuple[bool, Any] = (False, "")
         self._in_force = in_force
         self._boot = boot
         self._feed = feed
@@ -84,23 +97,44 @@ class Reload:
         self._sampler = sampler
         self._notifier = notifier
 
+    @property
+    def next_is_asked_for(self) -> bool:
+        """True if a reload that has not begun will come anyway."""
+        return self._asked > self._begun
+
     async def run(self) -> tuple[bool, Any]:
         """Read the configuration again: all of it takes effect, or nothing; whether it did, and what to answer."""
-        self._notifier.reloading()
-        try:
-            return await self._run()
-        finally:
-            self._notifier.ready()
+        self._asked += 1
+        mine = self._asked
+        async with self._one:
+            if self._answered < mine:
+                self._begun = self._asked
+                self._notifier.reloading()
+                try:
+                    self._outcome = await self._run()
+                finally:
+                    self._notifier.ready()
+                self._answered = self._begun
+            return self._outcome
+
+    def close(self) -> None:
+        """Read nothing any more; a read under way is not waited for."""
+        self._reader.stop(0.0)
 
     async def _run(self) -> tuple[bool, Any]:
         path = self._in_force.path
         if path is None:
             return self._rejected((Problem("", "there is no configuration file to reload"),))
         try:
-            settings = await asyncio.to_thread(load, path)
+            settings = await asyncio.wait_for(self._reader.run(partial(load, path)), READ_WITHIN)
+            changes = plan(self._in_force.settings, settings)
         except InvalidSettings as error:
             return self._rejected(error.problems)
-        changes = plan(self._in_force.settings, settings)
+        except TimeoutError:
+            return self._rejected((Problem("", f"it could not be read within {READ_WITHIN:g} s"),))
+        except Exception as error:  # noqa: BLE001 - a bug of ours must not cost what is in force
+            _log.error("a reload failed", exc_info=error)
+            return self._rejected((Problem("", f"it can't be read: {type(error).__name__}: {error}"),))
         if changes.refused:
             return self._rejected(changes.refused)
         try:

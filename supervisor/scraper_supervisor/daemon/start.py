@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from scraper_supervisor.daemon.app import DaemonApp
-from scraper_supervisor.daemon.refusal import CannotStart
+from scraper_supervisor.daemon.refusal import CannotStart, start_refused
+from scraper_supervisor.daemon.signals import Signals
 from scraper_supervisor.daemon.telling.log import configure_logging
 from scraper_supervisor.store.errors import Locked
 from scraper_supervisor.store.locks import FolderLock
@@ -36,6 +37,14 @@ def run(loaded: Loaded, *, once: bool = False, fresh: bool = False) -> int:
     Raises:
         CannotStart: before anything was started.
     """
+    signals = Signals()
+    try:
+        return _run(loaded, signals, once=once, fresh=fresh)
+    finally:
+        signals.ignore()
+
+
+def _run(loaded: Loaded, signals: Signals, *, once: bool, fresh: bool) -> int:
     mode: Mode = "fresh" if fresh else ("next" if once else "continue")
     os.umask(0o077)  # states hold cookies: nothing that we or the store make is for others to read
     locks: list[FolderLock] = []
@@ -51,10 +60,11 @@ def run(loaded: Loaded, *, once: bool = False, fresh: bool = False) -> int:
     except OSError as error:
         raise CannotStart(f"{error.filename}: {error.strerror}") from None
     supervisor = loaded.settings.supervisor
-    log = configure_logging(supervisor.log_level, supervisor.log_format, sys.stderr)
+    with start_refused():
+        log = configure_logging(supervisor.log_level, supervisor.log_format, sys.stderr)
 
     async def serve() -> int:
-        return await DaemonApp(loaded, log, once=once, mode=mode).main()
+        return await DaemonApp(loaded, log, signals, once=once, mode=mode).main()
 
     try:
         return uvloop.run(serve())

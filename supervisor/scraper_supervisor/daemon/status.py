@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from scraper_supervisor import __version__
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.fleet import Fleet
     from scraper_supervisor.daemon.reload import InForce
     from scraper_supervisor.daemon.telling.sinks import Telling
+    from scraper_supervisor.daemon.upkeep.threads import Threads
 
 EVENTS_WITHIN: Final = 0.05  # seconds that an answer waits for the event log
 
@@ -29,20 +30,24 @@ class Status:
         in_force: where its settings are from.
         telling: what the answer shows is in the event log by then.
         turn: has the fleet take what was asked before.
+        threads: wait for the event log.
     """
 
-    def __init__(self, fleet: Fleet, in_force: InForce, telling: Telling, turn: Callable[[], None]) -> None:
+    def __init__(
+        self, fleet: Fleet, in_force: InForce, telling: Telling, turn: Callable[[], None], threads: Threads
+    ) -> None:
         self._fleet = fleet
         self._in_force = in_force
         self._telling = telling
         self._turn = turn
+        self._threads = threads
         self._started_at = utc_now()
 
     async def answer(self) -> tuple[bool, Any]:
         """The status; what it shows is in the event log by then, if the disk takes that."""
         self._turn()  # what was asked before shows
         status = self._telling.shown(self.document())
-        await asyncio.to_thread(self._telling.settle, EVENTS_WITHIN)
+        await self._threads.run(partial(self._telling.settle, EVENTS_WITHIN))
         return True, status
 
     def document(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tomllib
 from typing import TYPE_CHECKING, Final
 
@@ -11,12 +12,22 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from scraper_supervisor.core.config.parser import InvalidSettings, Problem, parse
-from scraper_supervisor.core.config.paths import ENV_CONFIG, LOCAL_FILE, LOCAL_FOLDER, Folders, config_file, folders
+from scraper_supervisor.core.config.paths import (
+    ENV_CONFIG,
+    LOCAL_FILE,
+    LOCAL_FOLDER,
+    NOT_UTF8,
+    Folders,
+    config_file,
+    folders,
+    is_utf8,
+)
 from scraper_supervisor.core.config.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+MOST_BYTES: Final = 16 * 1024 * 1024  # of a file that is read whole
 _AT_LINE: Final = re.compile(r"^(.*) \(at (line \d+, column \d+|end of document)\)$", re.DOTALL)
 
 
@@ -32,6 +43,27 @@ class Loaded(Struct, frozen=True):
     folders: Folders
     base: str
     document: dict[str, object] = {}
+
+
+def home_folder(environ: Mapping[str, str]) -> str | None:
+    """The user's absolute home folder; None where neither $HOME nor the system's list of users tells one."""
+    home = environ.get("HOME") or os.path.expanduser("~")
+    return home if os.path.isabs(home) else None
+
+
+def working_folder(option: str | None, environ: Mapping[str, str]) -> str:
+    """The absolute working folder; where it was removed, / will do for a configuration file that is named in full.
+
+    Raises:
+        InvalidSettings: it was removed, and is needed.
+    """
+    try:
+        return os.getcwd()
+    except OSError:
+        if os.path.isabs(option or environ.get(ENV_CONFIG, "")):
+            return "/"
+        hint = "go to one that exists, or name the configuration file by its absolute path with --config"
+        raise InvalidSettings([Problem("", f"the working folder was removed: {hint}")]) from None
 
 
 def load(path: str) -> Settings:
@@ -55,6 +87,9 @@ def load_or_default(option: str | None, environ: Mapping[str, str], cwd: str) ->
         InvalidSettings: with every problem; its `file` is the file they are in.
     """
     location = config_file(option, environ, os.path.exists, cwd)
+    path = location.path or location.base
+    if not is_utf8(path):
+        raise InvalidSettings([Problem("", NOT_UTF8)], path.encode(errors="backslashreplace").decode())
     if location.kind == "system" and location.path is not None and not os.path.exists(location.path):
         looked = f"--config, ${ENV_CONFIG}, ./{LOCAL_FILE}, ./{LOCAL_FOLDER}/ and {location.path}"
         hint = f"`scraper-supervisor init` writes ./{LOCAL_FILE}"
@@ -66,9 +101,8 @@ def load_or_default(option: str | None, environ: Mapping[str, str], cwd: str) ->
         runtime_dir = os.path.join(location.state_dir, "run")
         supervisor = replace(supervisor, state_dir=location.state_dir, runtime_dir=runtime_dir)
         settings = replace(settings, supervisor=supervisor)
-    home = environ.get("HOME") or os.path.expanduser("~")
     try:
-        found = folders(supervisor, environ, home, location.base)
+        found = folders(supervisor, environ, home_folder(environ), location.base)
     except InvalidSettings as error:
         raise InvalidSettings(error.problems, location.path) from None
     return Loaded(settings, location.path, found, location.base, document)
@@ -86,24 +120,40 @@ def _read(path: str) -> tuple[Settings, dict[str, object]]:
 
 def _document(path: str) -> dict[str, object]:
     try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
+        return tomllib.loads(read_text(path))
     except OSError as error:
         problem = f"can't be read: {_reason(error)}"
     except UnicodeDecodeError as error:
         problem = f"is not UTF-8: byte {error.start}"
     except RecursionError:
         problem = "is nested too deeply"
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # tomllib's own, and Python's of a number of thousands of digits
         match = _AT_LINE.match(str(error))
         problem = f"is not TOML: {match[2]}: {match[1]}" if match else f"is not TOML: {error}"
     raise InvalidSettings([Problem("", problem)])
 
 
+def read_text(path: str) -> str:
+    """A whole regular file, without the mark that some editors put before its first character.
+
+    A FIFO or a device would let a reload wait for ever, so it is refused; opening one does not block.
+
+    Raises:
+        OSError: it can't be read, is no regular file, or holds over `MOST_BYTES`.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("expected a regular file")
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise OSError(f"expected at most {MOST_BYTES} bytes")
+    return data.decode("utf-8-sig").replace("\r\n", "\n")
+
+
 def _env_file(path: str) -> str:
     try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
+        return read_text(path)
     except OSError as error:
         raise ValueError(f"{path} can't be read: {_reason(error)}") from None
     except UnicodeDecodeError as error:

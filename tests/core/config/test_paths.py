@@ -83,3 +83,10 @@ def test_a_socket_path_of_107_bytes_is_the_longest(letter: str, size: int) -> No
     assert "has 108" in problem.message
     shorter = fits[:-1]
     assert folders(SupervisorSettings(runtime_dir=shorter), {}, "/home/u", "/").runtime_dir == shorter
+
+
+def test_without_a_home_folder_the_state_needs_one_that_is_named() -> None:
+    with pytest.raises(InvalidSettings, match="no home folder"):
+        folders(SupervisorSettings(), {}, None, "/base")
+    assert folders(SupervisorSettings(), {"XDG_STATE_HOME": "/s"}, None, "/base").state_dir == "/s/scraper-supervisor"
+    assert folders(SupervisorSettings(state_dir="here"), {}, None, "/base").state_dir == "/base/here"

@@ -67,7 +67,7 @@ def test_events_are_lines_with_the_fields_of_the_contract(tmp_path: Path) -> Non
         "lines": None, "oom": None, "died": False,
     }  # fmt: skip
     assert list(second) == ["time", "event", "severity", "component", "correlation_id", "data"]
-    assert list(third["data"]) == ["unwritable"]
+    assert third["data"] == {"code": 0, "reason": "\\ud800"}
     records = list(read_events(path))
     assert [record.event for record in records] == ["worker_exited", "supervisor_started", "supervisor_stopped"]
     assert records[0].worker == "w-0"

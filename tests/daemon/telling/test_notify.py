@@ -21,6 +21,7 @@ from scraper_supervisor.core.formats.worker_payloads import WorkerFailed, Worker
 from scraper_supervisor.daemon.processes.processes import Processes
 from scraper_supervisor.daemon.telling.notify import Notify
 from scraper_supervisor.daemon.telling.sinks import Telling
+from scraper_supervisor.daemon.upkeep.tasks import Tasks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,11 +46,12 @@ def told(folder: Path, events: list[Publish], command: list[str] | None = None) 
         loop = asyncio.get_running_loop()
         processes = Processes(loop, folder / "run", folder / "state", lambda *_: None, lambda *_: None)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                telling = Telling((Notify(loop, tasks, processes, os.environ),), settings(command))
-                for event in events:
-                    telling.publish(event)
-                await asyncio.to_thread(telling.handed_over, 10.0)
+            tasks = Tasks()
+            telling = Telling((Notify(loop, tasks, processes, os.environ),), settings(command))
+            for event in events:
+                telling.publish(event)
+            await asyncio.to_thread(telling.handed_over, 10.0)
+            await tasks.close(10.0)
             telling.close()
         finally:
             processes.stop_all()

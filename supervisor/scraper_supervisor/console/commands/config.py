@@ -13,7 +13,7 @@ from scraper_supervisor.core.config.advice import warnings
 from scraper_supervisor.core.config.parser import InvalidSettings, Problem
 from scraper_supervisor.core.config.paths import LOCAL_FILE
 from scraper_supervisor.core.config.settings import effective
-from scraper_supervisor.store.config_file import Loaded, load_or_default
+from scraper_supervisor.store.config_file import Loaded, load_or_default, working_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -96,7 +96,8 @@ def starter() -> str:
 
 
 def _load(option: str | None, environ: Mapping[str, str] | None, cwd: str | None) -> Loaded:
-    return load_or_default(option, os.environ if environ is None else environ, cwd or os.getcwd())
+    environ = os.environ if environ is None else environ
+    return load_or_default(option, environ, cwd or working_folder(option, environ))
 
 
 def _name(loaded: Loaded) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 import time
 from itertools import chain, islice
@@ -237,8 +238,12 @@ def _lines(app: App) -> Iterator[str]:
     """The keys on stdin, empty lines left out."""
     if sys.stdin.isatty():
         app.note("reading keys from the terminal, one a line; Ctrl-D ends")
-    for line in sys.stdin.buffer:  # bytes: what is no UTF-8 is to be refused by its number, not to break the reading
-        key = line.rstrip(b"\r\n").decode(errors="surrogateescape")
+    for number, line in enumerate(
+        sys.stdin.buffer
+    ):  # bytes: what is no UTF-8 is to be refused by its number, not to break the reading
+        # Some editors put a mark before the first character of a file, which is none of the key's.
+        text = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
+        key = text.rstrip(b"\r\n").decode(errors="surrogateescape")
         if key:
             yield key
 

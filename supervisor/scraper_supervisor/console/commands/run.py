@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from scraper_supervisor.console.context import USAGE, App, HelpfulCommand, Refused, pass_app
 from scraper_supervisor.core.config.parser import GROUP_NAME, parse
 from scraper_supervisor.core.config.paths import LOCAL_FOLDER, folders
-from scraper_supervisor.store.config_file import Loaded
+from scraper_supervisor.store.config_file import Loaded, working_folder
 
 _ENTRYPOINT: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _LONGEST_NAME: Final = 48  # characters of a group's name
@@ -38,7 +38,7 @@ def run(app: App, entrypoint: str | None, once: bool, fresh: bool) -> None:
     else:
         if app.config is not None:
             raise Refused("MODULE:FUNCTION stands in for a configuration file: give it or --config, not both", USAGE)
-        loaded, once = simple(entrypoint, os.getcwd()), True
+        loaded, once = simple(entrypoint, working_folder(None, {})), True
     # Late: the other commands need not wait for uvloop and psutil to load.
     from scraper_supervisor.daemon import start as daemon
 

@@ -20,6 +20,8 @@ LOCAL_FOLDER: Final = ".scraper-supervisor"
 SYSTEM_FILE: Final = "/etc/scraper-supervisor/supervisor.toml"
 MAX_SOCKET_PATH: Final = 107  # bytes; sun_path holds 108 with the closing zero
 
+NOT_UTF8: Final = "expected a path that is UTF-8, since all that is told of it is JSON: rename the folder"
+
 _NAME: Final = "scraper-supervisor"
 
 
@@ -81,21 +83,26 @@ def config_file(option: str | None, environ: Mapping[str, str], exists: Callable
     return at(SYSTEM_FILE, "system")
 
 
-def folders(supervisor: SupervisorSettings, environ: Mapping[str, str], home: str, base: str) -> Folders:
+def folders(supervisor: SupervisorSettings, environ: Mapping[str, str], home: str | None, base: str) -> Folders:
     """The state and the runtime folder by the documented order.
 
     Args:
         supervisor: the `[supervisor]` table.
         environ: the environment; systemd sets STATE_DIRECTORY and RUNTIME_DIRECTORY.
-        home: the user's absolute home folder.
+        home: the user's absolute home folder, if there is one.
         base: the absolute folder that relative paths are relative to.
 
     Raises:
-        InvalidSettings: if the path of a socket would be longer than the system allows.
+        InvalidSettings: if nothing tells where the state is to be, a path is not UTF-8, or the path of a socket would
+            be longer than the system allows.
     """
-    state_home = _absolute(environ.get("XDG_STATE_HOME")) or posixpath.join(home, ".local", "state")
+    state_home = _absolute(environ.get("XDG_STATE_HOME")) or (home and posixpath.join(home, ".local", "state"))
     runtime_home = _absolute(environ.get("XDG_RUNTIME_DIR"))
-    state = supervisor.state_dir or _first(environ.get("STATE_DIRECTORY")) or posixpath.join(state_home, _NAME)
+    state = supervisor.state_dir or _first(environ.get("STATE_DIRECTORY"))
+    state = state or (state_home and posixpath.join(state_home, _NAME))
+    if not state:
+        expected = "expected a folder for the state, since this user has no home folder ($HOME is not set)"
+        raise InvalidSettings([Problem("supervisor.state_dir", expected)])
     runtime = (
         supervisor.runtime_dir
         or _first(environ.get("RUNTIME_DIRECTORY"))
@@ -103,12 +110,24 @@ def folders(supervisor: SupervisorSettings, environ: Mapping[str, str], home: st
         or posixpath.join(base, state, "run")
     )
     found = Folders(*(posixpath.normpath(posixpath.join(base, path)) for path in (state, runtime)))
-    size = len(found.control_socket.encode(errors="surrogateescape"))
+    for key, path in (("state_dir", found.state_dir), ("runtime_dir", found.runtime_dir)):
+        if not is_utf8(path):
+            raise InvalidSettings([Problem(f"supervisor.{key}", NOT_UTF8)])
+    size = len(found.control_socket.encode())
     if size > MAX_SOCKET_PATH:
         limit = f"expected a folder whose socket paths are at most {MAX_SOCKET_PATH} bytes"
         problem = Problem("supervisor.runtime_dir", f"{limit}, {found.control_socket} has {size}: set a shorter one")
         raise InvalidSettings([problem])
     return found
+
+
+def is_utf8(path: str) -> bool:
+    """True if the path holds no byte that Python could not decode."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _first(listed: str | None) -> str | None:

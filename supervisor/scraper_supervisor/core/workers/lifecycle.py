@@ -5,7 +5,7 @@ The phases are `Life`'s, the restarts `restart`'s, the claims the queue's; here 
 
 from __future__ import annotations
 
-from errno import EDQUOT, EIO, ENOSPC, EROFS
+from errno import EAGAIN, EDQUOT, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC, EROFS
 from typing import TYPE_CHECKING, Final, Literal
 from zlib import crc32
 
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.states.worker_life import Gone
 
 EX_CONFIG: Final = 78  # with which a worker says that its own set-up is wrong, as sysexits.h has it
-DISK_ERRORS: Final = frozenset({ENOSPC, EDQUOT, EROFS, EIO})  # with which no start is a worker's fault
-DISK_PAUSE: Final = 1.0  # seconds between tries to start a worker for which the disk has no room
+# With which no start is a worker's fault: the disk has no room, or the host no descriptor, process or memory to spare.
+HOST_ERRORS: Final = frozenset({ENOSPC, EDQUOT, EROFS, EIO, EMFILE, ENFILE, EAGAIN, ENOMEM})
+HOST_PAUSE: Final = 1.0  # seconds between tries to start a worker for which the host has no room
 
 
 class Lifecycle:
@@ -95,18 +96,18 @@ class Lifecycle:
         self._state.outbox.facts.append(ProcessKnown(worker.name))
 
     def spawn_failed(self, event: SpawnFailed, now: float) -> None:
-        """No process could be started; that counts as a death without any uptime, unless the disk is to blame."""
+        """No process could be started; that counts as a death without any uptime, unless the host is to blame."""
         worker = self._current(event.worker, event.incarnation)
         if worker is None or worker.life.phase is not Phase.SPAWNING:
             return
         self._state.outbox.facts.append(ProcessKnown(worker.name))
         told = worker.last_failure is not None and worker.last_failure.message == event.message
         worker.last_failure = Failure("transient", "system", "spawn-failed", event.message)
-        if event.errno in DISK_ERRORS and worker.life.after != "stop":
-            self._down(worker, "wait", now, Clock("fixed", now, DISK_PAUSE))
+        if event.errno in HOST_ERRORS and worker.life.after != "stop":
+            self._down(worker, "wait", now, Clock("fixed", now, HOST_PAUSE))
             if not told:
-                reason = f"could not be started ({event.message}); it is tried again until the disk allows it"
-                self._state.publish(WorkerBackoff(DISK_PAUSE, reason), worker=worker)
+                reason = f"could not be started ({event.message}); it is tried again until the host allows it"
+                self._state.publish(WorkerBackoff(HOST_PAUSE, reason), worker=worker)
             return
         self._detected(worker, "death", now)
         if worker.life.after == "stop":

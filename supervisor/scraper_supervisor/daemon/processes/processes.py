@@ -13,7 +13,6 @@ import errno
 import os
 import signal
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,6 +31,7 @@ from scraper_supervisor.daemon.processes.spawning import (
     start_worker,
 )
 from scraper_supervisor.daemon.processes.worker_output import Output
+from scraper_supervisor.daemon.upkeep.threads import Threads, ThreadsStopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -54,6 +54,7 @@ class Processes:
 
     Raises:
         OSError: the folders cannot be made.
+        RuntimeError: the host gives no further thread.
     """
 
     def __init__(
@@ -78,8 +79,8 @@ class Processes:
         self._adopted: set[str] = set()  # workers whose orphans need not come to us
         self._lists_children = procfs.has_children_files()
         self._starting = 0  # threads that may hold a child that no collector waits for yet
-        self._starters = ThreadPoolExecutor(2, "spawn")  # an exec may wait for a slow disk
-        self._enders = ThreadPoolExecutor(2, "end-tree")
+        self._starters = Threads(loop, "spawn", 2)  # an exec may wait for a slow disk
+        self._enders = Threads(loop, "end-tree", 2)
         self._closed = False
         spawning.become_subreaper()
         # Not loop.add_signal_handler, which uvloop refuses for SIGCHLD.
@@ -115,8 +116,8 @@ class Processes:
 
         self._starting += 1
         try:
-            future = self._loop.run_in_executor(self._starters, start)
-        except RuntimeError as error:  # the pool is shut down
+            future = self._starters.run(start)
+        except ThreadsStopped as error:
             self._starting -= 1
             raise SpawnError(errno.ESHUTDOWN, str(error)) from None
         future.add_done_callback(arrived)
@@ -242,7 +243,7 @@ class Processes:
         return await self._in_thread(process_tree.end_browser, self._trees[worker][1], pid, tuple(known))
 
     async def _in_thread(self, function: Callable[..., _T], *args: object) -> _T:
-        return await asyncio.shield(self._loop.run_in_executor(self._enders, partial(function, *args)))
+        return await asyncio.shield(self._enders.run(partial(function, *args)))
 
     # ---- predecessors ----------------------------------------------------------------------------------------------
 
@@ -348,8 +349,8 @@ class Processes:
             self._release_command(command)
         self._live.clear()
         self._collectors.clear()
-        self._starters.shutdown()
-        self._enders.shutdown()
+        self._starters.stop()
+        self._enders.stop()
         with contextlib.suppress(OSError):  # live workers' folders are in it, or nothing any more
             self._folders.tmp.rmdir()
 

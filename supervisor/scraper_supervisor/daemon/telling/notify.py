@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.daemon.processes.processes import Processes
     from scraper_supervisor.daemon.telling.redact import Redactor
     from scraper_supervisor.daemon.telling.sinks import ToldEvent
+    from scraper_supervisor.daemon.upkeep.tasks import Tasks
 
 NOTIFY_WITHIN: Final = 30.0  # seconds that the command has
 IN_ORDER_WITHIN: Final = 1.0  # seconds that a command waits for the end of the one before
@@ -47,7 +48,7 @@ class Notify(Sink):
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        tasks: asyncio.TaskGroup,
+        tasks: Tasks,
         processes: Processes,
         environment: Mapping[str, str],
     ) -> None:
@@ -86,10 +87,10 @@ class Notify(Sink):
 
     def _start(self, command: tuple[str, ...], document: bytes) -> None:
         running = self._run(command, document, self._last)
-        try:
-            self._last = self._tasks.create_task(running, name="notify")
-        except RuntimeError:  # the group of tasks is at its end, and so are we
-            running.close()
+        started = self._tasks.start(running, "notify", finish=True)
+        if started is not None:
+            self._last = started
+        else:
             _log.error("the daemon ended before the notify command could be started", command=command[0])
 
     async def _run(self, command: tuple[str, ...], document: bytes, before: asyncio.Task[None] | None) -> None:

@@ -145,5 +145,16 @@ def encode(value: Any) -> bytes:
     """JSON of anything; what JSON cannot hold is written as text."""
     try:
         return _encoder.encode(value)
+    except UnicodeEncodeError:
+        return _encoder.encode(_readable(msgspec.to_builtins(value, enc_hook=repr)))
     except (TypeError, ValueError, RecursionError):
         return msgspec.json.encode({"unwritable": ascii(value)})
+
+
+def _readable(value: Any) -> Any:
+    """The same with each byte that was no UTF-8 (of a file's name, say) as an escape."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_readable(name): _readable(one) for name, one in value.items()}
+    return [_readable(one) for one in value] if isinstance(value, list | tuple) else value
