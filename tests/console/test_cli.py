@@ -214,3 +214,15 @@ def test_clean_disarms_what_would_steer_a_terminal() -> None:
     assert clean("plain ü") == "plain ü"
     assert clean("a\x1b[31m\nb") == "a\\x1b[31m\\nb"
     assert clean("a\nb\r", keep_lines=True) == "a\nb\\r"
+
+
+def test_help_cuts_no_sentence(call: Call) -> None:
+    def groups(command: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+        found = getattr(command, "commands", None)
+        return [] if found is None else [(path, command), *(g for n, c in found.items() for g in groups(c, (*path, n)))]
+
+    for path, group in groups(cli):
+        shown = " ".join(call(*path, "--help").output.split())
+        assert "..." not in shown.replace("[ARGS]...", "")
+        for command in group.commands.values():
+            assert command.get_short_help_str(10_000) in shown

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from rich.console import Console
 
 from scraper_supervisor.console import views
+from scraper_supervisor.console.legend import LEGEND
 from scraper_supervisor.store.event_log import EventRecord
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from click.testing import Result
     from rich.console import RenderableType
     from tests.console.conftest import FakeDaemon
+
+ROOT = Path(__file__).parents[2]
 
 
 def drawn(thing: RenderableType, width: int = 100, **options: Any) -> str:
@@ -116,5 +120,47 @@ def test_sizes_and_shares() -> None:
 def test_an_event_is_one_line() -> None:
     data = {"reason": "over\nlimit", "delay": 1.23456, "decision": {"reason": "many"}, "none": None, "n": 3}
     event = EventRecord("2026-05-01T12:00:00.000000Z", "worker_backoff", "warning", worker="matches-0", data=data)
-    expected = "12:00:00  worker_backoff  matches-0  over limit, delay 1.23, decision: many, n 3"
+    expected = "2026-05-01T12:00:00Z  worker_backoff  matches-0  over limit, delay 1.23, decision: many, n 3"
     assert views.event_line(event).plain == expected
+
+
+def test_events_over_midnight_bear_date_and_zone(project: Path, call: Callable[..., Result]) -> None:
+    (project / "state").mkdir(exist_ok=True)
+    lines = [
+        f'{{"time":"2026-05-{day}T{time}Z","event":"worker_ready","severity":"{severity}","correlation_id":"{incident}",'
+        f'"worker":"matches-{worker}","data":null}}\n'
+        for day, time, severity, incident, worker in (
+            ("01", "23:59:59.500000", "info", "a-1", 0),
+            ("02", "00:00:00.250000", "warning", "a-1", 1),
+            ("02", "00:00:01.000000", "error", "a-2", 1),
+        )
+    ]
+    (project / "state" / "events.jsonl").write_text("".join(lines), encoding="utf-8")
+    shown = [line.split()[0] for line in call("events").stdout.splitlines()]
+    assert shown == ["2026-05-01T23:59:59Z", "2026-05-02T00:00:00Z", "2026-05-02T00:00:01Z"]
+    assert len(call("events", "--since", shown[1]).stdout.splitlines()) == 2
+    for filters, count in (
+        (("--worker", "matches-1"), 2),
+        (("--severity", "warning"), 2),
+        (("--severity", "error"), 1),
+        (("--incident", "a-1"), 2),
+        (("--incident", "a-1", "--worker", "matches-1"), 1),
+        (("--worker", "nobody"), 0),
+    ):
+        assert len(call("events", *filters).stdout.splitlines()) == count, filters
+    assert call("events", "--severity", "loud").exit_code == 2
+
+
+def test_every_heading_is_explained(document: dict[str, Any], call: Callable[..., Result]) -> None:
+    explained = [one for figure, _ in LEGEND for one in figure.split(", ")]
+    text = drawn(views.overview(document, 200), 200)
+    headings = [line for line in text.splitlines() if line.startswith(("GROUP", "WORKER"))]
+    shown = [heading for line in headings for heading in re.split(r"\s{2,}", line.strip())]
+    assert set(shown) - {"GROUP", "WORKER"} <= set(explained)
+    for figure in ("availability", "recoveries", "checkpoint p99", "items lost"):
+        assert figure in explained
+    help_text = " ".join(call("status", "--help").output.split())
+    page = " ".join((ROOT / "docs" / "operations.md").read_text(encoding="utf-8").split())
+    for figure, meaning in LEGEND:
+        assert meaning in help_text, figure
+        assert meaning in page, figure

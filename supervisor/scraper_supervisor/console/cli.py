@@ -16,8 +16,9 @@ from scraper_supervisor.console.commands.checkpoints import checkpoint
 from scraper_supervisor.console.commands.control import CONTROL, abort
 from scraper_supervisor.console.commands.items import items, results
 from scraper_supervisor.console.commands.run import run
+from scraper_supervisor.console.commands.top import top
 from scraper_supervisor.console.commands.transfer import export, import_
-from scraper_supervisor.console.commands.watch import events, status, top
+from scraper_supervisor.console.commands.watch import events, status
 from scraper_supervisor.console.context import FAILED, INTERRUPTED, App, Commands, Refused, json_option, pass_app
 from scraper_supervisor.console.demo.command import demo
 

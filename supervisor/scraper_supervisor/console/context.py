@@ -30,6 +30,7 @@ NO_DAEMON: Final = 3
 DAMAGED: Final = 4
 NO_LEDGER: Final = 65
 INTERRUPTED: Final = 130
+_WHOLE: Final = 10_000  # characters: no sentence of a help text is cut
 
 
 class Refused(click.ClickException):
@@ -190,6 +191,14 @@ class Commands(click.Group):
 
     command_class = HelpfulCommand
     group_class = type
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands, each with its first sentence: click would cut that to what is left of the line."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, one.get_short_help_str(_WHOLE)) for name, one in found if one is not None and not one.hidden]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""

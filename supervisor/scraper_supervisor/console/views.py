@@ -6,16 +6,16 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Group
-from rich.progress_bar import ProgressBar
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from scraper_supervisor.console.context import clean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
 
 Document = dict[str, Any]
 
@@ -197,7 +197,30 @@ def bar(items: Document, width: int = 12) -> RenderableType:
     """How much of a run has ended."""
     if not items["total"]:
         return Text(UNKNOWN)
-    return ProgressBar(total=items["total"], completed=items["done"] + items["failed"], width=width)
+    return Bar(items["done"] + items["failed"], items["total"], width)
+
+
+class Bar:
+    """A progress bar that says how far it is without its colours, too: copied text and a log have none.
+
+    Args:
+        ended: of the total.
+        total: more than 0.
+        width: columns; it is full when all has ended, and never before.
+    """
+
+    def __init__(self, ended: int, total: int, width: int) -> None:
+        self._done = min(ended, total) * width // total
+        self._left = width - self._done
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        """Draw it, in ASCII where the terminal's encoding has nothing else."""
+        done, left = "#." if options.ascii_only else "█░"
+        yield Text.assemble((done * self._done, "green"), (left * self._left, "dim"), no_wrap=True)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """It is as wide as it is."""
+        return Measurement(self._done + self._left, self._done + self._left)
 
 
 def workers(found: list[Document], width: int) -> Table:
@@ -346,8 +369,8 @@ def abort_view(abort: Document) -> Group:
 
 
 def event_line(event: Any) -> Text:
-    """An event of the log in a line; `event` is an EventRecord."""
-    time = event.time[11:19] if len(event.time) >= 19 else event.time
+    """An event of the log in a line; `event` is an EventRecord. Its time is one that `--since` takes."""
+    time = f"{event.time[:19]}Z" if event.time.endswith("Z") and len(event.time) >= 20 else event.time
     where = event.worker or event.group or ""
     text = Text.assemble((clean(time), "dim"), "  ", (clean(event.event), _STYLES.get(event.severity, "")))
     if where:

@@ -62,8 +62,8 @@ class Bookkeeping:
             elif outcome == "failed":
                 worker.failed += 1
         group = self._state.groups.get(ended.group)
-        if outcome != "retry" and group is not None:
-            group.ended.append(now)
+        if outcome == "done" and group is not None:  # a failure is an end, and no progress
+            group.done_at.append(now)
         self._vote(ended, now)
         finished = ItemFinished(ended.key, ended.attempt, outcome, ended.target, ended.seconds, failure)
         self._publish(ended, worker, finished, "debug" if outcome == "done" else None)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Mode = Literal["continue", "next", "fresh"]
 Intent = Literal["paused", "drained", "stopped"]  # what an operator wants of a group or worker
 
-RATE_KEPT = 5000  # ends of items that are remembered for a group's rate
+RATE_KEPT = 5000  # items done that are remembered for a group's rate
 
 
 class Browser(Struct):
@@ -161,7 +161,7 @@ class Group(Struct):
     leaving: bool = False
     rolling: list[str] = []  # workers still to be restarted one by one
     rolling_reason: str = ""
-    ended: deque[float] = field(default_factory=lambda: deque(maxlen=RATE_KEPT))  # when the latest items ended
+    done_at: deque[float] = field(default_factory=lambda: deque(maxlen=RATE_KEPT))  # when the latest items were done
     failed_reason: str | None = None
     install: Install | None = None
     run_state: RunState = "running"  # of its run, as the ledger has it or was last asked to have it

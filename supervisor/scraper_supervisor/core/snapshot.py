@@ -53,7 +53,7 @@ def snapshot(fleet: Fleet, daemon: Daemon) -> dict[str, Any]:
             },
             "host": {"memory_percent": state.memory_percent, "disk_free": state.disk_free},
         },
-        "groups": [_group(group, daemon.now) for group in state.groups.values()],
+        "groups": [_group(fleet, group, daemon.now) for group in state.groups.values()],
         "workers": [
             _worker(fleet, worker, group, daemon) for group in state.groups.values() for worker in state.members(group)
         ],
@@ -101,7 +101,7 @@ def abort_view(fleet: Fleet, now: float) -> dict[str, Any]:
     }
 
 
-def _group(group: Group, now: float) -> dict[str, Any]:
+def _group(fleet: Fleet, group: Group, now: float) -> dict[str, Any]:
     queue = group.queue
     known = queue.image is not None
     counts = queue.counts(now)
@@ -119,13 +119,20 @@ def _group(group: Group, now: float) -> dict[str, Any]:
         "reason": group.failed_reason,
         "items": items if known else dict.fromkeys(items),
         "rate_per_minute": rate,
-        "eta_seconds": None if not rate or group.state in ENDED else left / rate * 60.0,
+        "eta_seconds": left / rate * 60.0 if rate and _progresses(fleet, group) else None,
     }
 
 
+def _progresses(fleet: Fleet, group: Group) -> bool:
+    """True if the group's items are being worked on: of one that stands still, nobody knows when it will be done."""
+    team = fleet.state.members(group)
+    at_work = any(worker.life.up and not worker.paused for worker in team)
+    return group.state is GroupState.RUNNING and at_work and why_closed(fleet.state) is None
+
+
 def _rate(group: Group, now: float) -> float | None:
-    """Items ended a minute, over the last minute or since the first of them."""
-    recent = [time for time in group.ended if time > now - RATE_WINDOW]
+    """Items done a minute, over the last minute or since the first of them."""
+    recent = [time for time in group.done_at if time > now - RATE_WINDOW]
     if group.state in ENDED or len(recent) < 2:
         return None
     return len(recent) / max(1.0, min(RATE_WINDOW, now - recent[0])) * 60.0

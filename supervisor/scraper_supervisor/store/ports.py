@@ -6,7 +6,7 @@ one, on PostgreSQL, would do in its place stands with each method. `opening` alo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from msgspec import Raw, Struct
 
@@ -95,11 +95,22 @@ class ReaderPort(Protocol):
         """A group's runs, the newest first."""
         ...
 
-    def items(self, group: str, run: int | None = None, state: ItemState | None = None) -> Iterator[ItemRow]:
+    def items(
+        self,
+        group: str,
+        run: int | None = None,
+        state: ItemState | Literal["open"] | None = None,
+        *,
+        after: str | None = None,
+        containing: str | None = None,
+    ) -> Iterator[ItemRow]:
         """The items of a run, the latest unless `run` is given, in the order in which they were added.
 
+        `state` "open" is pending, waiting or in flight. `after`: only those added after the item of this key;
+        `containing`: only those whose keys hold this text.
+
         Raises:
-            LookupError: There is no such group or run, or it is removed meanwhile (RunGone).
+            LookupError: There is no such group, run or key, or the run is removed meanwhile (RunGone).
         """
         ...
 

@@ -77,7 +77,8 @@ def test_the_queue_without_a_daemon(project: Path, call: Call) -> None:
     for state, key in (("done", "a"), ("failed", "b"), ("waiting", "c"), ("pending", "d")):
         assert list(rows(call, "--state", state)) == [key]
     assert rows(call, "--state", "in_flight") == {}
-    plain = call("items", "list", "matches").stdout.splitlines()
+    heading, *plain = call("items", "list", "matches").stdout.splitlines()
+    assert heading.split("\t") == ["KEY", "STATE", "ATTEMPTS", "WORKER", "LAST FAILURE"]
     assert plain[0].split("\t") == ["a", "done", "1", "matches-0", "-"]
     assert plain[1].endswith("permanent: http-404: not \\x1b[31m there")
 
@@ -237,3 +238,29 @@ def test_an_invalid_file_does_not_hide_a_running_daemon(
     for broken in ("[workers.matches]\ncuont = 1\n", "this is no TOML ["):
         (project / "supervisor.toml").write_text(f'[supervisor]\nstate_dir = "state"\n{broken}', encoding="utf-8")
         assert call("status", "--json").exit_code == 0
+
+
+def test_the_list_is_filtered_and_paged(call: Call) -> None:
+    call("items", "add", "matches", *(f"match-{number}" for number in range(30)), "other_1", "other%1")
+    assert list(rows(call, "--key", "match-1")) == ["match-1", *(f"match-{number}" for number in range(10, 20))]
+    assert list(rows(call, "--key", "_")) == ["other_1"]
+    assert list(rows(call, "--key", "%")) == ["other%1"]
+    assert list(rows(call, "--key", "MATCH")) == []
+    seen: list[str] = []
+    while page := list(rows(call, "--state", "pending", "--limit", "7", *(("--after", seen[-1]) if seen else ()))):
+        assert len(page) <= 7
+        seen += page
+    assert seen == list(rows(call))
+    assert list(rows(call, "--key", "9", "--after", "match-9", "--limit", "1")) == ["match-19"]
+    unknown = call("items", "list", "matches", "--after", "nope")
+    assert (unknown.exit_code, "no item 'nope'" in unknown.stderr) == (1, True)
+    assert call("items", "list", "matches", "--limit", "0").exit_code == 2
+
+
+@pytest.mark.parametrize("after", [2**63, 10**30, -1])
+def test_a_number_that_no_result_can_have_is_wrong_usage(call: Call, after: int) -> None:
+    call("items", "add", "matches", "a")
+    result = call("results", "matches", "--after", str(after))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--after" in result.stderr
+    assert call("results", "matches", "--after", str(2**63 - 1)).exit_code == 0

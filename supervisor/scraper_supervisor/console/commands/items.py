@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 import sys
 import time
-from itertools import chain, islice
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 import click
@@ -39,6 +40,14 @@ if TYPE_CHECKING:
 CHUNK: Final = 1000  # keys in one request: with the longest keys it is still below what a line may hold
 SHOWN: Final = 1000  # items that a terminal is shown
 POLL: Final = 0.5  # seconds between two looks of `results --follow`
+HIGHEST_SEQ: Final = 2**63 - 1  # that the ledger can hold
+COLUMNS: Final[tuple[tuple[str, bool], ...]] = (
+    ("KEY", False),
+    ("STATE", False),
+    ("ATTEMPTS", True),
+    ("WORKER", False),
+    ("LAST FAILURE", False),
+)
 
 
 @click.group(cls=Commands)
@@ -63,20 +72,33 @@ def add(app: App, group: str, keys: tuple[str, ...]) -> None:
 @items.command("list")
 @click.argument("group")
 @click.option("--state", type=click.Choice(get_args(ItemState)), help="Only items in this state.")
+@click.option("--key", "containing", metavar="TEXT", help="Only items whose key contains TEXT.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many.")
+@click.option("--after", metavar="KEY", help="Only items that were added after this one.")
 @json_option
 @pass_app
-def list_(app: App, group: str, state: ItemState | None, as_json: bool) -> None:
+def list_(
+    app: App,
+    group: str,
+    state: ItemState | None,
+    containing: str | None,
+    limit: int | None,
+    after: str | None,
+    as_json: bool,
+) -> None:
     """List the items of GROUP's run, in the order in which they were added."""
     loaded = app.load()
     claims = _claims(app, group)  # first: what ends meanwhile is then told as ended, not as neither
     with reader(loaded, group) as ledger:
-        rows = _rows(ledger, group, state, claims) if ledger is not None else iter(())
+        found = _rows(ledger, group, state, after, containing, claims) if ledger is not None else iter(())
+        rows = islice(found, limit)
         if as_json:
             _emit_items(rows)
         elif app.out.is_terminal:
             _show_items(app, rows)
         else:
             out = sys.stdout
+            out.write("\t".join(heading for heading, _ in COLUMNS) + "\n")
             for row in rows:
                 out.write("\t".join(_cells(row)) + "\n")
             out.flush()
@@ -134,7 +156,11 @@ def _report(group: str, text: str, untouched: list[str], why: str) -> None:
 @click.argument("group")
 @click.option("--run", "run_number", type=click.IntRange(min=1), help="Which run [the latest].")
 @click.option(
-    "--after", type=click.IntRange(min=0), default=0, metavar="SEQ", help="Only what was done after that one."
+    "--after",
+    type=click.IntRange(min=0, max=HIGHEST_SEQ),
+    default=0,
+    metavar="SEQ",
+    help="Only what was done after that one.",
 )
 @click.option("--follow", "-f", is_flag=True, help="Go on with what is done from now on.")
 @pass_app
@@ -180,13 +206,18 @@ def _in_flight(claims: list[list[Any]], group: str) -> dict[str, str]:
     return {key: worker for key, worker, _ in claims if worker.rpartition("-")[0] == group}
 
 
-def _rows(ledger: ReaderPort, group: str, state: ItemState | None, claims: dict[str, str]) -> Iterator[ItemRow]:
+def _rows(
+    ledger: ReaderPort,
+    group: str,
+    state: ItemState | None,
+    after: str | None,
+    containing: str | None,
+    claims: dict[str, str],
+) -> Iterator[ItemRow]:
     now = timestamp(time.time())
-    found: Iterable[ItemRow]
-    if state in ("pending", "waiting", "in_flight"):  # the ledger does not know which of these an open item is now
-        found = chain(ledger.items(group, state="pending"), ledger.items(group, state="waiting"))
-    else:
-        found = ledger.items(group, state=state)
+    read = partial(ledger.items, group, after=after, containing=containing)
+    is_open = state in ("pending", "waiting", "in_flight")  # the ledger does not know which of these one is now
+    found = read(state="open" if is_open else state)
     for row in found:
         shown = _as_it_is(row, claims.get(row.key), now)
         if state in (None, shown.state):
@@ -215,8 +246,7 @@ def _emit_items(rows: Iterator[ItemRow]) -> None:
 
 
 def _show_items(app: App, rows: Iterator[ItemRow]) -> None:
-    columns = [("KEY", False), ("STATE", False), ("ATTEMPTS", True), ("WORKER", False), ("LAST FAILURE", False)]
-    shown = [_cells(row) for row in islice(rows, SHOWN)]
+    columns, shown = COLUMNS, [_cells(row) for row in islice(rows, SHOWN)]
     if app.out.width < views.WIDE:  # the failure would leave no room for the keys
         columns, shown = columns[:4], [cells[:4] for cells in shown]
     app.print(views.grid(columns, [(cells[0], views.state(cells[1]), *cells[2:]) for cells in shown]))

@@ -1,40 +1,44 @@
-"""`status`, `top` and `events`: looking, without changing anything."""
+"""`status` and `events`: looking, without changing anything."""
 
 from __future__ import annotations
 
-import os
 import re
-import select
-import sys
-import termios
 import time
-import tty
 from collections import deque
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
-from rich.console import Group
-from rich.live import Live
-from rich.text import Text
+from msgspec import Struct
 
 from scraper_supervisor.console import views
 from scraper_supervisor.console.context import USAGE, App, HelpfulCommand, Refused, clean, json_option, pass_app
+from scraper_supervisor.console.legend import LEGEND
 from scraper_supervisor.core.config.units import parse_duration
+from scraper_supervisor.core.formats.event_names import SEVERITIES, Severity
 from scraper_supervisor.store.event_log import EVENTS_FILE, EventRecord, decode_event, exists, follow_lines, read_events
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Iterator
 
-REFRESH: Final = 1.0  # seconds between two looks of `top`
+    from rich.console import Group
+
 POLL: Final = 0.25  # seconds between two looks at a followed file
 TAIL: Final = 10  # events that `events --follow` begins with
 
 
-@click.command(cls=HelpfulCommand)
+class _Explained(HelpfulCommand):
+    """A command whose help explains the figures that it shows."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        """Write the legend at the end of the help."""
+        with formatter.section("Figures"):
+            formatter.write_dl(LEGEND)
+
+
+@click.command(cls=_Explained)
 @click.argument("worker", required=False)
 @json_option
 @pass_app
@@ -59,56 +63,36 @@ def _show(app: App, document: dict[str, Any], view: Group, *, as_json: bool) -> 
         app.print(view)
 
 
-@click.command(cls=HelpfulCommand)
-@pass_app
-def top(app: App) -> None:
-    """Show how everything stands, live on the full screen; q ends it."""
-    if not (app.out.is_terminal and sys.stdin.isatty()):
-        raise Refused("top needs a terminal; `status` prints the same once", USAGE)
-    hint = Text("q: quit", style="dim")
-    with app.connect() as client, _keys() as keys, Live(console=app.out, screen=True, auto_refresh=False) as live:
-        while True:
-            document = client.call("status")
-            live.update(Group(views.overview(document, app.out.width), Text(), hint), refresh=True)
-            if keys(REFRESH) in ("q", "Q"):
-                return
-
-
-@contextmanager
-def _keys() -> Generator[Callable[[float], str]]:
-    """Reads keys from the terminal: a function that waits some seconds for one, and gives "" if none came."""
-    handle = sys.stdin.fileno()
-    before = termios.tcgetattr(handle)
-
-    def key(wait: float) -> str:
-        ready, _, _ = select.select([handle], [], [], wait)
-        return os.read(handle, 1).decode(errors="replace") if ready else ""
-
-    tty.setcbreak(handle)
-    try:
-        yield key
-    finally:
-        termios.tcsetattr(handle, termios.TCSADRAIN, before)
-
-
 # ---- events ----------------------------------------------------------------------------------------------------------
 
 
 @click.command(cls=HelpfulCommand)
 @click.option("--follow", "-f", is_flag=True, help="Go on with what is written from now on.")
 @click.option("--since", metavar="T", help='From then on: a time ("2026-05-01T12:00:00Z") or an age ("10m").')
+@click.option("--worker", metavar="W", help="Only of this worker.")
+@click.option("--severity", type=click.Choice(SEVERITIES), help="Only of this severity, and worse.")
+@click.option("--incident", metavar="ID", help="Only of this incident: events that bear this correlation_id.")
 @click.option("--json", "as_json", is_flag=True, help="One event a line, as JSON.")
 @pass_app
-def events(app: App, follow: bool, since: str | None, as_json: bool) -> None:
-    """Print the event log; with the daemon running or not."""
+def events(
+    app: App,
+    follow: bool,
+    since: str | None,
+    worker: str | None,
+    severity: Severity | None,
+    incident: str | None,
+    as_json: bool,
+) -> None:
+    """Print the event log, with the daemon running or not; its times are UTC."""
     path = Path(app.load().folders.state_dir) / EVENTS_FILE
     start = None if since is None else since_time(since, datetime.now(UTC))
+    wanted = _Wanted(start, worker, severity, incident)
     if follow:
-        found = _recent(path, start)
+        found = _recent(path, wanted)
     else:
         if not exists(path):
             raise Refused(f"{path}: there is no event log yet")
-        found = (event for event in read_events(path) if start is None or event.time >= start)
+        found = (event for event in read_events(path) if wanted.fits(event))
     for event in found:
         if as_json:
             app.emit_line(
@@ -140,9 +124,32 @@ def since_time(text: str, now: datetime) -> str:
         raise Refused(f"--since: {expected}, got {clean(text)!r}", USAGE) from None
 
 
-def _recent(path: Path, start: str | None) -> Iterator[EventRecord]:
-    """The last events, or all since `start`, and then what is written."""
-    past: deque[EventRecord] = deque(maxlen=TAIL if start is None else None)
+class _Wanted(Struct, frozen=True):
+    """Which events are asked for: those that fit all that is given."""
+
+    since: str | None
+    worker: str | None
+    severity: Severity | None
+    incident: str | None
+
+    def fits(self, event: EventRecord) -> bool:
+        """True if the event is asked for."""
+        return (
+            (self.since is None or event.time >= self.since)
+            and self.worker in (None, event.worker)
+            and self.incident in (None, event.correlation_id)
+            and (self.severity is None or _rank(event.severity) >= _rank(self.severity))
+        )
+
+
+def _rank(severity: str) -> int:
+    """How bad a severity is; one that we do not know is the worst, so that it is not missed."""
+    return SEVERITIES.index(severity) if severity in SEVERITIES else len(SEVERITIES)
+
+
+def _recent(path: Path, wanted: _Wanted) -> Iterator[EventRecord]:
+    """The last events, or all since some time, and then what is written."""
+    past: deque[EventRecord] = deque(maxlen=TAIL if wanted.since is None else None)
     caught_up = False
     for line in follow_lines(path):
         if line is None:  # this is as far as it goes at present
@@ -152,7 +159,7 @@ def _recent(path: Path, start: str | None) -> Iterator[EventRecord]:
             time.sleep(POLL)
             continue
         event = decode_event(line)
-        if event is None or (start is not None and event.time < start):
+        if event is None or not wanted.fits(event):
             continue
         if caught_up:
             yield event

@@ -18,7 +18,6 @@ import click
 import tomli_w
 from rich.console import Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -314,7 +313,7 @@ def _shown(app: App, stage: Stage) -> Generator[Callable[[], None]]:
 def frame(stage: Stage, width: int) -> Group:
     """One picture of the demo."""
     line = Table.grid(padding=(0, 2))
-    bar = ProgressBar(total=stage.expected, completed=stage.ended, width=max(10, min(40, width - 45)))
+    bar = views.Bar(stage.ended, max(1, stage.expected), max(10, min(40, width - 45)))
     line.add_row(
         bar, f"{stage.ended}/{stage.expected}", f"ETA {views.seconds(stage.eta)}", views.seconds(stage.elapsed)
     )

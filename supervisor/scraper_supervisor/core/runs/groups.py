@@ -90,7 +90,7 @@ class Groups:
     def _begin(self, group: Group, image: RunImage, now: float) -> None:
         group.queue.open(image)
         group.run_state = image.state
-        group.ended.clear()
+        group.done_at.clear()
         self._slo.items(0)  # nothing that this daemon acknowledged is missing yet
         self._abort.forget(group.name)
         totals = {one.worker: one for one in image.workers}

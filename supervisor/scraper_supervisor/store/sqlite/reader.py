@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sqlite3
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from msgspec import Raw
 
@@ -31,6 +31,7 @@ _STATES: Final = {
     "pending": " AND state = 'open' AND not_before IS NULL",
     "waiting": " AND state = 'open' AND not_before IS NOT NULL",
     "in_flight": " AND 0",
+    "open": " AND state = 'open'",
     "parked": " AND state = 'parked'",
     "done": " AND state = 'done'",
     "failed": " AND state = 'failed'",
@@ -85,15 +86,35 @@ class LedgerReader:
         )
         return [RunInfo(*row) for row in rows]
 
-    def items(self, group: str, run: int | None = None, state: ItemState | None = None) -> Iterator[ItemRow]:
+    def items(
+        self,
+        group: str,
+        run: int | None = None,
+        state: ItemState | Literal["open"] | None = None,
+        *,
+        after: str | None = None,
+        containing: str | None = None,
+    ) -> Iterator[ItemRow]:
         """The items of a run, the latest unless `run` is given, in the order in which they were added.
 
+        Args:
+            group: Its name.
+            run: Which one.
+            state: Only those in this state; "open" are those that are pending, waiting or in flight.
+            after: Only those added after the item of this key.
+            containing: Only those whose keys hold this text.
+
         Raises:
-            LookupError: There is no such group or run, or it is removed meanwhile (RunGone).
+            LookupError: There is no such group, run or key, or the run is removed meanwhile (RunGone).
         """
         info = self._run(group, run)
+        first = None if after is None else self._id(info, after) + 1
+        where = "" if state is None else _STATES[state]
+        values: tuple[object, ...] = ()
+        if containing is not None:
+            where, values = f"{where} AND instr(key, ?)", (containing,)
         columns = "id, key, state, attempts, target, not_before, worker, CAST(last_failure AS BLOB)"
-        for rows in scan_items(self._path, self._db, info, columns, where="" if state is None else _STATES[state]):
+        for rows in scan_items(self._path, self._db, info, columns, where=where, values=values, first=first):
             for row in rows:
                 yield _item(*row[1:])
 
@@ -139,6 +160,11 @@ class LedgerReader:
             check_there(self._db, run)
         return rows
 
+    def _id(self, run: RunInfo, key: str) -> int:
+        for (item,) in self._rows("SELECT id FROM items WHERE run_id = ? AND key = ?", (run.run_id, key)):
+            return int(item)
+        raise LookupError(f"{run.group}: its run {run.run} has no item {key!r}")
+
     def _run(self, group: str, run: int | None) -> RunInfo:
         for info in self.runs(group):
             if run in (None, info.run):
@@ -147,7 +173,15 @@ class LedgerReader:
 
 
 def scan_items(
-    path: Path, db: sqlite3.Connection, run: RunInfo, columns: str, *, where: str = "", upto: int | None = None
+    path: Path,
+    db: sqlite3.Connection,
+    run: RunInfo,
+    columns: str,
+    *,
+    where: str = "",
+    values: tuple[object, ...] = (),
+    first: int | None = None,
+    upto: int | None = None,
 ) -> Iterator[list[tuple[Any, ...]]]:
     """The items of a run in the order of their ids, in steps of bounded rows, bytes and time.
 
@@ -157,6 +191,8 @@ def scan_items(
         run: Which run.
         columns: What to select, from `items` (and `results`, if the columns name it in a sub-select); `id` first.
         where: More conditions, each with its AND.
+        values: Of the conditions.
+        first: The first id; from the run's first one on if it is None.
         upto: The last id; what is added meanwhile is read too if it is None.
 
     Raises:
@@ -165,14 +201,15 @@ def scan_items(
     """
     # By id alone, whatever else is indexed: in another index' order, each step would sort the rows that are left.
     query = f"SELECT {columns} FROM items WHERE +run_id = ? AND id > ? AND id <= ?{where} ORDER BY id LIMIT {_ROWS}"
-    with readable(path):
-        (first,) = db.execute("SELECT min(id) FROM items WHERE run_id = ?", (run.run_id,)).fetchone()
+    if first is None:
+        with readable(path):
+            (first,) = db.execute("SELECT min(id) FROM items WHERE run_id = ?", (run.run_id,)).fetchone()
     last = (first or 1) - 1
     while True:
         with readable(path):
             end = _last_id(db) if upto is None else upto
             stop = min(last + _IDS, end)
-            rows, whole = _some(db, query, (run.run_id, last, stop))
+            rows, whole = _some(db, query, (run.run_id, last, stop, *values))
             check_there(db, run)
         if rows:
             yield rows
@@ -233,7 +270,7 @@ def _item(
         state,
         attempts,
         target,
-        None if not_before is None else timestamp(not_before),
+        None if not_before is None or state == "parked" else timestamp(not_before),  # kept for when it goes on
         worker,
         None if last_failure is None else Raw(last_failure),
     )
