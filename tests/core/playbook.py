@@ -112,9 +112,9 @@ class Puppet:
         """Its process runs."""
         return Spawned(self.name, self.incarnation, self.pid, self.token)
 
-    def exits(self, code: int | None = 0, signal: int | None = None) -> Exited:
+    def exits(self, code: int | None = 0, signal: int | None = None, last_line: str | None = None) -> Exited:
         """Its process ends."""
-        return Exited(self.name, self.incarnation, code, signal)
+        return Exited(self.name, self.incarnation, code, signal, last_line)
 
     def buried(self) -> KillTree:
         """Whatever it leaves is cleared away."""

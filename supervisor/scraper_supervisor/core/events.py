@@ -69,12 +69,13 @@ class SpawnFailed(Struct, frozen=True):
 
 
 class Exited(Struct, frozen=True):
-    """A process ended, by `code` or by `signal`."""
+    """A process ended, by `code` or by `signal`; `last_line` is the last one that it printed to stderr."""
 
     worker: str
     incarnation: int
     code: int | None
     signal: int | None
+    last_line: str | None = None
 
 
 class TreeEnded(Struct, frozen=True):

@@ -126,6 +126,7 @@ class Worker(Struct):
     failed: int = 0
     paused: bool = False
     leaving: bool = False  # removed from the configuration: forgotten when it is down
+    unusable: bool = False  # its last process said that its own set-up is wrong
     last_failure: Failure | None = None
     saved: tuple[int, str] | None = None  # generation, saved_at
     state: tuple[str, Raw] | None = None  # schema, the latest state if it is small
@@ -230,6 +231,7 @@ class FleetState(Struct):
     memory_percent: float | None = None
     disk_free: int | None = None
     trees: set[tuple[str, int]] = set()  # (worker, incarnation) of which something may be left
+    concluded: bool = False  # since the start, an item was done or failed for good
     at_once: bool = False  # the end waits for no item any more
     left: bool = False
 

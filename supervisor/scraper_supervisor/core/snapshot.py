@@ -14,12 +14,14 @@ from scraper_supervisor.core.states.group import ENDED, GroupState
 from scraper_supervisor.core.workers.readiness import idle_reason, why_closed
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from scraper_supervisor.core.fleet import Fleet
     from scraper_supervisor.core.fleet_state import Group, Worker
     from scraper_supervisor.core.queue.in_flight import InHand
 
 
-MOST_IN_HAND: Final = 5  # items of a worker that are told of
+MOST_IN_HAND: Final = 5  # items of a worker that are told of, where it was not asked for by name
 LONGEST_TEXT: Final = 200  # characters of what a worker says of an item
 
 
@@ -36,8 +38,8 @@ class Daemon(Struct, frozen=True):
     wall: float
 
 
-def snapshot(fleet: Fleet, daemon: Daemon) -> dict[str, Any]:
-    """The whole status document."""
+def snapshot(fleet: Fleet, daemon: Daemon, whole: Collection[str] = ()) -> dict[str, Any]:
+    """The whole status document; of the workers in `whole` everything that is in their hands."""
     state = fleet.state
     return {
         "supervisor": {
@@ -55,7 +57,9 @@ def snapshot(fleet: Fleet, daemon: Daemon) -> dict[str, Any]:
         },
         "groups": [_group(fleet, group, daemon.now) for group in state.groups.values()],
         "workers": [
-            _worker(fleet, worker, group, daemon) for group in state.groups.values() for worker in state.members(group)
+            _worker(fleet, worker, group, daemon, None if worker.name in whole else MOST_IN_HAND)
+            for group in state.groups.values()
+            for worker in state.members(group)
         ],
         "abort": abort_view(fleet, daemon.now),
         "slo": slo_view(fleet, daemon.now),
@@ -138,7 +142,7 @@ def _rate(group: Group, now: float) -> float | None:
     return len(recent) / max(1.0, min(RATE_WINDOW, now - recent[0])) * 60.0
 
 
-def _worker(fleet: Fleet, worker: Worker, group: Group, daemon: Daemon) -> dict[str, Any]:
+def _worker(fleet: Fleet, worker: Worker, group: Group, daemon: Daemon, most: int | None) -> dict[str, Any]:
     offset = daemon.wall - daemon.now
     sample, life = worker.current.sample, worker.life
     alive = life.alive
@@ -168,7 +172,7 @@ def _worker(fleet: Fleet, worker: Worker, group: Group, daemon: Daemon) -> dict[
             }
             for browser in worker.current.browsers.values()
         ],
-        "doing": [_in_hand(one) for one in group.queue.in_hand(worker.name, daemon.now)[:MOST_IN_HAND]],
+        "doing": [_in_hand(one) for one in group.queue.in_hand(worker.name, daemon.now)[:most]],
         "idle_reason": idle_reason(fleet.state, worker, daemon.now, daemon.wall),
         "recycles": worker.recycles,
         "items": {"done": worker.done, "failed": worker.failed, "in_flight": group.queue.held_by(worker.name)},

@@ -116,8 +116,8 @@ class DaemonApp:
         )
         self._status = Status(self._fleet, self._in_force, self._telling, self._turn, self._threads)
         self._workers = WorkerSocket(Path(folders.worker_socket), self.feed, line_limit(settings))
-        actions = {"status": self._status.answer, "reload": self._reload, "stop": self._stop}
-        self._control = ControlSocket(Path(folders.control_socket), self.feed, actions, self._tasks)
+        actions, named = {"reload": self._reload, "stop": self._stop}, {"status": self._status.answer}
+        self._control = ControlSocket(Path(folders.control_socket), self.feed, actions, named, self._tasks)
         parts = (self._telling, self._workers, self._control, self._sampler, self._notifier)
         with start_refused():
             self._reloading = Reload(self._in_force, self._boot, self.feed, *parts)
@@ -288,7 +288,7 @@ class DaemonApp:
 
     def _exited(self, worker: str, incarnation: int, end: Exit) -> None:
         self._printed.end(worker)
-        self.feed(events.Exited(worker, incarnation, end.code, end.signal))
+        self.feed(events.Exited(worker, incarnation, end.code, end.signal, end.last_line))
 
     def _store_told(self, fault: StoreFault) -> None:
         self.feed(events.StoreTold(events.StoreFaulted(fault.errno, fault.message)))

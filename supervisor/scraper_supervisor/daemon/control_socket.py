@@ -78,7 +78,9 @@ class ControlSocket(Listener):
     Args:
         path: of the socket.
         feed: takes an event.
-        actions: method → a coroutine function giving (ok, document); what it raises is an error answer.
+        actions: method → a coroutine function giving (ok, document); for requests without names. What it raises is an error
+            answer.
+        named: the same, given the names, for requests with and without.
         tasks: holds what is under way.
     """
 
@@ -87,11 +89,13 @@ class ControlSocket(Listener):
         path: Path,
         feed: Callable[[Event], None],
         actions: Mapping[str, Callable[[], Awaitable[tuple[bool, Any]]]],
+        named: Mapping[str, Callable[[tuple[str, ...]], Awaitable[tuple[bool, Any]]]],
         tasks: Tasks,
     ) -> None:
         super().__init__(path)
         self._feed = feed
         self._actions = actions
+        self._named = named
         self._tasks = tasks
         self._connections: set[ControlConnection] = set()
         self._requests: dict[int, ControlConnection] = {}
@@ -124,8 +128,9 @@ class ControlSocket(Listener):
     def serve(self, connection: ControlConnection, call: int, method: str, params: ControlParams) -> None:
         """Serve one request."""
         self._requests[call] = connection
-        if method in self._actions and not params.names:
-            acting = self._act(call, self._actions[method])
+        own = self._action(method, params.names)
+        if own is not None:
+            acting = self._act(call, own)
             if self._tasks.start(acting, f"control {method}", partial(self.failed, call)) is None:
                 self.answer(call, False, "the daemon is ending")
         else:
@@ -145,6 +150,12 @@ class ControlSocket(Listener):
                     params.token,
                 )
             )
+
+    def _action(self, method: str, names: tuple[str, ...]) -> Callable[[], Awaitable[tuple[bool, Any]]] | None:
+        """What serves the request here; None if the fleet does."""
+        if method in self._named:
+            return partial(self._named[method], names)
+        return None if names else self._actions.get(method)
 
     async def _act(self, call: int, action: Callable[[], Awaitable[tuple[bool, Any]]]) -> None:
         self.answer(call, *await action())

@@ -43,14 +43,18 @@ class Status:
         self._threads = threads
         self._started_at = utc_now()
 
-    async def answer(self) -> tuple[bool, Any]:
-        """The status; what it shows is in the event log by then, if the disk takes that."""
+    async def answer(self, names: tuple[str, ...] = ()) -> tuple[bool, Any]:
+        """The status; what it shows is in the event log by then, if the disk takes that.
+
+        Args:
+            names: workers of which everything is told.
+        """
         self._turn()  # what was asked before shows
-        status = self._telling.shown(self.document())
+        status = self._telling.shown(self.document(names))
         await self._threads.run(partial(self._telling.settle, EVENTS_WITHIN))
         return True, status
 
-    def document(self) -> dict[str, Any]:
+    def document(self, names: tuple[str, ...] = ()) -> dict[str, Any]:
         """The `status --json` document, as everything stands now."""
         config = self._in_force
         daemon = Daemon(
@@ -63,7 +67,7 @@ class Status:
             time.monotonic(),
             time.time(),
         )
-        return snapshot(self._fleet, daemon)
+        return snapshot(self._fleet, daemon, names)
 
     def line(self) -> str:
         """One line: the supervisor's state, and the items of all groups' runs that are done and that are left."""

@@ -1,15 +1,19 @@
 """What workers say after their hello, apart from the queue's own rules: signs of life, and what is answered to what."""
 
 import pytest
-from tests.core.playbook import BLIP, Play
+from msgspec import Raw
+from tests.core.playbook import ANY, BLIP, DAEMON, Play
 
 from scraper_supervisor.core.config.settings import AbortSettings
-from scraper_supervisor.core.events import Heard, KillTree, Replied
+from scraper_supervisor.core.events import HangUp, Heard, KillTree, Replied, Spawn, Tell
 from scraper_supervisor.core.snapshot import Daemon, snapshot
 from scraper_worker.protocol import (
     NOT_INTRODUCED,
+    REFUSED,
     BrowserStarted,
     BrowserStopped,
+    CheckpointSave,
+    FailedAnswer,
     FailureReport,
     Goodbye,
     Heartbeat,
@@ -63,6 +67,35 @@ def test_after_goodbye_nothing_is_taken():
     play >> a(Goodbye("drained")) << a.gets(Nothing())
     for word in (ItemNext(), Heartbeat(), ItemProgress("x")):
         play.silence() >> a(word) << a.refused(NOT_INTRODUCED)
+
+
+def test_a_state_of_an_incarnation_that_is_over_is_refused_as_what_it_is():
+    play = Play("x")
+    a = play.up()
+    play >> a.exits(1) << a.buried() << HangUp(a.conn)
+    play.ignoring(Spawn)
+    play >> a(CheckpointSave("s/1", Raw(b"{}"))) << a.refused(REFUSED)
+    play >> a(ItemNext()) << a.refused(NOT_INTRODUCED)
+    play.leaves(a)
+    play >> a(CheckpointSave("s/1", Raw(b"{}"))) << a.refused(NOT_INTRODUCED)
+    assert play.fleet.state.conns == {}
+
+
+def test_nobody_knows_when_an_item_of_an_aborted_group_comes_again():
+    play = Play("x", "y", count=2, settings={"abort": AbortSettings(consecutive_crashes=1)})
+    a, b = play.up("g-0"), play.up("g-1")
+    x = play.gives(a, "x")
+    play.dies(b).ignoring(HangUp, Tell, Spawn)
+    play >> a(ItemFailed("x", BLIP, x.claim)) << a.gets(FailedAnswer("retry", 1, None, ANY))
+
+
+def test_a_worker_that_is_asked_for_by_name_shows_all_in_its_hands():
+    play = Play(*"abcdefgh")
+    a = play.up()
+    for _ in range(8):
+        play.gives(a)
+    shown = [snapshot(play.fleet, DAEMON, whole)["workers"][0]["doing"] for whole in ((), ("g-0",), ("g-1",))]
+    assert [len(one) for one in shown] == [5, 8, 5]
 
 
 def test_status_tells_what_is_in_hand_and_how_far_it_is():

@@ -3,7 +3,8 @@
 from signal import SIGTERM
 
 import pytest
-from tests.core.playbook import ANY, BLIP, Play, writes
+from msgspec.structs import replace
+from tests.core.playbook import ANY, BLIP, Play, a_group, writes
 
 from scraper_supervisor.core.events import (
     Asked,
@@ -28,6 +29,7 @@ from scraper_worker.protocol import (
     ItemDone,
     ItemFailed,
     ItemNext,
+    ItemRelease,
     ItemsOffer,
     Nothing,
     Offered,
@@ -173,6 +175,46 @@ def test_a_worker_whose_set_up_is_wrong_is_failed_at_once_and_nobody_pays(restar
     again = play.gives(b)
     assert (again.key, again.attempt) == (x.key, 1)
     assert len(play.published("worker_failed")) == 1
+
+
+def test_what_such_a_worker_said_last_is_the_reason():
+    play = Play("x", count=2)
+    a, _ = play.up("g-0"), play.up("g-1")
+    play >> a.exits(78, last_line="  no module 'scrapper'") << a.buried()
+    assert play.fleet.state.workers["g-0"].last_failure.message == "no module 'scrapper'"
+    assert [one.data.reason for one in play.log if one.event == "worker_failed"] == ["no module 'scrapper'"]
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("ended", [None, "released", "retried", "done", "failed"])
+def test_the_daemon_exits_78_if_that_is_all_that_a_start_brings(once, ended):
+    play = Play("x", "y", once=once, groups=(a_group("g"), a_group("h", count=2)))
+    a, b, c = play.up("g-0"), play.up("h-0"), play.up("h-1")
+    if ended is not None:
+        x = play.gives(a, "x")
+        words = {
+            "released": ItemRelease("x", x.claim),
+            "retried": ItemFailed("x", BLIP, x.claim),
+            "done": ItemDone("x", x.claim),
+            "failed": ItemFailed("x", replace(BLIP, kind="permanent"), x.claim),
+        }
+        play >> a(words[ended]) << ANY
+    for puppet in (b, a, c):
+        play.silence().dies(puppet, 78).ignoring(HangUp)
+    if ended in ("done", "failed"):
+        assert [command.code for command in play.seen] == ([1] if once else []), "later it stays"
+    else:
+        (leave,) = play.seen
+        assert (leave.code, "g-0" in leave.reason, "h-1" in leave.reason) == (78, True, True)
+
+
+def test_one_worker_that_is_able_keeps_the_daemon_up():
+    play = Play("x", count=2)
+    a, b = play.up("g-0"), play.up("g-1")
+    play.dies(a, 78).ignoring(HangUp).silence()
+    play.dies(b, 1).ignoring(HangUp)
+    play.up("g-1")
+    assert (play.state("g-0"), play.state("g-1")) == ("failed", "running")
 
 
 def test_an_ordered_end_is_none_of_a_wrong_set_up():

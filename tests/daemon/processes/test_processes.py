@@ -38,7 +38,7 @@ async def test_a_worker_runs_in_its_own_session_with_its_environment(world: Worl
         **{ENV_TOKEN: "secret"},
     )
     await until(lambda: world.exits)
-    assert world.exits == [("w-0", 1, Exit(code=0))]
+    assert world.exits == [("w-0", 1, Exit(code=0, last_line="oops"))]
     tmpdir = world.folder / "run/tmp/w-0-1"
     assert world.said() == ["1", "secret", str(tmpdir), f"{pid} {world.folder} True"]
     assert world.said("err") == ["oops"]

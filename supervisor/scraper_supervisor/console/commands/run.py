@@ -31,7 +31,7 @@ def run(app: App, entrypoint: str | None, once: bool, fresh: bool) -> None:
     when nothing is left to do, as with --once.
 
     Exit codes: 0 done; 1 items are left and no worker is able; 65 the ledger does not open; 69 aborted by policy; 78
-    invalid configuration.
+    invalid configuration, or every worker says that its own set-up is wrong.
     """
     if entrypoint is None:
         loaded = app.load()

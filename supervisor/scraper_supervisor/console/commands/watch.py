@@ -45,7 +45,7 @@ class _Explained(HelpfulCommand):
 def status(app: App, worker: str | None, as_json: bool) -> None:
     """Show how everything stands, or one WORKER in detail."""
     with app.connect() as client:
-        document = client.call("status")
+        document = client.call("status") if worker is None else client.call("status", names=[worker])
     if worker is None:
         _show(app, document, views.overview(document, app.out.width), as_json=as_json)
         return

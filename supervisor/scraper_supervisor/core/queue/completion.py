@@ -48,6 +48,7 @@ class Completion:
 
     Args:
         retry: the group's retry settings; replaceable at any time.
+        parks: whether what is to be tried again waits for an operator, so that nobody knows when; settable.
         run: the run in held.
         seed: makes jitter differ between daemons but not between replays.
     """
@@ -56,6 +57,7 @@ class Completion:
         self, outbox: Outbox, run: RunRef, retry: RetrySettings, frontier: Frontier, in_flight: InFlight, seed: str
     ) -> None:
         self.retry = retry
+        self.parks = False
         self.ended = Ended()
         self._outbox = outbox
         self._run = run
@@ -92,6 +94,9 @@ class Completion:
         unit = crc32(f"{self._seed}:{item.key}:{item.attempts}:{item.infrastructure}:{item.blocked}".encode()) / 2**32
         ruling = decide_retry(item, failure, self.retry, unit, spared=held.spared)
         answer = FailedAnswer(ruling.action, item.attempts + 1, ruling.delay, ruling.reason)
+        if self.parks and ruling.action == "retry":
+            reason = f"{ruling.reason}; parked, since its group is aborted"
+            answer = msgspec.structs.replace(answer, delay=None, reason=reason)
         op = self._op(
             held,
             "retry" if ruling.action == "retry" else "failed",

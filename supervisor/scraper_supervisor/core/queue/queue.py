@@ -95,6 +95,10 @@ class Queue:
         """Go on under these settings."""
         self._completion.retry = self._out.retry = retry
 
+    def park(self, *, parks: bool) -> None:
+        """Whether the group is aborted, so that what is to be tried again waits for an operator."""
+        self._completion.parks = parks
+
     # ---- the run
 
     def open(self, image: RunImage) -> None:

@@ -121,6 +121,7 @@ class Groups:
         if group.run_state != "running":
             self._set_run_state(group, "running")
         self._want(group)
+        group.queue.park(parks=False)
         group.completing, group.failed_reason = False, None
         for worker in self._state.members(group):
             if self._state.intents.get(worker.name) not in ("drained", "stopped"):
@@ -319,6 +320,7 @@ class Groups:
         for worker in self._state.members(group):
             self._lifecycle.drain(worker, reason, "stop", now)
         group.go(GroupTrigger.ABORT)
+        group.queue.park(parks=True)
         group.failed_reason, group.completing = reason, False
         self._set_run_state(group, "aborted")
 

@@ -8,6 +8,8 @@ from scraper_supervisor.core.events import Leave
 from scraper_supervisor.core.formats.event_payloads import AbortEvaluated, AbortExecuted, AbortTriggered
 from scraper_supervisor.core.states.group import ENDED, GroupState
 from scraper_supervisor.core.states.supervisor import SupervisorTrigger
+from scraper_supervisor.core.states.worker_life import Phase
+from scraper_supervisor.core.workers.lifecycle import EX_CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,6 +78,10 @@ class Shutdown:
         if state.phase == "draining":
             self._leave(0, "drained")
             return
+        if self._none_is_usable():
+            told = (f"{one.name}: {one.last_failure.message}" for one in state.workers.values() if one.last_failure)
+            self._leave(EX_CONFIG, f"every worker's own set-up is wrong: {'; '.join(told)}")
+            return
         groups = list(state.groups.values())
         ended = all(group.state in ENDED and group.repeat_at is None for group in groups)
         aborted = [group for group in groups if group.state is GroupState.ABORTED]
@@ -91,6 +97,16 @@ class Shutdown:
                 self._leave(1, f"items are left and no worker is able: {reasons}")
             else:
                 self._leave(0, "every group completed")
+
+    def _none_is_usable(self) -> bool:
+        """True if since the start all that came of it is that every worker says that its own set-up is wrong."""
+        state = self._state
+        return (
+            state.phase == "running"
+            and not state.concluded
+            and bool(state.workers)
+            and all(worker.unusable and worker.life.phase is Phase.FAILED for worker in state.workers.values())
+        )
 
     def _leave(self, code: int, reason: str) -> None:
         self._state.left = True

@@ -14,6 +14,7 @@ from scraper_worker.protocol import (
     BAD_PARAMS,
     INVALID_REQUEST,
     NOT_INTRODUCED,
+    REFUSED,
     BrowserStarted,
     BrowserStopped,
     CheckpointLoad,
@@ -67,6 +68,10 @@ class Sessions:
             self._handshakes.hello(event, message)
             return
         worker = self._speaker(event.conn)
+        if worker is None and event.conn in self._state.conns and isinstance(message, CheckpointSave):
+            why = "this is no longer the worker's present incarnation: its state is not taken"
+            self._state.outbox.refuse(event.conn, event.call, REFUSED, why)
+            return
         if worker is None or worker.current.goodbye is not None:
             why = "say hello first" if worker is None else "you said goodbye"
             self._state.outbox.refuse(event.conn, event.call, NOT_INTRODUCED, why)

@@ -75,7 +75,7 @@ class Lifecycle:
         commands = worker.life.start(group.settings)
         if not commands:
             return
-        worker.current = Incarnation()
+        worker.current, worker.unusable = Incarnation(), False
         self._state.outbox.commands += commands
         self.note(worker, now)
 
@@ -223,7 +223,9 @@ class Lifecycle:
         elif ordered:
             self._ordered_end(worker, was, now)
         elif unusable:
-            reason = f"exited with code {EX_CONFIG}: its own set-up is wrong, which no restart mends; see its log"
+            generic = f"exited with code {EX_CONFIG}: its own set-up is wrong, which no restart mends; see its log"
+            reason = generic if event.last_line is None else event.last_line.strip()
+            worker.unusable = True
             worker.last_failure = Failure("permanent", "system", "worker-setup", reason)
             self._down(worker, "fail", now)
             self._state.publish(WorkerFailed(reason), worker=worker)
@@ -300,10 +302,9 @@ class Lifecycle:
         self.note(worker, now)
 
     def _cut(self, worker: Worker) -> None:
-        """The process is gone, and with it its connection."""
+        """The process is gone, and with it its connection: what still comes there is an old incarnation's."""
         conn = worker.current.conn
         if conn is not None:
-            self._state.conns.pop(conn, None)
             self._state.groups[worker.group].queue.disconnected(conn)
             self._state.outbox.commands.append(HangUp(conn))
 

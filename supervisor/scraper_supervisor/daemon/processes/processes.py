@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from msgspec.structs import replace
+
 from scraper_supervisor.daemon.processes import process_tree, procfs, spawning
 from scraper_supervisor.daemon.processes.process_tree import EndedTree, ProcessRecord, Tree
 from scraper_supervisor.daemon.processes.spawning import (
@@ -147,11 +149,12 @@ class Processes:
         del self._collectors[live.pid], self._live[live.worker]
         for stream in live.outputs:
             stream.finish()
+        said = dict(zip(live.handles, live.outputs, strict=True)).get("err")
         live.outputs = []
         self._release(live)
         for name in live.handles:
             self._folders.fifo(live.worker, name).unlink(missing_ok=True)
-        self._on_exit(live.worker, live.incarnation, end)
+        self._on_exit(live.worker, live.incarnation, replace(end, last_line=said and said.last))
 
     def _release(self, live: Live) -> None:
         self._loop.remove_reader(live.pidfd)

@@ -55,10 +55,14 @@ class SpawnedProcess(Struct, frozen=True):
 
 
 class Exit(Struct, frozen=True):
-    """How a process ended: by `code` or by `signal`; neither is known of one that was not our child."""
+    """How a process ended: by `code` or by `signal`; neither is known of one that was not our child.
+
+    `last_line` is the last one that a worker printed to stderr.
+    """
 
     code: int | None = None
     signal: int | None = None
+    last_line: str | None = None
 
 
 class SpawnError(Exception):

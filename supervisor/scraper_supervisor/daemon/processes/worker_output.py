@@ -99,6 +99,8 @@ class Output:
         self._handle = handle
         self._deliver = deliver
         self._lines = LineSplitter()
+        self.last: str | None = None
+        """The last line that said something."""
         loop.add_reader(handle, self._readable)
 
     def _readable(self) -> int:
@@ -106,9 +108,13 @@ class Output:
             data = os.read(self._handle, READ_AT_ONCE)
         except BlockingIOError:
             return 0
-        for line in self._lines.feed(data):
-            self._deliver(line)
+        self._hand_on(self._lines.feed(data))
         return len(data)
+
+    def _hand_on(self, lines: list[str]) -> None:
+        for line in lines:
+            self.last = line if line.strip() else self.last
+            self._deliver(line)
 
     def finish(self) -> None:
         """Read what a dead worker left in the pipe, then close.
@@ -118,8 +124,7 @@ class Output:
         left = PIPE_SIZE
         while left > 0 and (count := self._readable()):
             left -= count
-        for line in self._lines.flush():
-            self._deliver(line)
+        self._hand_on(self._lines.flush())
         self.close()
 
     def close(self) -> None:
