@@ -37,6 +37,7 @@ from scraper_supervisor.core.events import (
     Said,
     Spawn,
     Spawned,
+    StackTold,
     TreeEnded,
     Unwatch,
     Watch,
@@ -118,7 +119,7 @@ class Puppet:
 
     def buried(self) -> KillTree:
         """Whatever it leaves is cleared away."""
-        return KillTree(self.name, self.incarnation, ANY)
+        return KillTree(self.name, self.incarnation, ANY, ANY)
 
 
 class Play:
@@ -146,6 +147,8 @@ class Play:
             | (settings or {})
         )
         self.held: list[Any] | None = None
+        self.stands: tuple[str, ...] = ()  # where workers that are asked tell that they stand
+        self.tells = True  # whether the daemon answers where they do
         self.seen: list[Command] = []
         self.log: list[Publish] = []
         self._numbers = 0
@@ -313,6 +316,9 @@ class Play:
                 self._take(self.fleet.handle(Persisted(command.op, self.store.perform(command.op, self.now)), self.now))
             elif not isinstance(command, HIDDEN):
                 self.seen.append(command)
+                if isinstance(command, KillTree) and command.ask and self.tells:
+                    told = StackTold(command.worker, command.incarnation, self.stands)
+                    self._take(self.fleet.handle(told, self.now))
 
 
 def a_group(name: str = "g", **changes: Any) -> GroupSettings:

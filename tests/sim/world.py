@@ -40,6 +40,7 @@ from scraper_supervisor.core.events import (
     Spawn,
     Spawned,
     SpawnFailed,
+    StackTold,
     Tell,
     Terminated,
     TreeEnded,
@@ -215,7 +216,9 @@ class World:
                 process = self.processes.get((worker, incarnation))
                 if process is not None:
                     process.signalled(signum)
-            case KillTree(worker=worker, incarnation=incarnation):
+            case KillTree(worker=worker, incarnation=incarnation, ask=ask):
+                if ask and self.rng.random() < 0.9:
+                    self.later(0.005, self._in_this_life(StackTold(worker, incarnation, ("  File x, line 1 in y",))))
                 process = self.processes.get((worker, incarnation))
                 if process is not None:
                     self.later(0.01, lambda: process.exit(None, 9))

@@ -16,6 +16,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from scraper_worker import protocol
+from scraper_worker.connection.stack import tell_on_signal
 from scraper_worker.errors import BrowserUnavailable, Refused, SupervisorLost, UsageError
 from scraper_worker.item import trace
 from scraper_worker.logs import log_to_stderr
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         return _say(USAGE, EXIT_USAGE)
     log_to_stderr()
     entrypoint = arguments[0]
+    tell_on_signal()
     try:
         try:
             function = load(entrypoint)

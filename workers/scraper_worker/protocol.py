@@ -21,6 +21,8 @@ SESSION_SLOT: Final = "session"  # cookies and storage of the browser; the one s
 ENV_SOCKET: Final = "SCRAPER_WORKER_SOCKET"
 ENV_NAME: Final = "SCRAPER_WORKER_NAME"
 ENV_TOKEN: Final = "SCRAPER_WORKER_TOKEN"
+STACK_SIGNAL: Final = 7  # above SIGRTMIN: no program uses it by itself
+STACK_FILE: Final = ".scraper-worker-stack"  # in TMPDIR; a worker that catches the signal writes there where it stands
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600

@@ -78,6 +78,14 @@ class Exited(Struct, frozen=True):
     last_line: str | None = None
 
 
+class StackTold(Struct, frozen=True):
+    """Where the main thread of a worker stands that is about to be killed, innermost call last; empty if unknown."""
+
+    worker: str
+    incarnation: int
+    lines: tuple[str, ...]
+
+
 class TreeEnded(Struct, frozen=True):
     """Nothing is left of an incarnation; `killed` processes had outlived it."""
 
@@ -186,6 +194,7 @@ Event: TypeAlias = (
     | Spawned
     | SpawnFailed
     | Exited
+    | StackTold
     | TreeEnded
     | Sampled
     | Persisted
@@ -220,12 +229,14 @@ class Signal(Struct, frozen=True):
 class KillTree(Struct, frozen=True):
     """SIGKILL the worker and everything below it, and remove what it left. Answered by TreeEnded.
 
-    Also the clean-up after a worker's own end: `browsers` are the PIDs that it reported.
+    Also the clean-up after a worker's own end: `browsers` are the PIDs that it reported. With `ask`, it is asked before
+    where it stands, answered by StackTold.
     """
 
     worker: str
     incarnation: int
     browsers: tuple[int, ...]
+    ask: bool = False
 
 
 class KillBrowser(Struct, frozen=True):

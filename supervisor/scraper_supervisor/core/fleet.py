@@ -30,6 +30,7 @@ from scraper_supervisor.core.events import (
     Sampled,
     Spawned,
     SpawnFailed,
+    StackTold,
     StoreFaulted,
     StoreTold,
     Terminated,
@@ -168,6 +169,8 @@ class Fleet:
                 self.lifecycle.spawn_failed(event, now)
             case Exited():
                 self.lifecycle.exited(event, now)
+            case StackTold():
+                self.lifecycle.stack_told(event)
             case TreeEnded():
                 self.lifecycle.tree_ended(event)
             case Sampled():

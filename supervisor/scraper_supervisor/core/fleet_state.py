@@ -100,6 +100,7 @@ class Incarnation(Struct):
     lost_browser: LostBrowser | None = None
     recycle: Recycle | None = None
     limit: str | None = None  # over a soft limit of its own: to be restarted when its hands are empty
+    hung: str | None = None  # why it is killed as hung, while it is asked where it stands
     killed_for: Failure | None = None  # what a death by our own hand is charged as
     given_up: bool = False  # failed for good while its process still runs
     sample: Sample | None = None

@@ -78,8 +78,8 @@ class ControlSocket(Listener):
     Args:
         path: of the socket.
         feed: takes an event.
-        actions: method → a coroutine function giving (ok, document); for requests without names. What it raises is an error
-            answer.
+        actions: method → a coroutine function giving (ok, document), for requests without names; what it raises is an
+            error answer.
         named: the same, given the names, for requests with and without.
         tasks: holds what is under way.
     """

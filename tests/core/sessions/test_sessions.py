@@ -5,7 +5,7 @@ from msgspec import Raw
 from tests.core.playbook import ANY, BLIP, DAEMON, Play
 
 from scraper_supervisor.core.config.settings import AbortSettings
-from scraper_supervisor.core.events import HangUp, Heard, KillTree, Replied, Spawn, Tell
+from scraper_supervisor.core.events import HangUp, Heard, Replied, Spawn, Tell
 from scraper_supervisor.core.snapshot import Daemon, snapshot
 from scraper_worker.protocol import (
     NOT_INTRODUCED,
@@ -49,7 +49,7 @@ def test_any_line_is_a_sign_of_life_from_the_first_heartbeat_on(line):
     play.silence().at(10.0) >> line(a.conn)
     play.silence().until(24.9)
     assert play.state() == "running"
-    play.until(25.1) << KillTree("g-0", 1, ())
+    play.until(25.1) << a.buried()
     assert "worker_hung" in play.published()
 
 
@@ -58,7 +58,7 @@ def test_a_line_of_a_stranger_or_of_who_left_is_no_sign_of_life():
     a = play.up()
     play >> a.notes(Heartbeat())
     play.silence().at(10.0) >> Heard(a.conn + 1)
-    play.silence().until(15.1) << KillTree("g-0", 1, ())
+    play.silence().until(15.1) << a.buried()
 
 
 def test_after_goodbye_nothing_is_taken():

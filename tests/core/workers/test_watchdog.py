@@ -241,7 +241,7 @@ def test_progress_puts_no_item_timeout_off():
     assert play.now == 20.0
     play.at(21.0) >> a.notes(ItemProgress("x", x.claim))
     play.at(40.0) >> Due()
-    play.at(50.0) >> Due() << KillTree("g-0", 1, ())
+    play.at(50.0) >> Due() << a.buried()
 
 
 def test_items_handed_out_together_after_a_long_rest_begin_their_progress_together():
@@ -318,7 +318,7 @@ def test_a_worker_that_could_be_handed_an_item_and_neither_has_nor_wants_one_is_
     a = play.up()
     for now in (20.0, 40.0, 59.999):
         play.at(now) >> (a.notes(Heartbeat()) if beats else Due())
-    play.silence().at(60.0) >> Due() << KillTree("g-0", 1, ())
+    play.silence().at(60.0) >> Due() << a.buried()
     play.dies(a, None, 9).ignoring(HangUp) << Spawn("g-0", 2, ANY)
     assert (play.row("x").attempts, play.row("x").alone) == (0, False)
     exited = next(one.data for one in play.log if one.event == "worker_exited")
@@ -343,7 +343,7 @@ def test_any_other_word_is_a_sign_of_work(word):
     else:
         play >> messages[word]
     play.silence().at(109.999) >> Due()
-    play.silence().at(110.0) >> Due() << KillTree("g-0", 1, ())
+    play.silence().at(110.0) >> Due() << a.buried()
 
 
 def test_a_worker_for_which_there_is_nothing_may_be_quiet_and_has_its_time_once_there_is():
@@ -356,18 +356,18 @@ def test_a_worker_for_which_there_is_nothing_may_be_quiet_and_has_its_time_once_
     play.at(1000.0) >> b(ItemNext())
     play.silence() >> b(ItemsOffer(["y", "z"])) << ANY << ANY
     play.at(1059.0) >> b.notes(ItemProgress("y"))
-    play.silence().at(1060.0) >> Due() << KillTree("g-0", 1, ())
+    play.silence().at(1060.0) >> Due() << a.buried()
     assert a.name == "g-0"
 
 
 def test_a_pause_is_not_the_workers_time():
     play = Play("x", progress_timeout=60.0)
-    play.up()
+    a = play.up()
     play.at(10.0) >> Asked(1, "pause", ("g",), wait=False) << ANY
     play.at(500.0) >> Due()
     play.silence() >> Asked(2, "resume", ("g",), wait=False) << ANY
     play.at(559.999) >> Due()
-    play.silence().at(560.0) >> Due() << KillTree("g-0", 1, ())
+    play.silence().at(560.0) >> Due() << a.buried()
 
 
 def test_a_call_that_waits_for_the_disk_is_not_the_workers_time():
@@ -388,3 +388,51 @@ def test_who_waits_for_an_item_is_not_idle():
         play.at(float(now)) >> a.notes(ItemProgress("x", x.claim))
     play.silence()
     assert (play.state("g-0"), play.state("g-1")) == ("running", "running")
+
+
+# ---- where it stood --------------------------------------------------------------------------------------------------
+
+
+def test_where_a_hung_worker_stood_is_told_in_the_event_and_in_the_failure():
+    play = Play("x", heartbeat_timeout=15.0)
+    play.stands = ('  File "scraper.py", line 7 in handle', '  File "scraper.py", line 3 in wait_for_ever')
+    a = play.up()
+    play.gives(a, "x")
+    play >> a.notes(Heartbeat())
+    play.at(15.0) >> Due() << KillTree("g-0", 1, (), ask=True)
+    hung = next(one for one in play.log if one.event == "worker_hung")
+    assert hung.data.blocked == play.stands
+    play.dies(a, None, 9).ignoring(HangUp, Spawn)
+    failure = next(one.data.failure for one in play.log if one.event == "item_finished")
+    assert failure.traceback.splitlines()[1:] == list(play.stands)
+    exited = next(one for one in play.log if one.event == "worker_exited")
+    assert hung.correlation_id == exited.correlation_id, "one incident"
+
+
+def test_a_hang_is_told_also_where_nothing_is_heard_of_its_place():
+    play = Play("x", heartbeat_timeout=15.0)
+    play.tells = False
+    a = play.up()
+    play >> a.notes(Heartbeat())
+    play.at(15.0) >> Due() << a.buried()
+    assert play.published("worker_hung") == []
+    play.dies(a, None, 9).ignoring(HangUp, Spawn)
+    assert [one.data.blocked for one in play.log if one.event == "worker_hung"] == [None]
+    assert play.published("worker_hung", "worker_exited") == ["worker_hung", "worker_exited"]
+
+
+def test_an_item_at_the_end_of_its_ladder_tells_where_its_worker_stood():
+    play, a, _, _ = stuck("item")
+    play.stands = ('  File "scraper.py", line 7 in handle',)
+    play.at(30.0) >> Due() << KillBrowser("g-0", 1, 500)
+    play.at(40.0) >> Due() << a.buried()
+    play.dies(a, None, 9).ignoring(HangUp, Spawn)
+    failure = next(one.data.failure for one in play.log if one.event == "item_finished")
+    assert (failure.signature, "line 7 in handle" in failure.traceback) == ("item-timeout", True)
+
+
+def test_who_is_killed_for_its_memory_is_not_asked():
+    play = Play("x")
+    play.up()
+    play.fleet.lifecycle.kill(play.fleet.state.workers["g-0"], "too fat", "worker-memory", play.now)
+    assert play.fleet.outbox.commands[-1] == KillTree("g-0", 1, ())

@@ -129,12 +129,15 @@ class WorkerHung(Payload, frozen=True):
 
     Attributes:
         reason: a sentence with its figures.
+        blocked: where its main thread stood then, as the lines of a traceback, innermost call last; null where it
+            does not tell, as a worker without the SDK.
     """
 
     EVENT = "worker_hung"
     COMPONENT = "workers"
     SEVERITY = "warning"
     reason: str
+    blocked: tuple[str, ...] | None = None
 
 
 # ---- browsers and limits ---------------------------------------------------------------------------------------------

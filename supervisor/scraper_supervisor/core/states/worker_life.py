@@ -204,15 +204,15 @@ class Life:
         """End a process that can't be of use: SIGTERM, and SIGKILL to the tree after USELESS_GRACE."""
         return self._terminate(Clock("fixed", now, USELESS_GRACE))
 
-    def kill(self, reason: str, browsers: tuple[int, ...]) -> list[Command]:
-        """SIGKILL the whole tree; unless an end was ordered before, this is a death."""
+    def kill(self, reason: str, browsers: tuple[int, ...], *, ask: bool = False) -> list[Command]:
+        """SIGKILL the whole tree; unless an end was ordered before, this is a death. `ask` first where it stands."""
         if not self.alive or self.killed:
             return []
         self._go(Trigger.KILL)
         self.clock, self.killed = None, True
         if self.after == "decide":
             self.reason = reason
-        return [KillTree(self.worker, self.incarnation, browsers)]
+        return [KillTree(self.worker, self.incarnation, browsers, ask)]
 
     def gone(self, what: Gone, next_start: Clock | None = None) -> None:
         """The process has ended (or was not born), and this comes of it; with "wait", another starts in time."""

@@ -9,6 +9,8 @@ from errno import EAGAIN, EDQUOT, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC, EROFS
 from typing import TYPE_CHECKING, Final, Literal
 from zlib import crc32
 
+from msgspec.structs import replace
+
 from scraper_supervisor.core.events import HangUp, Unwatch, Watch
 from scraper_supervisor.core.facts import ProcessEnded, ProcessKnown
 from scraper_supervisor.core.fleet_state import Group, Incarnation, Worker
@@ -18,6 +20,7 @@ from scraper_supervisor.core.formats.worker_payloads import (
     WorkerCompleted,
     WorkerExited,
     WorkerFailed,
+    WorkerHung,
     WorkerReady,
     WorkerStarted,
 )
@@ -30,7 +33,7 @@ from scraper_worker.protocol import Drain, Failure
 if TYPE_CHECKING:
     from scraper_supervisor.core.checkpoints import Checkpoints
     from scraper_supervisor.core.config.settings import GroupSettings
-    from scraper_supervisor.core.events import Exited, Spawned, SpawnFailed, TreeEnded
+    from scraper_supervisor.core.events import Exited, Spawned, SpawnFailed, StackTold, TreeEnded
     from scraper_supervisor.core.fleet_state import FleetState
     from scraper_supervisor.core.policy.slo import Slo
     from scraper_supervisor.core.states.worker_life import Gone
@@ -149,19 +152,48 @@ class Lifecycle:
             group.queue.end_waiting(worker.name, "draining")
         self.note(worker, now)
 
-    def kill(self, worker: Worker, reason: str, signature: str, now: float) -> None:
-        """SIGKILL to the worker's whole tree. Unless its end was ordered before, it is a death like any other."""
+    def hung(self, worker: Worker, reason: str, signature: str, now: float) -> None:
+        """Kill a worker for what it does not do; it is told when it is known where the worker stood."""
+        if worker.life.alive and not worker.life.killed:
+            worker.current.hung = reason
+            self.kill(worker, reason, signature, now, ask=True)
+
+    def stack_told(self, event: StackTold) -> None:
+        """Where a worker stood that is killed as hung: its failure, and the one of the item in its hands, tell it."""
+        worker = self._current(event.worker, event.incarnation)
+        if worker is None or worker.current.hung is None:
+            return
+        if event.lines and worker.current.killed_for is not None:
+            where = "\n".join(("Where the main thread stood (most recent call last):", *event.lines))
+            worker.current.killed_for = worker.last_failure = replace(worker.current.killed_for, traceback=where)
+        self._tell_hung(worker, worker.current, event.lines)
+
+    def _tell_hung(self, worker: Worker, was: Incarnation, lines: tuple[str, ...]) -> None:
+        if was.hung is not None:
+            self._state.publish(WorkerHung(was.hung, lines or None), worker=worker)
+            was.hung = None
+
+    def kill(self, worker: Worker, reason: str, signature: str, now: float, *, ask: bool = False) -> None:
+        """SIGKILL to the worker's whole tree. Unless its end was ordered before, it is a death like any other.
+
+        Args:
+            worker: which one.
+            reason: a sentence.
+            signature: of the failure that the death is charged as.
+            now: monotonic seconds.
+            ask: the worker is asked before where it stands.
+        """
         if not worker.life.alive or worker.life.killed:
             return
         if worker.life.after == "decide" and not worker.current.given_up:
             worker.current.killed_for = worker.last_failure = Failure("transient", "system", signature, reason)
             self._detected(worker, "hang", now)
-        self.kill_tree(worker, reason)
+        self.kill_tree(worker, reason, ask=ask)
         self.note(worker, now)
 
-    def kill_tree(self, worker: Worker, reason: str) -> None:
+    def kill_tree(self, worker: Worker, reason: str, *, ask: bool = False) -> None:
         """SIGKILL to the worker's whole tree."""
-        commands = worker.life.kill(reason, worker.current.browser_pids)
+        commands = worker.life.kill(reason, worker.current.browser_pids, ask=ask)
         if commands:
             self._state.trees.add((worker.name, worker.life.incarnation))
             self._state.outbox.commands += commands
@@ -196,6 +228,7 @@ class Lifecycle:
         group, life = self._state.groups[worker.group], worker.life
         queue = group.queue
         was = worker.current
+        self._tell_hung(worker, was, ())
         ordered = life.after != "decide" or was.given_up
         unusable = event.code == EX_CONFIG and not ordered
         well = event.code == 0 and (was.goodbye == "complete" or not life.introduced)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scraper_supervisor.core.formats.worker_payloads import WorkerHung
 from scraper_supervisor.core.policy.ladder import RUNG
 from scraper_supervisor.core.states.worker_life import Phase
 from scraper_supervisor.core.workers.readiness import why_closed, why_not_ready
@@ -81,7 +80,7 @@ class Watchdog:
                 self._recycling.kill_for_item(worker, step.ladder.told, reason, now)
             case "worker":
                 reason = f"it did not end {step.key!r} within {2 * RUNG:g} s: {why.message}"
-                self._hung(worker, why.signature, reason, now)
+                self._lifecycle.hung(worker, reason, why.signature, now)
 
     def _items_deadline(self, group: Group) -> float | None:
         return group.queue.stuck.next_deadline(group.settings, self._items_run)
@@ -122,18 +121,14 @@ class Watchdog:
         if silent is not None and now >= silent:
             patience = _patience(worker, group)
             if worker.current.away_since is not None:
-                self._hung(worker, "connection-lost", f"its connection was closed for {patience:g} s", now)
+                self._lifecycle.hung(worker, f"its connection was closed for {patience:g} s", "connection-lost", now)
             else:
-                self._hung(worker, "heartbeat-timeout", f"it was silent for heartbeat_timeout of {patience:g} s", now)
+                reason = f"it was silent for heartbeat_timeout of {patience:g} s"
+                self._lifecycle.hung(worker, reason, "heartbeat-timeout", now)
         elif idle is not None and now >= idle:
             spent = f"progress_timeout of {group.settings.progress_timeout:g} s"
-            self._hung(worker, "progress-timeout", f"it asked for no item for {spent}, though there is one", now)
-
-    def _hung(self, worker: Worker, signature: str, reason: str, now: float) -> None:
-        """Kill a worker for what it does not do."""
-        if worker.life.alive and not worker.life.killed:
-            self._state.publish(WorkerHung(reason), worker=worker)
-            self._lifecycle.kill(worker, reason, signature, now)
+            reason = f"it asked for no item for {spent}, though there is one"
+            self._lifecycle.hung(worker, reason, "progress-timeout", now)
 
     def _worker_deadline(self, worker: Worker) -> float | None:
         life = worker.life
@@ -155,7 +150,7 @@ class Watchdog:
                 self._lifecycle.start(worker, now)
             case Phase.STARTING:
                 reason = f"no hello within start_timeout of {group.settings.start_timeout:g} s"
-                self._hung(worker, "start-timeout", reason, now)
+                self._lifecycle.hung(worker, reason, "start-timeout", now)
             case Phase.DRAINING | Phase.RUNNING:  # running: it said goodbye and stays
                 self._state.outbox.commands += life.terminate(now)
             case Phase.STOPPING:

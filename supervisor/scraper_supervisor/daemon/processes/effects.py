@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
-from scraper_supervisor.core.events import Spawned, SpawnFailed, TreeEnded
+from scraper_supervisor.core.events import Spawned, SpawnFailed, StackTold, TreeEnded
 from scraper_supervisor.daemon.processes.spawning import SpawnError, spec_of
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class ProcessEffects:
         self._tasks.start(self._spawn(command), f"spawn {command.worker}", failed)
 
     def kill_tree(self, command: KillTree) -> None:
-        """End all that is left of an incarnation; the outcome is `TreeEnded`."""
+        """End all that is left of an incarnation; the outcome is `TreeEnded`, and before it `StackTold` if asked."""
 
         def failed(_: Exception) -> None:  # nobody shall wait for it for ever; its record stays for the next supervisor
             self._feed(TreeEnded(command.worker, command.incarnation, 0))
@@ -84,6 +84,9 @@ class ProcessEffects:
             self._feed(Spawned(worker, incarnation, spawned.pid, spawned.token))
 
     async def _kill_tree(self, command: KillTree) -> None:
+        if command.ask:
+            where = await self._processes.stack(command.worker, command.incarnation)
+            self._feed(StackTold(command.worker, command.incarnation, where))
         ended = await _tried(
             f"end {command.worker}",
             lambda: self._processes.end_tree(command.worker, command.incarnation, command.browsers),

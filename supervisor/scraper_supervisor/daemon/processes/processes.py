@@ -32,6 +32,7 @@ from scraper_supervisor.daemon.processes.spawning import (
     start_command,
     start_worker,
 )
+from scraper_supervisor.daemon.processes.stacks import where_it_stands
 from scraper_supervisor.daemon.processes.worker_output import Output
 from scraper_supervisor.daemon.upkeep.threads import Threads, ThreadsStopped
 
@@ -195,6 +196,14 @@ class Processes:
         except (ProcessLookupError, PermissionError):
             return False
         return True
+
+    async def stack(self, worker: str, incarnation: int) -> tuple[str, ...]:
+        """Where the worker's main thread stands, innermost call last; empty where it does not tell in a moment."""
+        live = self._live.get(worker)
+        if live is None or live.incarnation != incarnation:
+            return ()
+        send = partial(self.signal, worker, incarnation)
+        return await where_it_stands(live.pid, self._folders.tmpdir(worker, incarnation), send)
 
     async def end_tree(self, worker: str, incarnation: int, browsers: Collection[int] = ()) -> EndedTree:
         """SIGKILL everything left of an incarnation and remove its TMPDIR, FIFOs and record.

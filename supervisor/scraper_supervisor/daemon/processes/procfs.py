@@ -71,6 +71,16 @@ def stat(pid: int) -> Stat | None:
     )
 
 
+def catches(pid: int, signum: int) -> bool:
+    """True if the process has a handler for that signal; False where that can't be known."""
+    try:
+        status = _read(f"/proc/{pid}/status")
+    except (*_GONE, PermissionError):
+        return False
+    caught = next((line for line in status.splitlines() if line.startswith(b"SigCgt:")), b"SigCgt:0")
+    return bool(int(caught.partition(b":")[2], 16) & 1 << (signum - 1))
+
+
 def table() -> dict[int, Stat]:
     """Every process of the machine, by pid."""
     found: dict[int, Stat] = {}
