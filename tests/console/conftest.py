@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from scraper_supervisor.console.cli import cli
+from scraper_supervisor.store.sqlite.ledger import Ledger
 from scraper_worker.jsonrpc import Framer, Request, RpcError, decode_line, encode_error, encode_result
 
 if TYPE_CHECKING:
@@ -34,6 +35,20 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def ledger(project: Path) -> Path:
+    """A ledger in the project's state folder, as a daemon's first start leaves it."""
+    return make_ledger(project / "state")
+
+
+def make_ledger(state_dir: Path) -> Path:
+    """An empty ledger; only a daemon makes one, no command does."""
+    state_dir.mkdir(mode=0o700, exist_ok=True)
+    path = state_dir / "ledger.db"
+    Ledger.open(path).close()
+    return path
+
+
+@pytest.fixture
 def call(project: Path) -> Callable[..., Result]:
     """Runs a command in this process: `call("items", "add", "matches", input="k1")`."""
 
@@ -50,7 +65,7 @@ class FakeDaemon:
         self.answers: dict[str, Any] = {"claims": []}
         self.leaves = False  # hangs up after the next answer, as a daemon does that was told to stop
         self.requests: list[tuple[str, dict[str, Any]]] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()

@@ -89,16 +89,40 @@ def test_a_socket_that_nobody_serves_any_more_is_3(project: Path, call: Call) ->
     assert f"{path} (connection refused)" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "arguments", [("status",), ("run",), ("items", "list", "matches"), ("checkpoint", "list"), ("events",)]
+BROKEN = (
+    '[supervisor]\nstate_dir = "state"\n[workers.matches]\ncount = 0\ncuont = 3\n',
+    '[supervisor]\nstate_dir = "state"\nx = [',
 )
-def test_an_invalid_configuration_is_78_everywhere(project: Path, call: Call, arguments: tuple[str, ...]) -> None:
-    (project / "supervisor.toml").write_text("[workers.matches]\ncount = 0\ncuont = 3\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("arguments", [("run",), ("check",), ("config",)])
+def test_an_invalid_configuration_is_78(project: Path, call: Call, arguments: tuple[str, ...]) -> None:
+    (project / "supervisor.toml").write_text(BROKEN[0], encoding="utf-8")
     result = call(*arguments)
     assert result.exit_code == 78
     assert result.stdout == ""
     assert "workers.matches.cuont" in result.stderr
     assert "workers.matches.count" in result.stderr
+
+
+@pytest.mark.parametrize("text", BROKEN)
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("status",), 3), (("abort", "status"), 3), (("reload",), 3),
+        (("items", "list", "matches"), 0), (("items", "add", "matches", "b"), 0), (("items", "export", "matches"), 0),
+        (("items", "requeue", "matches", "--failed"), 0), (("results", "matches"), 0),
+        (("checkpoint", "list"), 0), (("checkpoint", "verify"), 0), (("events",), 0),
+    ],
+)  # fmt: skip
+def test_a_broken_file_stops_no_command_that_needs_only_its_folders(
+    project: Path, ledger: Path, call: Call, arguments: tuple[str, ...], code: int, text: str
+) -> None:
+    (project / "state" / "events.jsonl").write_bytes(b"")
+    assert call("items", "add", "matches", "a").exit_code == 0
+    (project / "supervisor.toml").write_text(text, encoding="utf-8")
+    result = call(*arguments)
+    assert (result.exit_code, "cuont" in result.stderr) == (code, False)
 
 
 def test_check_config_and_init(project: Path, call: Call) -> None:

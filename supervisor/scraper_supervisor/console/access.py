@@ -15,7 +15,6 @@ from scraper_supervisor.store.opening import location, open_for_reading
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from scraper_supervisor.store.config_file import Loaded
     from scraper_supervisor.store.ports import ReaderPort
 
 PATIENCE: Final = 10.0  # seconds for a daemon that is starting to listen, or for another command to be done
@@ -25,18 +24,22 @@ T = TypeVar("T")
 
 
 @contextmanager
-def reader(loaded: Loaded, group: str) -> Generator[ReaderPort | None]:
+def reader(app: App, group: str) -> Generator[ReaderPort | None]:
     """The ledger, which has a run of that group; None if the group is configured and has none yet.
+
+    Args:
+        app: the command's surroundings.
+        group: the group's name.
 
     Raises:
         Refused: there is no ledger, or no such group; or the run that is read is removed meanwhile.
         LedgerUnusable: the ledger does not open.
     """
-    where = location(loaded)
+    where, configured = location(app.place()), app.settings().groups
     try:
         ledger = open_for_reading(where)
     except FileNotFoundError:
-        if group in loaded.settings.groups:
+        if group in configured:
             yield None
             return
         raise Refused(f"{where}: there is no ledger yet") from None
@@ -46,10 +49,10 @@ def reader(loaded: Loaded, group: str) -> Generator[ReaderPort | None]:
                 yield ledger
             except LookupError as error:
                 raise Refused(str(error)) from None
-        elif group in loaded.settings.groups:
+        elif group in configured:
             yield None
         else:
-            known = ", ".join(sorted({*ledger.groups(), *loaded.settings.groups})) or "none"
+            known = ", ".join(sorted({*ledger.groups(), *configured})) or "none"
             raise Refused(f"no group is named {clean(group)!r}; known are: {known}")
 
 
@@ -66,11 +69,11 @@ def queue(app: App, group: str, command: str) -> Generator[Client | OfflineQueue
         command: what is being done, for those who find the folder locked.
 
     Raises:
-        Refused: the group is not configured, or somebody else uses the state folder.
+        Refused: nobody knows the group, there is no ledger, or somebody else uses the state folder.
         LedgerUnusable: the ledger does not open.
         OSError: the state folder can't be used.
     """
-    with daemon_or(app, lambda: OfflineQueue(app.load(), group, command)) as changer:
+    with daemon_or(app, lambda: OfflineQueue(app.place(), app.settings(), group, command)) as changer:
         yield changer
 
 

@@ -57,7 +57,9 @@ class Client:
             self._socket.close()
             raise NoDaemon(_reason(path, error)) from None
         credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        self.pid: Final[int] = struct.unpack("3i", credentials)[0]  # 0 if it is in a namespace that we do not see
+        pid, uid, _ = struct.unpack("3i", credentials)
+        self.pid: Final[int] = pid  # 0 if it is in a namespace that we do not see
+        self.uid: Final[int] = uid
 
     def call(self, method: str, timeout: float | None = ANSWER_TIMEOUT, **params: Any) -> Any:
         """Ask for something and wait for the answer.

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
-import tomllib
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -16,10 +14,13 @@ from rich.console import Console
 
 from scraper_supervisor.console.client import Client, Denied, NoDaemon
 from scraper_supervisor.console.commands.config import invalid
-from scraper_supervisor.core.config.parser import InvalidSettings, parse
-from scraper_supervisor.core.config.paths import config_file, folders
-from scraper_supervisor.store.config_file import Loaded, home_folder, load_or_default, working_folder
+from scraper_supervisor.console.serving import serving
+from scraper_supervisor.core.config.parser import InvalidSettings
+from scraper_supervisor.core.config.paths import control_socket
+from scraper_supervisor.core.config.settings import Settings
+from scraper_supervisor.store.config_file import Loaded, Place, find_place, load_or_default, working_folder
 from scraper_supervisor.store.errors import LedgerUnusable, NetworkFileSystem, StoreError
+from scraper_supervisor.store.folders import noted_runtime_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,25 +66,46 @@ class App:
         """
         return load_or_default(self.config, os.environ, working_folder(self.config, os.environ))
 
+    def place(self) -> Place:
+        """Where the folders are, whatever else is wrong in the file.
+
+        Raises:
+            InvalidSettings: there is no file, or what names the folders does not fit.
+        """
+        return find_place(self.config, os.environ, working_folder(self.config, os.environ))
+
+    def settings(self) -> Settings:
+        """The configuration, or all defaults where it is not valid: for what it only makes better."""
+        try:
+            return self.load().settings
+        except InvalidSettings:
+            return Settings()
+
     def connect(self) -> Client:
         """A connection to the daemon, which an invalid configuration does not keep from running.
 
+        A daemon has told in its state folder where its sockets are: systemd, cron and `su` give each another runtime
+        folder. One that still goes by an older state_dir is found by the file that it serves.
+
         Raises:
             NoDaemon: none answers.
-            InvalidSettings: none answers, and the configuration is invalid.
+            InvalidSettings: there is no configuration, or what names the folders does not fit.
         """
-        try:
-            path = self.load().folders.control_socket
-        except InvalidSettings:
-            salvaged = _salvaged_socket(self.config)
-            if salvaged is None:
-                raise
+        place = self.place()
+        noted = noted_runtime_dir(Path(place.folders.state_dir))
+        paths = [place.folders.control_socket] if noted is None else [control_socket(noted)]
+        if place.folders.control_socket not in paths:
+            paths.append(place.folders.control_socket)
+        nobody: list[NoDaemon] = []
+        for path in paths:
             try:
-                return Client(salvaged)
-            except NoDaemon:
-                pass  # what is wrong with the file is what the operator has to know first
-            raise
-        return Client(path)
+                return Client(path)
+            except NoDaemon as error:
+                nobody.append(error)
+        elsewhere = serving(place.path)
+        if elsewhere is None:
+            raise nobody[0]
+        return elsewhere
 
     def print(self, *things: object) -> None:
         """Print for people."""
@@ -100,33 +122,6 @@ class App:
     def emit_line(self, document: object) -> None:
         """Write a JSON document to stdout in one line."""
         click.echo(msgspec.json.encode(document))
-
-
-def _salvaged_socket(option: str | None) -> str | None:
-    """The control socket by what can still be read of a configuration that is not valid."""
-    try:
-        location = config_file(option, os.environ, os.path.exists, working_folder(option, os.environ))
-        if location.path is None:
-            return None
-        text = Path(location.path).read_bytes().decode("utf-8-sig", "replace")
-        found = {name: value for name, value in _supervisor_table(text).items() if name in ("state_dir", "runtime_dir")}
-        supervisor = parse({"supervisor": found}, location.base).supervisor
-        return folders(supervisor, os.environ, home_folder(os.environ), location.base).control_socket
-    except (OSError, InvalidSettings):
-        return None
-
-
-def _supervisor_table(text: str) -> dict[str, Any]:
-    try:
-        table = tomllib.loads(text).get("supervisor")
-        return table if isinstance(table, dict) else {}
-    except ValueError:
-        found: dict[str, Any] = {}
-        for line in text.splitlines():  # a key of these names stands nowhere else
-            if re.match(r"\s*(state|runtime)_dir\s*=", line):
-                with contextlib.suppress(ValueError):
-                    found |= tomllib.loads(line)
-        return found
 
 
 pass_app = click.make_pass_decorator(App)

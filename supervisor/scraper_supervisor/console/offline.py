@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Self, cast
+import sys
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from msgspec import Raw
 
@@ -24,21 +25,26 @@ from scraper_supervisor.core.ops.state_ops import LoadState
 from scraper_supervisor.core.queue.item_calls import target_of
 from scraper_supervisor.store.errors import StoreFault
 from scraper_supervisor.store.locks import FolderLock
-from scraper_supervisor.store.opening import location, open_for_writing
+from scraper_supervisor.store.opening import is_there, location, open_for_reading, open_for_writing
 from scraper_supervisor.store.states.checkpoints import CheckpointFiles
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from scraper_supervisor.core.config.settings import Settings
     from scraper_supervisor.core.ops.import_ops import Imported
     from scraper_supervisor.core.ops.operation import AnswerT, Operation
     from scraper_supervisor.core.ops.run_ops import RunImage
-    from scraper_supervisor.store.config_file import Loaded
+    from scraper_supervisor.store.config_file import Place
+    from scraper_supervisor.store.opening import LedgerLocation
+
+
+_KEEP_ALL: Final = sys.maxsize  # runs of a group that is not configured here: nobody said how many are too many
 
 
 def locked(state_dir: Path, command: str) -> FolderLock:
-    """The state folder, made if there is none, and for us alone.
+    """The state folder, which is there, for us alone.
 
     Args:
         state_dir: the folder.
@@ -48,41 +54,61 @@ def locked(state_dir: Path, command: str) -> FolderLock:
         Locked: another process uses it.
         OSError: it can't be used.
     """
-    os.umask(0o077)  # the folder and what is in it is for its owner alone
-    state_dir.mkdir(parents=True, exist_ok=True)
+    os.umask(0o077)  # what is in the folder is for its owner alone
     return FolderLock(state_dir, command=command)
+
+
+def no_ledger(place: Place) -> str:
+    """What is said where a ledger would have to be made: where it was looked for, and by which configuration."""
+    by = place.path or f"no configuration file in {place.base}"
+    return (
+        f"{location(place)}: there is no ledger ({by}), and only `run` makes one; "
+        "name the configuration that the daemon runs with: --config FILE"
+    )
+
+
+def _groups(where: LedgerLocation) -> set[str]:
+    """The groups that have a run."""
+    try:
+        with open_for_reading(where) as ledger:
+            return set(ledger.groups())
+    except FileNotFoundError:
+        return set()  # opening it for writing says what is left of it
 
 
 class OfflineQueue:
     """A group's queue in the ledger, while no daemon runs; a context manager.
 
     Args:
-        loaded: the configuration.
-        group: the group's name.
+        place: where the ledger is.
+        settings: the configuration; the defaults, if it is not valid.
+        group: the group's name; it is configured, or has a run.
         command: what is being done, for those who find the folder locked.
 
     Raises:
-        Refused: the group is not configured.
+        Refused: nobody knows the group, or there is no ledger: none is made here, where nobody may ever look.
         Locked: another process uses the state folder.
         LedgerUnusable: the ledger does not open.
         OSError: the state folder can't be used.
     """
 
-    def __init__(self, loaded: Loaded, group: str, command: str) -> None:
-        settings = loaded.settings.groups.get(group)
-        if settings is None:
-            known = ", ".join(loaded.settings.groups) or "none"
-            raise Refused(f"no group is named {clean(group)!r}; known are: {known}")
-        where = location(loaded)
+    def __init__(self, place: Place, settings: Settings, group: str, command: str) -> None:
+        where = location(place)
+        if not is_there(where):
+            raise Refused(no_ledger(place))
         self._lock = locked(where.state_dir, command)
         try:
+            known = settings.groups.keys() | _groups(where)
+            if group not in known:
+                raise Refused(f"no group is named {clean(group)!r}; known are: {', '.join(sorted(known)) or 'none'}")
             self._ledger = open_for_writing(where)
         except BaseException:
             self._lock.close()
             raise
         self._group = group
-        self._keep_runs = settings.keep_runs
-        self._checkpoint = loaded.settings.checkpoint
+        configured = settings.groups.get(group)
+        self._keep_runs = configured.keep_runs if configured is not None else _KEEP_ALL
+        self._checkpoint = settings.checkpoint
         self._state_dir = where.state_dir
         self._image: RunImage | None = None
         self._import = 0  # the run that is being imported

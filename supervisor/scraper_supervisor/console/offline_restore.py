@@ -15,15 +15,19 @@ from scraper_supervisor.store.states.reading import FOLDER
 from scraper_worker.protocol import SESSION_SLOT, ItemCounts
 
 if TYPE_CHECKING:
-    from scraper_supervisor.store.config_file import Loaded
+    from scraper_supervisor.core.config.settings import CheckpointSettings
+    from scraper_supervisor.store.config_file import Place
     from scraper_supervisor.store.ports import RunInfo
 
 
-def restore_offline(loaded: Loaded, worker: str, generation: int, slot: str | None = None) -> dict[str, Any]:
+def restore_offline(
+    place: Place, settings: CheckpointSettings, worker: str, generation: int, slot: str | None = None
+) -> dict[str, Any]:
     """Write an older state of a worker as its new newest one, of the newest run that its group has.
 
     Args:
-        loaded: the configuration.
+        place: where the state folder is.
+        settings: how states are kept.
         worker: its name.
         generation: which state.
         slot: of which slot; None for the main state.
@@ -37,7 +41,7 @@ def restore_offline(loaded: Loaded, worker: str, generation: int, slot: str | No
         LedgerUnusable: the ledger, which knows the run, does not open.
         OSError: the disk does not take it; nothing was changed.
     """
-    where = location(loaded)
+    where = location(place)
     state_dir = where.state_dir
     group = worker.rpartition("-")[0]
     known = sorted(path.name for path in (state_dir / FOLDER).glob("*") if path.is_dir())
@@ -53,7 +57,6 @@ def restore_offline(loaded: Loaded, worker: str, generation: int, slot: str | No
             raise Refused(refusal)
         counts = ItemCounts(0, 0, 0) if run is None else ItemCounts(run.pending + run.waiting, run.done, run.failed)
         number = found.run if run is None else run.run
-        settings = loaded.settings.checkpoint
         saved = store.save(save_op(0, worker, number, found.schema, found.state, counts, settings, slot))
     return {"worker": worker, "restored": generation, "generation": saved.generation, "state": None}
 

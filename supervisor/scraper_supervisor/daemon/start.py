@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
 import uvloop
 
 from scraper_supervisor.daemon.app import DaemonApp
@@ -14,6 +15,7 @@ from scraper_supervisor.daemon.refusal import CannotStart, start_refused
 from scraper_supervisor.daemon.signals import Signals
 from scraper_supervisor.daemon.telling.log import configure_logging
 from scraper_supervisor.store.errors import Locked
+from scraper_supervisor.store.folders import note_runtime_dir, tighten
 from scraper_supervisor.store.locks import FolderLock
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.store.config_file import Loaded
 
 __all__ = ["CannotStart", "run"]
+_log = structlog.get_logger()
 
 
 def run(loaded: Loaded, *, once: bool = False, fresh: bool = False) -> int:
@@ -48,11 +51,12 @@ def _run(loaded: Loaded, signals: Signals, *, once: bool, fresh: bool) -> int:
     mode: Mode = "fresh" if fresh else ("next" if once else "continue")
     os.umask(0o077)  # states hold cookies: nothing that we or the store make is for others to read
     locks: list[FolderLock] = []
+    state_dir, runtime_dir = Path(loaded.folders.state_dir), Path(loaded.folders.runtime_dir)
     try:
-        for name in dict.fromkeys((loaded.folders.state_dir, loaded.folders.runtime_dir)):
-            folder = Path(name)
+        for folder in dict.fromkeys((state_dir, runtime_dir)):
             folder.mkdir(parents=True, exist_ok=True)
             locks.append(FolderLock(folder))
+        loose = tighten(state_dir)
     except Locked as error:
         if error.command is not None:
             raise CannotStart(f"{error}; start when it is done") from None
@@ -62,6 +66,12 @@ def _run(loaded: Loaded, signals: Signals, *, once: bool, fresh: bool) -> int:
     supervisor = loaded.settings.supervisor
     with start_refused():
         log = configure_logging(supervisor.log_level, supervisor.log_format, sys.stderr)
+    for told in loose:
+        _log.warning(told)
+    try:
+        note_runtime_dir(state_dir, loaded.folders.runtime_dir)
+    except OSError as error:  # a full disk: whoever shares our environment finds the sockets all the same
+        _log.warning(f"the runtime folder can't be noted for commands: {error.strerror}", path=str(state_dir))
 
     async def serve() -> int:
         return await DaemonApp(loaded, log, signals, once=once, mode=mode).main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -18,6 +19,7 @@ from scraper_supervisor.core.config.paths import (
     LOCAL_FOLDER,
     NOT_UTF8,
     Folders,
+    Location,
     config_file,
     folders,
     is_utf8,
@@ -27,21 +29,28 @@ from scraper_supervisor.core.config.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from scraper_supervisor.core.config.settings import SupervisorSettings
+
 MOST_BYTES: Final = 16 * 1024 * 1024  # of a file that is read whole
+_FOLDER_LINE: Final = re.compile(r"\s*(state|runtime)_dir\s*=")
 _AT_LINE: Final = re.compile(r"^(.*) \(at (line \d+, column \d+|end of document)\)$", re.DOTALL)
 
 
-class Loaded(Struct, frozen=True):
-    """A configuration and where it and its folders are.
+class Place(Struct, frozen=True):
+    """Where a configuration and its folders are.
 
-    `path` is None if there is no file; `base` is the folder that relative paths are relative to. `document` is what the
-    file sets, as it stands there.
+    `path` is None if there is no file; `base` is the folder that relative paths are relative to.
     """
 
-    settings: Settings
     path: str | None
     folders: Folders
     base: str
+
+
+class Loaded(Place, frozen=True, kw_only=True):
+    """A configuration and where it and its folders are; `document` is what the file sets, as it stands there."""
+
+    settings: Settings
     document: dict[str, object] = {}
 
 
@@ -86,6 +95,37 @@ def load_or_default(option: str | None, environ: Mapping[str, str], cwd: str) ->
     Raises:
         InvalidSettings: with every problem; its `file` is the file they are in.
     """
+    location = _location(option, environ, cwd)
+    settings, document = (Settings(), {}) if location.path is None else _read(location.path)
+    found = _folders(settings.supervisor, environ, location)
+    if location.state_dir is not None:
+        placed = replace(settings.supervisor, state_dir=found.state_dir, runtime_dir=found.runtime_dir)
+        settings = replace(settings, supervisor=placed)
+    return Loaded(location.path, found, location.base, settings=settings, document=document)
+
+
+def find_place(option: str | None, environ: Mapping[str, str], cwd: str) -> Place:
+    """Where the folders are, whatever else is in the file: of that, only what says so is read.
+
+    Args:
+        option: the value of --config.
+        environ: the environment.
+        cwd: the absolute working folder.
+
+    Raises:
+        InvalidSettings: there is no file, it can't be read, or its state_dir or runtime_dir does not fit.
+    """
+    location = _location(option, environ, cwd)
+    supervisor = Settings().supervisor
+    if location.path is not None:
+        try:
+            supervisor = parse({"supervisor": _named_folders(location.path)}, location.base).supervisor
+        except InvalidSettings as error:
+            raise InvalidSettings(error.problems, location.path) from None
+    return Place(location.path, _folders(supervisor, environ, location), location.base)
+
+
+def _location(option: str | None, environ: Mapping[str, str], cwd: str) -> Location:
     location = config_file(option, environ, os.path.exists, cwd)
     path = location.path or location.base
     if not is_utf8(path):
@@ -94,18 +134,32 @@ def load_or_default(option: str | None, environ: Mapping[str, str], cwd: str) ->
         looked = f"--config, ${ENV_CONFIG}, ./{LOCAL_FILE}, ./{LOCAL_FOLDER}/ and {location.path}"
         hint = f"`scraper-supervisor init` writes ./{LOCAL_FILE}"
         raise InvalidSettings([Problem("", f"there is no configuration file; looked for {looked}; {hint}")])
-    settings, document = (Settings(), {}) if location.path is None else _read(location.path)
-    supervisor = settings.supervisor
-    if location.state_dir is not None:
-        # All of it in one folder: two such folders of one user must not meet in $XDG_RUNTIME_DIR.
-        runtime_dir = os.path.join(location.state_dir, "run")
-        supervisor = replace(supervisor, state_dir=location.state_dir, runtime_dir=runtime_dir)
-        settings = replace(settings, supervisor=supervisor)
+    return location
+
+
+def _folders(supervisor: SupervisorSettings, environ: Mapping[str, str], location: Location) -> Folders:
     try:
-        found = folders(supervisor, environ, home_folder(environ), location.base)
+        return folders(supervisor, environ, home_folder(environ), location)
     except InvalidSettings as error:
         raise InvalidSettings(error.problems, location.path) from None
-    return Loaded(settings, location.path, found, location.base, document)
+
+
+def _named_folders(path: str) -> dict[str, object]:
+    """state_dir and runtime_dir as a file has them, also one that is not TOML as a whole."""
+    try:
+        text = read_text(path, errors="replace")
+    except OSError as error:
+        raise InvalidSettings([Problem("", f"can't be read: {_reason(error)}")]) from None
+    try:
+        table = tomllib.loads(text).get("supervisor")
+        found = table if isinstance(table, dict) else {}
+    except (ValueError, RecursionError):
+        found = {}
+        for line in text.splitlines():  # a key of these names stands nowhere else
+            if _FOLDER_LINE.match(line):
+                with contextlib.suppress(ValueError):
+                    found |= tomllib.loads(line)
+    return {name: value for name, value in found.items() if name in ("state_dir", "runtime_dir")}
 
 
 def _read(path: str) -> tuple[Settings, dict[str, object]]:
@@ -133,14 +187,14 @@ def _document(path: str) -> dict[str, object]:
     raise InvalidSettings([Problem("", problem)])
 
 
-def read_text(path: str) -> str:
+def read_text(path: str, errors: str = "strict") -> str:
     """A whole regular file, without the mark that some editors put before its first character.
 
     A FIFO or a device would let a reload wait for ever, so it is refused; opening one does not block.
 
     Raises:
         OSError: it can't be read, is no regular file, or holds over `MOST_BYTES`.
-        UnicodeDecodeError: it is not UTF-8.
+        UnicodeDecodeError: it is not UTF-8, and `errors` is "strict".
     """
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -148,7 +202,7 @@ def read_text(path: str) -> str:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise OSError(f"expected at most {MOST_BYTES} bytes")
-    return data.decode("utf-8-sig").replace("\r\n", "\n")
+    return data.decode("utf-8-sig", errors).replace("\r\n", "\n")
 
 
 def _env_file(path: str) -> str:

@@ -14,12 +14,12 @@ from msgspec import Struct
 from scraper_supervisor.store.sqlite.ledger import Ledger
 from scraper_supervisor.store.sqlite.reader import LedgerReader
 from scraper_supervisor.store.sqlite.run_export import Export
-from scraper_supervisor.store.sqlite.schema import FILE_NAME
+from scraper_supervisor.store.sqlite.schema import FILE_NAME, remains
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scraper_supervisor.store.config_file import Loaded
+    from scraper_supervisor.store.config_file import Place
     from scraper_supervisor.store.ports import ExportPort, LedgerPort, ReaderPort, RunInfo
 
 
@@ -35,9 +35,15 @@ class LedgerLocation(Struct, frozen=True):
         return str(self.state_dir / FILE_NAME)
 
 
-def location(loaded: Loaded) -> LedgerLocation:
+def location(place: Place) -> LedgerLocation:
     """The location that a configuration names."""
-    return LedgerLocation(Path(loaded.folders.state_dir))
+    return LedgerLocation(Path(place.folders.state_dir))
+
+
+def is_there(where: LedgerLocation) -> bool:
+    """True if there is a ledger, or something that one has left; False where nobody ever made one."""
+    path = where.state_dir / FILE_NAME
+    return path.exists() or remains(path) is not None
 
 
 def open_for_writing(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from msgspec import Raw
+from tests.console.conftest import make_ledger
 
 from scraper_supervisor.console import access as ledger_access
 from scraper_supervisor.console.commands import items as queue_commands
@@ -62,7 +63,7 @@ def test_without_a_ledger(call: Call) -> None:
     assert (unknown.exit_code, unknown.stdout) == (1, "")
 
 
-def test_the_queue_without_a_daemon(project: Path, call: Call) -> None:
+def test_the_queue_without_a_daemon(project: Path, ledger: Path, call: Call) -> None:
     assert call("items", "add", "matches", "a", "b", "c").output == "matches: 3 added, 0 known already\n"
     assert call("items", "add", "matches", input="c\n\nd\r\n").output == "matches: 1 added, 1 known already\n"
     assert (project / "state").stat().st_mode & 0o777 == 0o700
@@ -90,7 +91,33 @@ def test_the_queue_without_a_daemon(project: Path, call: Call) -> None:
     assert rows(call)["d"]["state"] == "failed"
 
 
-def test_what_is_added_to_a_completed_run_reopens_it(project: Path, call: Call) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [("items", "add", "matches", "a"), ("items", "requeue", "matches", "a"), ("items", "cancel", "matches", "a")],
+)
+def test_no_ledger_is_made_and_it_is_said_where_it_was_looked_for(
+    project: Path, call: Call, arguments: tuple[str, ...]
+) -> None:
+    result = call(*arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"{project / 'state' / 'ledger.db'}: there is no ledger ({project / 'supervisor.toml'})" in result.stderr
+    assert not (project / "state").exists()
+
+
+def test_what_has_a_run_is_known_without_a_configuration(
+    project: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As after `run sc:basic`: no file, and the group is the run's.
+    (project / "supervisor.toml").unlink()
+    path = make_ledger(project / ".scraper-supervisor")
+    ledger = Ledger.open(path)
+    ledger.perform([OpenRun(0, "basic", "continue", 5)])
+    ledger.close()
+    assert call("items", "add", "basic", "k").stdout == "basic: 1 added, 0 known already\n"
+    assert call("items", "add", "matches", "k").stderr == "error: no group is named 'matches'; known are: basic\n"
+
+
+def test_what_is_added_to_a_completed_run_reopens_it(project: Path, ledger: Path, call: Call) -> None:
     call("items", "add", "matches", "a")
     conclude(project, a="done")
     for expected, key in (("completed", "a"), ("running", "b")):
@@ -106,7 +133,7 @@ def test_what_is_added_to_a_completed_run_reopens_it(project: Path, call: Call) 
         assert (run.run, run.state) == (1, expected)
 
 
-def test_what_is_no_key_is_refused(call: Call) -> None:
+def test_what_is_no_key_is_refused(ledger: Path, call: Call) -> None:
     for keys in ("ok\na\x07b\n", b"ok\n\xff\xfe\n", "ok\n" + "x" * 5000):
         result = call("items", "add", "matches", input=keys)
         assert (result.exit_code, result.stdout) == (2, "")
@@ -120,7 +147,7 @@ def test_what_is_no_key_is_refused(call: Call) -> None:
     [(None, 3, "is using it, but does not answer"), ("items import", 1, "(items import) is using it; try again")],
 )
 def test_a_folder_in_use_that_does_not_become_free(
-    project: Path, call: Call, monkeypatch: pytest.MonkeyPatch, holder: str | None, code: int, why: str
+    project: Path, ledger: Path, call: Call, monkeypatch: pytest.MonkeyPatch, holder: str | None, code: int, why: str
 ) -> None:
     call("items", "add", "matches", "a")
     monkeypatch.setattr(ledger_access, "PATIENCE", 0.0)
@@ -133,7 +160,7 @@ def test_a_folder_in_use_that_does_not_become_free(
 
 
 def test_a_daemon_that_is_starting_is_waited_for(
-    project: Path, call: Call, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+    project: Path, ledger: Path, call: Call, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listening = project / "state" / "run" / "control.sock"
     aside = listening.rename(listening.with_name("aside"))
@@ -145,7 +172,9 @@ def test_a_daemon_that_is_starting_is_waited_for(
     assert result.stderr.endswith(f"process {os.getpid()} is using it; waiting for it\n")
 
 
-def test_another_command_is_waited_for(project: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_command_is_waited_for(
+    project: Path, ledger: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     call("items", "add", "matches", "a")
     other = FolderLock(project / "state", command="items requeue")
     monkeypatch.setattr(ledger_access.time, "sleep", lambda _: other.close())
@@ -158,15 +187,14 @@ def test_another_command_is_waited_for(project: Path, call: Call, monkeypatch: p
 @pytest.mark.parametrize(
     "arguments", [("items", "list", "matches"), ("items", "add", "matches", "a"), ("results", "matches")]
 )
-def test_a_ledger_that_does_not_open_is_65(project: Path, call: Call, arguments: tuple[str, ...]) -> None:
-    (project / "state").mkdir()
-    (project / "state" / "ledger.db").write_bytes(b"no database" * 100)
+def test_a_ledger_that_does_not_open_is_65(ledger: Path, call: Call, arguments: tuple[str, ...]) -> None:
+    ledger.write_bytes(b"no database" * 100)
     result = call(*arguments)
     assert (result.exit_code, result.stdout) == (65, "")
     assert "ledger.db" in result.stderr
 
 
-def test_results(project: Path, call: Call) -> None:
+def test_results(project: Path, ledger: Path, call: Call) -> None:
     call("items", "add", "matches", "a", "b")
     conclude(project, a="done", b="done")
     lines = [json.loads(line) for line in call("results", "matches").stdout.splitlines()]
@@ -182,7 +210,7 @@ def test_results(project: Path, call: Call) -> None:
 
 
 def test_following_the_results_of_a_run_ends_when_the_run_is_removed(
-    project: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+    project: Path, ledger: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call("items", "add", "matches", "a")
     conclude(project, a="done")
@@ -202,7 +230,7 @@ def test_following_the_results_of_a_run_ends_when_the_run_is_removed(
     assert len(polls) == 2
 
 
-def test_beside_a_daemon(project: Path, call: Call, daemon: FakeDaemon) -> None:
+def test_beside_a_daemon(project: Path, ledger: Path, call: Call, daemon: FakeDaemon) -> None:
     # The ledger is there from before; from now on every change is the daemon's.
     daemon_socket = project / "state" / "run" / "control.sock"
     aside = daemon_socket.rename(daemon_socket.with_name("aside"))
@@ -232,7 +260,7 @@ def test_beside_a_daemon(project: Path, call: Call, daemon: FakeDaemon) -> None:
 
 
 def test_an_invalid_file_does_not_hide_a_running_daemon(
-    project: Path, call: Call, daemon: FakeDaemon, document: dict[str, Any]
+    project: Path, ledger: Path, call: Call, daemon: FakeDaemon, document: dict[str, Any]
 ) -> None:
     daemon.answers["status"] = document
     for broken in ("[workers.matches]\ncuont = 1\n", "this is no TOML ["):

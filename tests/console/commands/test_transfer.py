@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from msgspec import Raw
+from tests.console.conftest import make_ledger
 
 from scraper_supervisor.console.commands import transfer as transfer_commands
 from scraper_supervisor.core.formats.run_export import PortableItem, RunHeader, Writer
@@ -35,7 +36,7 @@ CONFIG = (
 
 
 @pytest.fixture
-def run(project: Path, call: Call) -> bytes:
+def run(project: Path, ledger: Path, call: Call) -> bytes:
     """An export: a is done, b waits, c is pending; one worker saved a state."""
     call("items", "add", "matches", "a", "b", "c")
     ledger = Ledger.open(project / "state" / "ledger.db")
@@ -57,9 +58,9 @@ def export(call: Call, group: str = "matches") -> bytes:
 
 
 def elsewhere(project: Path, group: str = "matches") -> Path:
-    """Another state folder in the configuration from now on."""
+    """Another state folder in the configuration from now on, in which a daemon has begun."""
     (project / "supervisor.toml").write_text(CONFIG.format("other", group), encoding="utf-8")
-    return project / "other"
+    return make_ledger(project / "other").parent
 
 
 def items(lines: bytes) -> list[Any]:
@@ -120,10 +121,13 @@ def test_what_is_not_whole_is_refused_and_touches_nothing(
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith(f"error: {why}")
     assert result.stderr.endswith("nothing was imported\n")
-    assert not other.exists()
+    assert "no run yet" in call("items", "export", "matches").stderr
+    assert not (other / "checkpoints").exists()
 
 
-def test_a_key_that_comes_twice_is_refused_and_leaves_the_group_as_it_was(project: Path, call: Call) -> None:
+def test_a_key_that_comes_twice_is_refused_and_leaves_the_group_as_it_was(
+    project: Path, ledger: Path, call: Call
+) -> None:
     call("items", "add", "matches", "old")
     writer, time = Writer(), "2026-05-01T12:00:00.000Z"
     item = PortableItem("twin", None, Raw(b"null"), 0, 1.0, "pending", 0)

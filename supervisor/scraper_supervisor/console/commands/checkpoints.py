@@ -180,7 +180,7 @@ def restore(
 
 
 def _restore_state(app: App, worker: str, generation: int, slot: str | None, *, as_json: bool) -> None:
-    answer = daemon_or(app, lambda: restore_offline(app.load(), worker, generation, slot))
+    answer = daemon_or(app, lambda: restore_offline(app.place(), app.settings().checkpoint, worker, generation, slot))
     if isinstance(answer, Client):
         with answer as client:
             asked = {"names": [worker], "generation": generation, **_in(slot)}
@@ -199,7 +199,7 @@ def _where(app: App, worker: str | None) -> LedgerLocation:
     Raises:
         Refused: there is nothing.
     """
-    where = location(app.load())
+    where = location(app.place())
     state_dir = where.state_dir
     if not state_dir.is_dir():
         raise Refused(f"{state_dir}: there is no state folder yet")

@@ -87,9 +87,8 @@ def list_(
     as_json: bool,
 ) -> None:
     """List the items of GROUP's run, in the order in which they were added."""
-    loaded = app.load()
     claims = _claims(app, group)  # first: what ends meanwhile is then told as ended, not as neither
-    with reader(loaded, group) as ledger:
+    with reader(app, group) as ledger:
         found = _rows(ledger, group, state, after, containing, claims) if ledger is not None else iter(())
         rows = islice(found, limit)
         if as_json:
@@ -167,7 +166,7 @@ def _report(group: str, text: str, untouched: list[str], why: str) -> None:
 def results(app: App, group: str, run_number: int | None, after: int, follow: bool) -> None:
     """Print the done items of GROUP's run as JSON lines."""
     out, encode = sys.stdout.buffer, msgspec.json.encode
-    with reader(app.load(), group) as ledger:
+    with reader(app, group) as ledger:
         if ledger is None:
             return
         runs = [info.run for info in ledger.runs(group)]

@@ -24,7 +24,7 @@ def restore_ledger(app: App, as_json: bool) -> None:
         Refused: a daemon runs, or there is no state folder.
         StoreError: the ledger is sound, or there is no sound backup.
     """
-    where = location(app.load())
+    where = location(app.place())
     state_dir = where.state_dir
     if not state_dir.is_dir():
         raise Refused(f"{state_dir}: there is no state folder yet")

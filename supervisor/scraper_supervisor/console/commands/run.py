@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from scraper_supervisor.console.context import USAGE, App, HelpfulCommand, Refused, pass_app
 from scraper_supervisor.core.config.parser import GROUP_NAME, parse
-from scraper_supervisor.core.config.paths import LOCAL_FOLDER, folders
+from scraper_supervisor.core.config.paths import Location, folders
 from scraper_supervisor.store.config_file import Loaded, working_folder
 
 _ENTRYPOINT: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
@@ -64,10 +64,9 @@ def simple(entrypoint: str, cwd: str) -> Loaded:
         raise Refused(f'{entrypoint}: expected MODULE:FUNCTION, such as "my_scraper:scrape"{hint}', USAGE)
     name = group_name(entrypoint.partition(":")[2])
     settings = parse({"workers": {name: {"entrypoint": entrypoint}}}, cwd)
-    state_dir = os.path.join(cwd, LOCAL_FOLDER)
-    placed = replace(settings.supervisor, state_dir=state_dir, runtime_dir=os.path.join(state_dir, "run"))
-    settings = replace(settings, supervisor=placed)
-    return Loaded(settings, None, folders(placed, {}, cwd, cwd), cwd)
+    found = folders(settings.supervisor, {}, cwd, Location(None, "folder", cwd))
+    placed = replace(settings.supervisor, state_dir=found.state_dir, runtime_dir=found.runtime_dir)
+    return Loaded(None, found, cwd, settings=replace(settings, supervisor=placed))
 
 
 def group_name(function: str) -> str:

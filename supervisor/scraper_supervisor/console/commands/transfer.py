@@ -37,13 +37,12 @@ def export(app: App, group: str) -> None:
 
     Done are the items that are done when it begins; stop the group first for an exact picture of the others.
     """
-    loaded = app.load()
     out = sys.stdout.buffer
-    with reader(loaded, group) as ledger:
+    with reader(app, group) as ledger:
         if ledger is None:
             raise Refused(f"{group}: it has no run yet, so there is nothing to export")
         try:
-            with open_for_export(location(loaded), ledger.runs(group)[0]) as lines:
+            with open_for_export(location(app.place()), ledger.runs(group)[0]) as lines:
                 for line in lines.lines(time.time()):
                     out.write(line)
         except NotExportable as error:

@@ -84,7 +84,7 @@ def events(
     as_json: bool,
 ) -> None:
     """Print the event log, with the daemon running or not; its times are UTC."""
-    path = Path(app.load().folders.state_dir) / EVENTS_FILE
+    path = Path(app.place().folders.state_dir) / EVENTS_FILE
     start = None if since is None else since_time(since, datetime.now(UTC))
     wanted = _Wanted(start, worker, severity, incident)
     if follow:

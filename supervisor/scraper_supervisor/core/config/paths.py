@@ -18,11 +18,15 @@ ENV_CONFIG: Final = "SCRAPER_SUPERVISOR_CONFIG"
 LOCAL_FILE: Final = "supervisor.toml"
 LOCAL_FOLDER: Final = ".scraper-supervisor"
 SYSTEM_FILE: Final = "/etc/scraper-supervisor/supervisor.toml"
+RUNTIME_NOTE: Final = "runtime_dir"  # in the state folder: where a daemon's sockets are
 MAX_SOCKET_PATH: Final = 107  # bytes; sun_path holds 108 with the closing zero
 
 NOT_UTF8: Final = "expected a path that is UTF-8, since all that is told of it is JSON: rename the folder"
 
 _NAME: Final = "scraper-supervisor"
+# What systemd's StateDirectory and RuntimeDirectory give the service, which reads its file from /etc.
+_SYSTEM_STATE: Final = f"/var/lib/{_NAME}"
+_SYSTEM_RUNTIME: Final = f"/run/{_NAME}"
 
 
 class Location(Struct, frozen=True):
@@ -40,6 +44,11 @@ class Location(Struct, frozen=True):
         """The state folder that this kind of location fixes by itself, if it does."""
         return posixpath.join(self.base, LOCAL_FOLDER) if self.kind == "folder" else None
 
+    @property
+    def of_the_system(self) -> bool:
+        """True for a file below /etc: it is the host's, and so are its folders, whoever asks."""
+        return self.path is not None and self.path.startswith("/etc/")
+
 
 class Folders(Struct, frozen=True):
     """Where state and sockets are; absolute paths."""
@@ -55,7 +64,12 @@ class Folders(Struct, frozen=True):
     @property
     def control_socket(self) -> str:
         """The socket of the operator's commands."""
-        return posixpath.join(self.runtime_dir, "control.sock")
+        return control_socket(self.runtime_dir)
+
+
+def control_socket(runtime_dir: str) -> str:
+    """The socket of the operator's commands in that runtime folder."""
+    return posixpath.join(runtime_dir, "control.sock")
 
 
 def config_file(option: str | None, environ: Mapping[str, str], exists: Callable[[str], bool], cwd: str) -> Location:
@@ -83,33 +97,42 @@ def config_file(option: str | None, environ: Mapping[str, str], exists: Callable
     return at(SYSTEM_FILE, "system")
 
 
-def folders(supervisor: SupervisorSettings, environ: Mapping[str, str], home: str | None, base: str) -> Folders:
+def folders(
+    supervisor: SupervisorSettings, environ: Mapping[str, str], home: str | None, location: Location
+) -> Folders:
     """The state and the runtime folder by the documented order.
 
     Args:
         supervisor: the `[supervisor]` table.
         environ: the environment; systemd sets STATE_DIRECTORY and RUNTIME_DIRECTORY.
         home: the user's absolute home folder, if there is one.
-        base: the absolute folder that relative paths are relative to.
+        location: where the configuration is.
 
     Raises:
         InvalidSettings: if nothing tells where the state is to be, a path is not UTF-8, or the path of a socket would
             be longer than the system allows.
     """
+    if location.state_dir is not None:
+        # All of it in one folder: two such folders of one user must not meet in $XDG_RUNTIME_DIR.
+        return _fitting(Folders(location.state_dir, posixpath.join(location.state_dir, "run")))
     state_home = _absolute(environ.get("XDG_STATE_HOME")) or (home and posixpath.join(home, ".local", "state"))
     runtime_home = _absolute(environ.get("XDG_RUNTIME_DIR"))
     state = supervisor.state_dir or _first(environ.get("STATE_DIRECTORY"))
-    state = state or (state_home and posixpath.join(state_home, _NAME))
+    state = state or (_SYSTEM_STATE if location.of_the_system else state_home and posixpath.join(state_home, _NAME))
     if not state:
         expected = "expected a folder for the state, since this user has no home folder ($HOME is not set)"
         raise InvalidSettings([Problem("supervisor.state_dir", expected)])
     runtime = (
         supervisor.runtime_dir
         or _first(environ.get("RUNTIME_DIRECTORY"))
+        or (location.of_the_system and _SYSTEM_RUNTIME)
         or (runtime_home and posixpath.join(runtime_home, _NAME))
-        or posixpath.join(base, state, "run")
+        or posixpath.join(location.base, state, "run")
     )
-    found = Folders(*(posixpath.normpath(posixpath.join(base, path)) for path in (state, runtime)))
+    return _fitting(Folders(*(posixpath.normpath(posixpath.join(location.base, path)) for path in (state, runtime))))
+
+
+def _fitting(found: Folders) -> Folders:
     for key, path in (("state_dir", found.state_dir), ("runtime_dir", found.runtime_dir)):
         if not is_utf8(path):
             raise InvalidSettings([Problem(f"supervisor.{key}", NOT_UTF8)])
