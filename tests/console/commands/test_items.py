@@ -268,7 +268,7 @@ def test_an_invalid_file_does_not_hide_a_running_daemon(
         assert call("status", "--json").exit_code == 0
 
 
-def test_the_list_is_filtered_and_paged(call: Call) -> None:
+def test_the_list_is_filtered_and_paged(ledger: Path, call: Call) -> None:
     call("items", "add", "matches", *(f"match-{number}" for number in range(30)), "other_1", "other%1")
     assert list(rows(call, "--key", "match-1")) == ["match-1", *(f"match-{number}" for number in range(10, 20))]
     assert list(rows(call, "--key", "_")) == ["other_1"]
