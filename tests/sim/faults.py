@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from scraper_supervisor.core.events import Asked, Exited, Replied, Said, Sampled, Spawned, TreeEnded
+from scraper_supervisor.core.events import Asked, Exited, Replied, Said, Sampled, Spawned, Stalled, TreeEnded
 from scraper_supervisor.core.measurements import BrowserSample, Sample
 from scraper_supervisor.core.states.group import GroupState
 from scraper_worker.protocol import Failure, ItemDone, ItemFailed
@@ -40,6 +40,7 @@ FAULTS = {  # how likely each is after a step
     "sample": 0.015,
     "stale": 0.02,
     "lie": 0.02,
+    "stall": 0.01,
 }
 FAILURE = Failure("transient", "network", "lie", "it is not mine to tell")
 
@@ -78,6 +79,10 @@ class Mischief:
             self._reload()
         elif name == "sample":
             self.sample()
+        elif name == "stall":
+            since = world.now
+            world.now += rng.choice((0.8, 5.0, 60.0))
+            world.feed(Stalled(since))
         elif some is not None:
             self._worker_fault(name, some)
 

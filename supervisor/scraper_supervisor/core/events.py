@@ -186,6 +186,12 @@ class Terminated(Struct, frozen=True):
     at_once: bool = False
 
 
+class Stalled(Struct, frozen=True):
+    """The loop did not run from `since`, in monotonic seconds, until now: that time counts for nobody."""
+
+    since: float
+
+
 Event: TypeAlias = (
     Said
     | Heard
@@ -205,6 +211,7 @@ Event: TypeAlias = (
     | Withdrawn
     | Reconfigured
     | Terminated
+    | Stalled
 )
 
 # ---- commands: what to do -------------------------------------------------------------------------------------------

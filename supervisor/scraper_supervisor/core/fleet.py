@@ -31,6 +31,7 @@ from scraper_supervisor.core.events import (
     Spawned,
     SpawnFailed,
     StackTold,
+    Stalled,
     StoreFaulted,
     StoreTold,
     Terminated,
@@ -65,6 +66,7 @@ from scraper_supervisor.core.storage_health import StorageHealth
 from scraper_supervisor.core.workers.lifecycle import Lifecycle
 from scraper_supervisor.core.workers.readiness import why_closed, why_not_ready
 from scraper_supervisor.core.workers.recycling import Recycling
+from scraper_supervisor.core.workers.standstill import stand_still
 from scraper_supervisor.core.workers.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -184,6 +186,9 @@ class Fleet:
                 self.groups.reconfigured(settings, now)
             case Terminated():
                 self.shutdown.terminate(event, now)
+            case Stalled(since=since):
+                stand_still(self.state, since, now)
+                self.recycling.stood_still(since, now)
             case _:
                 assert_never(event)
 

@@ -38,6 +38,7 @@ from scraper_supervisor.daemon.telling.log import LogSink
 from scraper_supervisor.daemon.telling.notify import NOTIFY_WITHIN, Notify
 from scraper_supervisor.daemon.telling.printed import Printed
 from scraper_supervisor.daemon.telling.sinks import Telling
+from scraper_supervisor.daemon.upkeep.pulse import BEAT, Pulse
 from scraper_supervisor.daemon.upkeep.tasks import Tasks
 from scraper_supervisor.daemon.upkeep.threads import Threads
 from scraper_supervisor.daemon.worker_socket import WorkerSocket
@@ -87,6 +88,8 @@ class DaemonApp:
         self._inbox: list[events.Event] = []
         self._ops: list[Op] = []  # what the store is asked in this turn
         self._timer: asyncio.TimerHandle | None = None
+        self._pulse = Pulse(time.monotonic())
+        self._beat: asyncio.TimerHandle | None = None
         self._arming = False
         self._armed = 0.0  # monotonic seconds
         self._leaving: events.Leave | None = None
@@ -151,12 +154,14 @@ class DaemonApp:
             self._sampler.start()
         self._carry_out(self._fleet.start(time.monotonic()))
         self._signals.pass_on(self._loop, self._signalled)
+        self._beats()
         await self._over
         await self._threads.run(partial(self._telling.handed_over, TOLD_WITHIN))  # the notify command may be a task yet
 
     async def _close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._beat):
+            if timer is not None:
+                timer.cancel()
         self._notifier.stopping()
         await self._tasks.close(NOTIFY_WITHIN)
         self._reloading.close()
@@ -185,11 +190,13 @@ class DaemonApp:
 
     def _turn(self, more: Iterable[events.Event] = ()) -> None:
         """Give what has happened to the fleet, `more` after what waits, and carry out what it commands."""
+        now = time.monotonic()
+        self._note_gap(now)
         happened, self._inbox = [*self._inbox, *more], []
         if not happened or self._over.done():
             return
         try:
-            commands = self._fleet.step(happened, time.monotonic())
+            commands = self._fleet.step(happened, now)
         except Exception as error:  # noqa: BLE001 - a bug: the state is not to be trusted, the ledger is
             names = sorted({type(event).__name__ for event in happened})
             _log.critical("the fleet failed on an event", happened=names, exc_info=error)
@@ -225,7 +232,30 @@ class DaemonApp:
         self._armed = now = time.monotonic()
         if deadline is not None and not self._over.done():
             # A millisecond late is a millisecond; one early would be a turn for nothing.
-            self._timer = self._loop.call_later(max(0.0, deadline - now) + 0.001, self.feed, events.Due())
+            self._timer = self._loop.call_later(max(0.0, deadline - now) + 0.001, self._due)
+
+    def _due(self) -> None:
+        """The time of the next deadline came.
+
+        The loop looks at its sockets after its timers and before the next turn: who lies there is heard before anybody
+        is judged.
+        """
+        self._loop.call_soon(self._loop.call_soon, self.feed, events.Due())
+
+    def _beats(self) -> None:
+        """While nothing happens the loop runs all the same: that is no gap."""
+        self._note_gap(time.monotonic())
+        self._beat = self._loop.call_later(BEAT, self._beats)
+
+    def _note_gap(self, now: float) -> None:
+        """If the loop did not run, the fleet learns of that before anything else: it must judge nobody by that time."""
+        since = self._pulse.beat(now)
+        if since is None or self._over.done():
+            return
+        _log.warning("the daemon did not run", seconds=round(now - since, 3))
+        self._inbox.insert(0, events.Stalled(since))
+        if len(self._inbox) == 1:
+            self._loop.call_soon(self._turn)
 
     def perform(self, command: events.Command) -> None:  # noqa: C901 - one arm a command, each a call
         """Start one effect."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from scraper_supervisor.core.config.units import format_duration
 from scraper_supervisor.core.formats.worker_payloads import BrowserCause
@@ -128,6 +129,14 @@ class ResourceWatch:
 
     def __init__(self) -> None:
         self._workers: dict[str, _Watched] = {}
+
+    def stood_still(self, since: float, now: float) -> None:
+        """Nobody measured from `since` to `now`, in monotonic seconds: that time speaks for no breach."""
+        for watched in self._workers.values():
+            watched.gauges = {
+                key: gauge if gauge.at is None else replace(gauge, at=gauge.at + max(0.0, now - max(since, gauge.at)))
+                for key, gauge in watched.gauges.items()
+            }
 
     def forget(self, worker: str) -> None:
         """Drop what is known of a worker: its process ended."""

@@ -264,6 +264,12 @@ class Life:
             still = max(0.0, now - max(since, self.started))
             self.clock = Clock(self.clock.what, self.clock.since + still, self.clock.span)
 
+    def paused(self, since: float, now: float) -> None:
+        """We did not run from `since` to `now`: what its process owes us, it owes that much later."""
+        if self.clock is not None and self.alive:
+            still = max(0.0, now - max(since, self.clock.since))
+            self.clock = Clock(self.clock.what, self.clock.since + still, self.clock.span)
+
     def reconfigured(self, group: GroupSettings, backoff: float) -> bool:
         """Compute the clock that runs anew; `backoff` is the wait before its next start under the new policy.
 

@@ -74,6 +74,10 @@ class Recycling:
         ]
         self._act(self._host.observe(event.memory_percent, browsers, state.settings.resources, now), now)
 
+    def stood_still(self, since: float, now: float) -> None:
+        """We did not run from `since` to `now`: no limit is over for that time."""
+        self._watch.stood_still(since, now)
+
     def _with_pages(self, worker: Worker, sample: Sample) -> Sample:
         """The sampler sees processes; how many pages they opened only the worker knows."""
         browsers = tuple(
