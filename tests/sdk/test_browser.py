@@ -274,8 +274,8 @@ async def test_a_browser_that_is_not_there_ends_the_worker_and_gives_the_item_ba
 
 
 async def test_a_browser_that_hangs_is_killed_and_the_item_tried_again(alone_link, monkeypatch):
-    monkeypatch.setattr("scraper_worker.browsers.browser.PAGE_CLOSE_TIMEOUT", 0.2)
-    monkeypatch.setattr("scraper_worker.browsers.browser.STORAGE_TIMEOUT", 0.2)
+    monkeypatch.setattr("scraper_worker.browsers.closing.CLOSE_TIMEOUT", 0.2)
+    monkeypatch.setattr("scraper_worker.browsers.closing.TARGET_TIMEOUT", 0.2)
 
     async def scrape(worker):
         await worker.process(["a"], one)

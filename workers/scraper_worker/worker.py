@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from scraper_worker import protocol
-from scraper_worker.browsers.browser import SupervisedBrowser, Tab
+from scraper_worker.browsers.browser import SupervisedBrowser
 from scraper_worker.checkpoint import Checkpoint
 from scraper_worker.classify import classify, failure_of
 from scraper_worker.errors import BrowserUnavailable, CallError, InfrastructureError, UsageError, WorkerError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from playwright.async_api import Browser
 
+    from scraper_worker.browsers.tab import Tab
     from scraper_worker.connection.link import Link
     from scraper_worker.offers import Entries, Entry
     from scraper_worker.protocol import BrowserRecycle, Drain, ItemCancel, Welcome, WireEntry
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("scraper_worker")
 
-# A crash is told a moment after the call that it broke: this long an unclear failure waits for it. Seconds.
-CRASH_GRACE: Final = 2.0
+SETTLE_TIMEOUT: Final = 5.0  # seconds for page or browser to say whether it is lost, after an unclear failure
 EARLY_ORDERS: Final = 256
 LAST_WAIT: Final = 5.0  # seconds that an item may be waited for once the source has failed
 _UNCLEAR: Final = frozenset({"net::ERR_ABORTED", "TargetClosedError", "driver-died"})
@@ -156,6 +156,7 @@ class Worker:
         self._check(handler, concurrency)
         self._browser.launch_options = dict(launch or {})
         self._browser.context_options = dict(context or {})
+        self._browser.ahead = concurrency > 1
         entries = as_entries(keys) if keys is not None else []
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -169,6 +170,7 @@ class Worker:
                 await asyncio.wait(pullers)
                 failed = self._source_failure
                 offering.cancel()
+            await self._browser.tidy()
         except BaseExceptionGroup as group:
             raise first_of(group) from None
         if isinstance(failed, Exception):
@@ -275,7 +277,8 @@ class Worker:
             attempt.cut(Failure("infrastructure", "browser", signature, message))
 
         try:
-            async with self._browser.tab(lost) as tab:
+            host = granted.target or urlsplit(granted.key).hostname
+            async with self._browser.tab(lost, host) as tab:
                 return await self._handle(attempt, handler, Item(granted, tab.page), tab)
         except InfrastructureError as error:
             return self._failed(attempt, classify(error), None)
@@ -295,25 +298,21 @@ class Worker:
         result, error = await attempt.run(work)
         failure = None
         if error is not None and not attempt.stopped:
-            failure = await self._explain(error, attempt, tab)
+            failure = await self._explain(error, tab)
         attempt.conclude()
         failure = attempt.failure or failure
         if failure is not None:
             return self._failed(attempt, failure, tab)
         return self._done(attempt, item, result, tab)
 
-    async def _explain(self, error: BaseException, attempt: Attempt, tab: Tab | None) -> Failure:
+    async def _explain(self, error: BaseException, tab: Tab | None) -> Failure:
         status, retry_after = (tab.status, tab.retry_after) if tab is not None else (None, None)
         failure = failure_of(error, status=status, retry_after=retry_after)
         if tab is not None and failure.signature in _UNCLEAR:
-            try:
-                async with asyncio.timeout(CRASH_GRACE):
-                    await tab.gone.wait()
-            except TimeoutError:
-                log.debug("%s: %s without a crash", attempt.granted.key, failure.signature)
-                if failure.signature == "TargetClosedError":  # nothing died: the handler, or the page itself, closed it
-                    message = f"the page was closed, and used after that: {failure.message}"
-                    failure = Failure("transient", "application", "page-closed", message)
+            lost = await tab.settle(SETTLE_TIMEOUT)
+            if not lost and failure.signature == "TargetClosedError":  # the handler, or the page itself, closed it
+                message = f"the page was closed, and used after that: {failure.message}"
+                failure = Failure("transient", "application", "page-closed", message)
         return msgspec.structs.replace(failure, traceback=trace(error))
 
     def _done(self, attempt: Attempt, item: Item, result: Any, tab: Tab | None) -> ItemDone | ItemFailed:
