@@ -67,6 +67,7 @@ async def site():
 def own_tmp(tmp_path, monkeypatch):
     """A killed driver leaves its profiles behind: not in the system's folder."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return tmp_path
 
 
 @pytest.fixture(params=["chromium", "chromium-headless-shell"])
@@ -187,6 +188,30 @@ async def test_a_death_under_the_item_is_infrastructure_and_the_next_one_gets_a_
     assert seen == signature or victim == "driver_pid"
     assert [bytes(message.result) for message in alone_link.of(ItemDone)] == [b"2"]
     assert alone_link.of(BrowserStopped) == [BrowserStopped("b1", "crash"), BrowserStopped("b2", "close")]
+
+
+async def test_what_a_killed_driver_leaves_is_removed_with_its_browser_while_the_worker_goes_on(alone_link, own_tmp, kind):
+    left = {}
+
+    async def scrape(worker):
+        await worker.process(["a"], one)
+
+    async def one(item):
+        first = alone_link.of(BrowserStarted)[0]
+        if len(alone_link.of(BrowserStarted)) == 1:
+            left["files"] = set(own_tmp.iterdir())
+            assert any(own_tmp.glob("*/playwright_chromiumdev_profile-*"))
+            os.kill(first.pid, signal.SIGSTOP)  # it can't see that the driver is gone
+            os.kill(first.driver_pid, signal.SIGKILL)
+            left["killed"] = asyncio.get_running_loop().time()
+            await forever(item.page)
+        await until(lambda: not exists(first.pid) and not left["files"] & set(own_tmp.iterdir()))
+        left["seconds"] = asyncio.get_running_loop().time() - left["killed"]
+
+    await run(scrape, alone_link)
+    assert len(alone_link.of(ItemDone)) == 1
+    assert left["seconds"] < 30, "2 s on a machine that has nothing else to do"
+    assert list(own_tmp.iterdir()) == []
 
 
 async def test_a_crashed_page_is_infrastructure_and_spares_its_neighbour(site, alone_link, kind):

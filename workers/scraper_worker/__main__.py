@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from scraper_worker import protocol
 from scraper_worker.connection.stack import tell_on_signal
-from scraper_worker.errors import BrowserUnavailable, Refused, SupervisorLost, UsageError
+from scraper_worker.errors import BrowserUnavailable, BrowserUnusable, Refused, SupervisorLost, UsageError
 from scraper_worker.item import trace
 from scraper_worker.logs import log_to_stderr
 from scraper_worker.runner import LEFT_TIMEOUT, run_process
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 USAGE: Final = "usage: python -P -m scraper_worker MODULE:FUNCTION"
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
+EXIT_SETUP: Final = 78  # the worker's own set-up is wrong: starting it again would not help
 EXIT_INTERRUPTED: Final = 130
 
 
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str]) -> int:
         except UsageError as error:
             return _say(str(error), EXIT_USAGE)
         run_process(function)
+    except BrowserUnusable as error:
+        return _say(f"{_name()}: {error}", EXIT_SETUP)
     except (Refused, SupervisorLost, BrowserUnavailable) as error:
         return _say(f"{_name()}: {error}", EXIT_FAILED)
     except (KeyboardInterrupt, asyncio.CancelledError):

@@ -78,5 +78,9 @@ class BrowserUnavailable(WorkerError):
     """No browser could be started, which no item is to blame for; the worker must end."""
 
 
+class BrowserUnusable(BrowserUnavailable):
+    """No other try would start a browser: its options are wrong, or none is installed. It is the worker's set-up."""
+
+
 class StateMismatch(WorkerError):
     """A saved state does not fit the registered schema, and no migration leads there; the state itself is untouched."""

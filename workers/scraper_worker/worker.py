@@ -150,13 +150,12 @@ class Worker:
         Raises:
             UsageError: a second call, or arguments that can't be meant.
             BrowserUnavailable: no browser can be started; the items in hand were given back.
+            BrowserUnusable: as above, since the options are wrong or none is installed.
             CallError: the supervisor refused what was offered.
             Exception: what the source of keys raised, after the items that it had offered until then were worked on.
         """
         self._check(handler, concurrency)
-        self._browser.launch_options = dict(launch or {})
-        self._browser.context_options = dict(context or {})
-        self._browser.ahead = concurrency > 1
+        await self._browser.configure(launch or {}, context or {}, ahead=concurrency > 1)
         entries = as_entries(keys) if keys is not None else []
         try:
             async with asyncio.TaskGroup() as tasks:

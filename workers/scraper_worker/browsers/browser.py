@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scraper_worker.browsers.belongings import unowned
 from scraper_worker.browsers.closing import close_page
-from scraper_worker.browsers.current import LEFT_TIMEOUT, Current
+from scraper_worker.browsers.current import END_TIMEOUT, LEFT_TIMEOUT, Current
 from scraper_worker.browsers.launch import CALL_TIMEOUT, START_TIMEOUT
+from scraper_worker.browsers.options import take_storage, telling
 from scraper_worker.browsers.storage import Kept
 from scraper_worker.browsers.tab import Tab
 from scraper_worker.classify import kind_of_status, parse_retry_after
@@ -27,11 +28,12 @@ from scraper_worker.errors import (
     ItemError,
     PermanentError,
     TransientError,
+    UsageError,
 )
 from scraper_worker.protocol import BrowserStarted, BrowserStopped
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from playwright.async_api import Browser, Response
 
@@ -61,10 +63,10 @@ class SupervisedBrowser:
         self._closed = False
         self.kept = Kept()
         """Cookies and storage, as far as they are known; loaded before the first start, they are there from then on."""
-        self.launch_options: dict[str, Any] = {}
-        self.context_options: dict[str, Any] = {}
-        self.ahead = False
-        """Whether the next page is opened while a handler works, whose context then tells of a page that is not its."""
+        self._launch_options: dict[str, Any] = {}
+        self._context_options: dict[str, Any] = {}
+        self._outdated: str | None = None  # the browser that runs with other options than those
+        self._ahead = False
 
     def pages(self) -> dict[str, int]:
         """Pages opened since its start, by the browser that runs now."""
@@ -81,6 +83,43 @@ class SupervisedBrowser:
         self._notify(
             BrowserStarted(current.name, running.main.pid, running.driver_pid, "chromium", running.browser.version)
         )
+
+    async def configure(self, launch: Mapping[str, Any], context: Mapping[str, Any], *, ahead: bool) -> None:
+        """Options for each browser and each shared context from now on.
+
+        What runs with others already is replaced: the context at once, the browser before its next page is given.
+
+        Args:
+            launch: for Playwright's `launch`.
+            context: for its `new_context`.
+            ahead: whether the next page is opened while a handler works; its context tells of that page, too.
+
+        Raises:
+            UsageError: the browser is to be another, and is held.
+            BrowserUnusable: they are wrong.
+        """
+        self._ahead = ahead
+        launch, context = dict(launch), dict(context)
+        current = self._current
+        if current is None or current.lost:
+            take_storage(context, self.kept)
+            self._launch_options, self._context_options = launch, context
+            return
+        other, anew = launch != self._launch_options, context != self._context_options
+        if other and current.holders:
+            raise UsageError(
+                "process(launch=…) wants another browser than the one that runs: call it outside of"
+                " `async with worker.browser()`"
+            )
+        if other or anew:
+            await current.storage.read_all()
+            take_storage(context, self.kept)
+            self._launch_options, self._context_options = launch, context
+        if other:
+            self._outdated = current.name
+        elif anew:
+            async with asyncio.timeout(CALL_TIMEOUT):
+                await current.open_context(context)
 
     # ---- use ---------------------------------------------------------------------------------------------------------
 
@@ -118,7 +157,7 @@ class SupervisedBrowser:
             BrowserUnavailable: no browser can be started.
             InfrastructureError: the browser gave no page.
         """
-        if self._finishing and not self.ahead:  # one at a time: the page before is gone, unless it is slow
+        if self._finishing and not self._ahead:  # one at a time: the page before is gone, unless it is slow
             await asyncio.wait(self._finishing, timeout=TIDY_TIMEOUT)
         while len(self._finishing) >= MAX_FINISHING:
             await asyncio.wait(self._finishing, return_when=asyncio.FIRST_COMPLETED)
@@ -157,6 +196,8 @@ class SupervisedBrowser:
     async def _acquire(self) -> Current:
         async with self._changing:  # held during a replacement, so that nothing starts on a browser about to go
             current = self._current
+            if current is not None and current.name == self._outdated and not current.holders:
+                await self._end(current, "recycle", CLOSE_TIMEOUT)
             if current is None or current.lost:
                 current = await self._launch()
             current.hold()
@@ -165,7 +206,7 @@ class SupervisedBrowser:
     async def _open(self, current: Current, lost: Callable[[str, str], None], host: str | None) -> Tab:
         try:
             async with asyncio.timeout(CALL_TIMEOUT):
-                page = await current.new_page(self.context_options)
+                page = await current.new_page(self._context_options)
                 await current.storage.arrive(host)
         except TimeoutError:
             current.running.kill()
@@ -176,7 +217,7 @@ class SupervisedBrowser:
         current.tabs.add(tab)
         if current.lost:
             tab.lose(current.lost, f"{current.name} is gone")
-        if self.ahead:
+        if self._ahead:
             current.prepare()
         return tab
 
@@ -253,7 +294,7 @@ class SupervisedBrowser:
             raise BrowserUnavailable("the worker is ending")
         previous, self._current = self._current, None
         if previous is not None:
-            await previous.end(1.0)  # what is left of it: a driver, or a browser that hangs
+            await previous.end(END_TIMEOUT)  # what is left of it: a driver, or a browser that hangs
         pause = LAUNCH_PAUSE
         for attempt in range(1, LAUNCH_TRIES + 1):
             try:
@@ -262,7 +303,7 @@ class SupervisedBrowser:
             except BrowserUnavailable:
                 raise
             except Exception as error:
-                line = str(error).splitlines()[0] if str(error) else repr(error)
+                line = telling(error)
                 if attempt == LAUNCH_TRIES:
                     raise BrowserUnavailable(f"no browser after {attempt} tries: {line}") from error
                 log.warning("the browser did not start (try %d of %d): %s", attempt, LAUNCH_TRIES, line)
@@ -275,7 +316,7 @@ class SupervisedBrowser:
     async def _start(self) -> Current:
         self._started += 1
         current = Current(f"b{self._started}", self.kept, self._died)
-        await current.start(self.launch_options, self.context_options)
+        await current.start(self._launch_options, self._context_options)
         return current
 
     def _died(self, current: Current, what: str) -> None:
@@ -285,6 +326,8 @@ class SupervisedBrowser:
         log.warning("%s: %s", current.name, what)
         if current.announced:
             self._notify(BrowserStopped(current.name, "crash"))
+        if current is self._current:  # one that has not come up is ended by who starts it
+            current.begin_end(END_TIMEOUT)  # the other of the two, and their files, whether or not a next one is wanted
         victim = current.name if what == "browser-died" else f"the driver of {current.name}"
         for tab in list(current.tabs):
             tab.lose(what, f"{victim} died under the item")

@@ -10,6 +10,7 @@ from scraper_worker.browsers.belongings import unowned, watch_browser, watch_con
 from scraper_worker.browsers.capture import ContextStorage
 from scraper_worker.browsers.closing import close_page
 from scraper_worker.browsers.launch import CALL_TIMEOUT, Running, launch
+from scraper_worker.browsers.options import check_names, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -58,6 +59,7 @@ class Current:
         self._own: set[Page] = set()  # of those, pages that are the SDK's and no scraper's
         self._opening = 0  # of those, how many are being opened: the browser tells of them before it is known which
         self._spare: asyncio.Task[Page] | None = None
+        self._ending: asyncio.Task[None] | None = None
 
     # ---- its life
 
@@ -79,8 +81,16 @@ class Current:
 
     async def open_context(self, options: Mapping[str, Any]) -> None:
         """Open the shared context, with the cookies that are known; storage follows."""
+        browser = self.running.browser
+        check_names("context", options, type(browser).new_context, ("launch", browser.browser_type.launch))
         with unowned():
-            context = await self.running.browser.new_context(**options)
+            try:
+                context = await browser.new_context(**options)
+            except Exception as error:
+                refused = None if self.lost else refusal("context= is refused", error)
+                if refused is not None:
+                    raise refused from error
+                raise
             if self.running.blank:
                 await context.new_page()  # stays, and is none of those that are counted
         previous, self._spare = self._spare, None
@@ -95,7 +105,17 @@ class Current:
         self.storage.begin()
 
     async def end(self, seconds: float) -> None:
-        """Close browser and driver, by force what is not gone after `seconds`. Never raises."""
+        """Close browser and driver, by force what is not gone after `seconds`, and remove their files. Never raises."""
+        self.begin_end(seconds)
+        assert self._ending is not None
+        await asyncio.wait([self._ending])
+
+    def begin_end(self, seconds: float) -> None:
+        """Begin to end it, unless that has begun."""
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._end(seconds), name=f"the end of {self.name}")
+
+    async def _end(self, seconds: float) -> None:
         if self._spare is not None:
             self._spare.cancel()
         await self.storage.end()

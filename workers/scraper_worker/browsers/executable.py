@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from scraper_worker.errors import BrowserUnavailable
+from scraper_worker.errors import BrowserUnusable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +48,7 @@ def choose(own: str, options: Mapping[str, Any], environment: Mapping[str, str] 
         environment: looked up for `SCRAPER_WORKER_CHROMIUM` and PATH.
 
     Raises:
-        BrowserUnavailable: the environment names a browser that is not there, or there is only the other kind.
+        BrowserUnusable: the environment names a browser that is not there, or there is only the other kind.
     """
     if options.get("executable_path"):
         return str(options["executable_path"])
@@ -57,7 +57,7 @@ def choose(own: str, options: Mapping[str, Any], environment: Mapping[str, str] 
     if named:
         found = shutil.which(named, path=path)
         if found is None:
-            raise BrowserUnavailable(f"{ENV_CHROMIUM} names {named}, which is no executable")
+            raise BrowserUnusable(f"{ENV_CHROMIUM} names {named}, which is no executable")
         return _unwrapped(found)
     channel = options.get("channel")
     if channel not in (None, FULL_CHANNEL, SHELL_CHANNEL):
@@ -70,7 +70,7 @@ def choose(own: str, options: Mapping[str, Any], environment: Mapping[str, str] 
         return shell or full
     if full is None and shell is not None:
         what = 'launch={"channel": "chromium"}' if channel else "a browser with windows"
-        raise BrowserUnavailable(f"{what} needs the full Chromium, and only {shell} is here: install chromium")
+        raise BrowserUnusable(f"{what} needs the full Chromium, and only {shell} is here: install chromium")
     return full
 
 
