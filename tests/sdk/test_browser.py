@@ -190,7 +190,7 @@ async def test_a_death_under_the_item_is_infrastructure_and_the_next_one_gets_a_
     assert alone_link.of(BrowserStopped) == [BrowserStopped("b1", "crash"), BrowserStopped("b2", "close")]
 
 
-async def test_what_a_killed_driver_leaves_is_removed_with_its_browser_while_the_worker_goes_on(alone_link, own_tmp, kind):
+async def test_what_a_killed_driver_leaves_is_removed_while_the_worker_goes_on(alone_link, own_tmp, kind):
     left = {}
 
     async def scrape(worker):
