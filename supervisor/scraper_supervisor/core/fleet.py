@@ -249,7 +249,7 @@ class Fleet:
         self.sessions.answer_goodbyes()
         self.groups.forget_removed(self.state.groups, now)
         self.orders.settle(now)
-        self.shutdown.leave_if_done()
+        self.shutdown.leave_if_done(now)
         commands, self.outbox.commands = self.outbox.commands, []
         return commands
 

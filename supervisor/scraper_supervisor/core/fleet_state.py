@@ -229,6 +229,7 @@ class FleetState(Struct):
     conns: dict[int, tuple[str, int]] = {}  # introduced connections → (worker, incarnation)
     storage: Storage = field(default_factory=Storage)
     intents: dict[str, Intent] = {}
+    found: frozenset[str] = frozenset()  # whom operators had paused, drained or stopped before this daemon began
     memory_percent: float | None = None
     disk_free: int | None = None
     trees: set[tuple[str, int]] = set()  # (worker, incarnation) of which something may be left

@@ -7,7 +7,8 @@ from msgspec.structs import replace
 from tests.core.policy.votes import MS, SETTINGS, actions, feed
 
 from scraper_supervisor.core.config.settings import AbortSettings
-from scraper_supervisor.core.policy.abort import AbortWindow, Decision, bound, windows
+from scraper_supervisor.core.policy.abort import AbortWindow, Decision
+from scraper_supervisor.core.policy.evidence import bound, windows
 
 RATE = AbortSettings(rule="rate")
 
@@ -77,7 +78,7 @@ def test_an_alarm_makes_a_scope_suspected(outcomes, at):
         window.vote(number * 0.01, "matches", str(number), failed=outcome == "x")
         suspected = [d for d in window.evaluate(number * 0.01) if d.action == "suspected"]
         if suspected:
-            assert [(d.scope, d.key) for d in suspected] == [("global", ""), ("group", "matches")]
+            assert [(d.scope, d.key) for d in suspected] == [("group", "matches")], "the narrowest alone"
             break
     assert (number if suspected else None) == at
 
@@ -88,8 +89,8 @@ def test_a_decision_says_why():
         "group matches: 14 of the last 20 items failed (70%), "
         "the bound is 14 of 20 for failure_limit 50% and normal_rate 10%"
     )
-    assert decided[1] == Decision(4.75, "suspected", "group", "matches", 20, 14, 0.7, 0.5, reason)
-    assert decided[0].reason.startswith("all groups: 14 of")
+    (decision,) = decided
+    assert decision == Decision(4.75, "suspected", "group", "matches", 20, 14, 0.7, 0.5, reason)
 
 
 def test_an_item_has_one_vote_its_latest():
@@ -140,12 +141,9 @@ def test_a_suspicion_that_stands_is_aborted_to_the_millisecond():
     assert window.next_deadline() == last + 60.0
     assert window.evaluate(last + 60.0 - MS) == []
     decided = window.evaluate(last + 60.0)
-    assert [(d.action, d.scope, d.time) for d in decided] == [
-        ("aborted", "global", last + 60.0),
-        ("aborted", "group", last + 60.0),
-    ]
+    assert [(d.action, d.scope, d.time) for d in decided] == [("aborted", "group", last + 60.0)]
     expected = "group matches: suspected for 1m and no better: 14 of the last 14 items failed (100%), the bound"
-    assert decided[1].reason.startswith(expected)
+    assert decided[0].reason.startswith(expected)
     assert window.next_deadline() is None
     assert set(states(window, 1e6).values()) == {"aborted"}
 
@@ -155,7 +153,7 @@ def test_a_late_call_decides_what_was_due_then(late):
     window = AbortWindow(SETTINGS)
     _, last = feed(window, "x" * 14)
     window.vote(last + 60.0 + late, "matches", "late", failed=False)
-    assert [(d.action, d.time) for d in window.evaluate(last + 60.0 + late)] == [("aborted", last + 60.0)] * 2
+    assert [(d.action, d.time) for d in window.evaluate(last + 60.0 + late)] == [("aborted", last + 60.0)]
 
 
 def test_an_abort_is_told_once_and_outlives_its_votes():
@@ -188,7 +186,7 @@ def test_a_healthy_slice_ends_the_suspicion_and_what_was_before_it_no_longer_cou
     decided, last = feed(window, ".", start=last + 0.25, first=216)
     assert actions(decided) == ["cleared"]
     assert decided[-1].reason == "group matches: well again since the alarm; 3 of the last 20 items failed"
-    assert [view.items for view in window.scopes(last)] == [20, 20]
+    assert [view.items for view in window.scopes(last)] == [20]
     assert window.next_deadline() is None
 
 
@@ -223,6 +221,58 @@ def test_one_group_may_be_suspected_and_the_whole_not():
             window.vote(now, good, str(number), failed=False)
     assert [(d.action, d.scope, d.key) for d in window.evaluate(6.0)] == [("suspected", "group", "bad")]
     assert states(window, 6.0)["global", ""] == "normal"
+
+
+def test_votes_of_a_group_that_alarms_count_in_no_wider_scope():
+    # Beside 522 done items of one group all 342 of another failed, in spells: in some windows of both most failed.
+    window, decided, now = AbortWindow(SETTINGS), [], 0.0
+    for spell in range(18):
+        done, now = feed(window, "." * 29, start=now + 0.1, gap=0.1, group="good", first=spell * 29)
+        failed, now = feed(window, "x" * 19, start=now + 0.1, gap=0.1, group="bad", first=spell * 19)
+        decided += done + failed
+    decided += window.evaluate(now + 60.0)
+    assert [(d.action, d.scope, d.key) for d in decided] == [("suspected", "group", "bad"), ("aborted", "group", "bad")]
+    whole = next(view for view in window.scopes(now) if view.scope == "global")
+    assert (whole.items, whole.failures) == (18 * 29, 0)
+
+
+def test_what_is_wrong_in_many_groups_is_still_seen_in_the_whole():
+    window, decided = AbortWindow(SETTINGS), []
+    for number in range(20):  # each too small to alarm by itself
+        window.vote(number * 0.1, f"group-{number % 10}", str(number), failed=True)
+        decided += window.evaluate(number * 0.1)
+    assert [(d.action, d.scope) for d in decided] == [("suspected", "global")]
+
+
+def test_a_wider_suspicion_ends_when_one_group_turns_out_to_be_the_cause():
+    window, decided = AbortWindow(SETTINGS), []
+    for number in range(3):
+        window.vote(number * 0.1, "good", str(number), failed=True)
+    for number in range(14):
+        window.vote(1.0 + number * 0.1, "bad", str(number), failed=True)
+        decided += window.evaluate(1.0 + number * 0.1)
+    assert [(d.action, d.scope) for d in decided] == [
+        ("suspected", "global"), ("cleared", "global"), ("suspected", "group"),
+    ]  # fmt: skip
+    assert decided[1].reason.startswith("all groups: group bad alarms by itself")
+
+
+def test_a_group_that_is_well_again_counts_in_the_whole_from_then_on():
+    window = AbortWindow(SETTINGS)
+    _, last = feed(window, "x" * 200)
+    decided, last = feed(window, "." * 17, start=last + 1.0, first=200)
+    assert actions(decided) == ["cleared"]
+    _, last = feed(window, "...", start=last + 1.0, first=300)
+    assert {view.scope: (view.items, view.failures) for view in window.scopes(last)} == {
+        "group": (23, 3), "global": (3, 0),
+    }  # fmt: skip
+
+
+def test_what_still_ends_in_an_aborted_group_says_nothing_of_the_others():
+    window = AbortWindow(SETTINGS)
+    crashes(window, [(float(now), None) for now in range(5)])
+    decided, last = feed(window, "x" * 50, start=6.0)
+    assert (decided, states(window, last)) == ([], {("group", "matches"): "aborted"})
 
 
 # ---- ends that come at once ------------------------------------------------------------------------------------------
@@ -272,7 +322,7 @@ def test_a_suspected_group_may_be_aborted_at_once():
     window = AbortWindow(SETTINGS)
     feed(window, "x" * 14)
     crashes(window, [(10.0, None)] * 5)
-    assert states(window, 10.0) == {("group", "matches"): "aborted", ("global", ""): "suspected"}
+    assert states(window, 10.0) == {("group", "matches"): "aborted"}
 
 
 # ---- what an operator does -------------------------------------------------------------------------------------------
@@ -307,7 +357,6 @@ def test_clear_begins_anew():
     window.evaluate(last + 60.0)
     window.clear()
     assert [(d.action, d.reason) for d in window.evaluate(last + 61.0)] == [
-        ("cleared", "all groups: cleared by an operator; 14 of the last 14 items failed"),
         ("cleared", "group matches: cleared by an operator; 14 of the last 14 items failed"),
     ]
     assert window.scopes(last + 61.0) == []
@@ -322,7 +371,7 @@ def test_a_new_run_forgets_its_group_alone():
     window.crash(8.0, "matches", None)
     window.evaluate(8.0)
     window.forget("matches")
-    assert states(window, 8.0) == {("global", ""): "suspected", ("group", "players"): "suspected"}
+    assert states(window, 8.0) == {("group", "players"): "suspected"}
     window.forget("players")
     assert actions(window.evaluate(8.0)) == ["cleared"]
     assert window.scopes(8.0) == []
@@ -337,8 +386,8 @@ def test_views_show_what_is_not_normal_and_the_largest():
             window.vote(1.0, f"group-{number}", str(vote), failed=False)
     feed(window, "x" * 14, start=1.0, group="bad")
     views = window.scopes(5.0)
-    assert [(v.scope, v.key) for v in views if v.state == "suspected"] == [("global", ""), ("group", "bad")]
-    assert len(views) == 52
-    assert [v.items for v in views[2:]] == sorted((v.items for v in views[2:]), reverse=True)
-    assert {v.reason for v in views[2:]} == {None}
-    assert len(window.scopes(5.0, largest=3)) == 5
+    assert [(v.scope, v.key) for v in views if v.state == "suspected"] == [("group", "bad")]
+    assert len(views) == 51
+    assert [v.items for v in views[1:]] == sorted((v.items for v in views[1:]), reverse=True)
+    assert {v.reason for v in views[1:]} == {None}
+    assert len(window.scopes(5.0, largest=3)) == 4

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from tests.core.policy.votes import MS, SETTINGS
 
 from scraper_supervisor.core.config.settings import AbortSettings
-from scraper_supervisor.core.policy.abort import MOST_VOTES, SPARE, AbortWindow, windows
+from scraper_supervisor.core.policy.abort import SPARE, AbortWindow
+from scraper_supervisor.core.policy.evidence import MOST_VOTES, windows
 
 
 class Naive:

@@ -3,6 +3,9 @@
 An item has one vote, its latest outcome: counting attempts, 10% poisoned items would read as 35% failures. A scope is
 judged on its last votes within `window`; which scopes there are is one line, in `_scopes_of`.
 
+Scopes lie within each other, and of those that alarm at the same vote the narrowest is suspected. While one is not
+normal its votes, those before included, count in no wider one: what is wrong with one group says nothing of the others.
+
 Rule "evidence" looks at nested windows of the last n = 20, 28, 40, … 905 votes (ratio √2) and alarms when the failures
 in one of them reach both ceil(failure_limit * n) and c(n), the smallest count that a healthy scope, failing at
 `normal_rate`, reaches with a probability of at most 1e-9. Votes still to come in a window count as successes, so 14
@@ -19,7 +22,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from fractions import Fraction
 from functools import lru_cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
@@ -28,15 +30,13 @@ from msgspec import Struct
 
 from scraper_supervisor.core.config.units import format_duration
 from scraper_supervisor.core.formats.event_payloads import ScopeKind
+from scraper_supervisor.core.policy.evidence import LUCKY_SLICE, MOST_VOTES, bound, windows
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.config.settings import AbortSettings
 
-MOST_VOTES: Final = 905  # the widest window, unless min_items asks for more
-FALSE_ALARM: Final = Fraction(1, 10**9)  # how likely a healthy scope may reach c(n), for each window looked at
 SLICE: Final = 20  # votes that may end a suspicion, unless min_items asks for more
 SPARE: Final = 64  # votes over those that count which a scope may hold: dropping one at a time would cost more
-LUCKY_SLICE: Final = Fraction(1, 500)  # how likely a scope failing at failure_limit may look that healthy
 
 ScopeId: TypeAlias = tuple[ScopeKind, str]
 ScopeState: TypeAlias = Literal["normal", "suspected", "aborted"]
@@ -100,34 +100,6 @@ class _Scope:
         self.shown: tuple[int, int, str] = (0, 0, "")  # items, failures and reason of the last decision
 
 
-@lru_cache(maxsize=512)
-def bound(n: int, rate: float, chance: Fraction = FALSE_ALARM) -> int:
-    """The smallest count of failures that `n` items failing at `rate` reach with at most `chance`; n + 1 if none is."""
-    if n > MOST_VOTES:  # Hoeffding's bound: a little above the exact one, which takes too long for so many
-        return math.ceil(n * rate + math.sqrt(n * math.log(1 / chance) / 2))
-    exact = Fraction(str(rate)).limit_denominator(10**6)
-    good = exact.denominator - exact.numerator
-    limit = chance * exact.denominator**n
-    ways = 0
-    for count in range(n, -1, -1):
-        ways += math.comb(n, count) * exact.numerator**count * good ** (n - count)
-        if ways > limit:
-            return count + 1
-    return 0
-
-
-def windows(settings: AbortSettings) -> tuple[tuple[int, int], ...]:
-    """The rule's windows as (n, failures needed), both rising; those that no failures can fill are left out."""
-    limit = Fraction(str(settings.failure_limit))
-    if settings.rule == "rate":
-        return ((settings.min_items, math.ceil(limit * settings.min_items)),)
-    sizes = [settings.min_items]
-    while (size := round(settings.min_items * 2 ** (len(sizes) / 2))) <= MOST_VOTES:
-        sizes.append(size)
-    needs = ((n, max(math.ceil(limit * n), bound(n, settings.normal_rate))) for n in dict.fromkeys(sizes))
-    return tuple((n, need) for n, need in needs if need <= n)
-
-
 class AbortWindow:
     """The machine over all scopes. Feed it votes and deaths; fetch what follows with `evaluate`.
 
@@ -162,10 +134,10 @@ class AbortWindow:
         if not failed:
             self._crashes.pop(group, None)
         identity = (group, item)
-        touched = ids = self._scopes_of(group, target, signature)
+        touched = ids = self._counting(self._scopes_of(group, target, signature))
         earlier = self._latest.get(identity)
         if earlier is not None:
-            touched = tuple(dict.fromkeys(earlier.scopes + ids))
+            touched = tuple(sorted({*earlier.scopes, *ids}, key=_width))
             for id_ in earlier.scopes:
                 self._withdraw(id_, earlier)
         self._number += 1
@@ -247,7 +219,7 @@ class AbortWindow:
     def reconfigure(self, settings: AbortSettings) -> None:
         """Go on under new settings with what was counted. Suspicions are judged anew; aborts stay."""
         self._take(settings)
-        for scope in self._scopes.values():
+        for scope in sorted(self._scopes.values(), key=lambda scope: _width(scope.id)):
             self._drop(scope, max(0, len(scope.votes) - self._kept))
             self._age(scope, self._now)
             if scope.state == "normal":
@@ -287,9 +259,29 @@ class AbortWindow:
         self._lucky = size - bound(size, 1 - settings.failure_limit, LUCKY_SLICE) if settings.rule == "evidence" else -1
 
     def _scopes_of(self, group: str, target: str | None, signature: str | None) -> tuple[ScopeId, ...]:
-        """Where a vote counts; the one place that knows which kinds of scope there are."""
+        """Where a vote counts, the narrowest first; the one place that knows which kinds of scope there are."""
         del target, signature  # told already, so that a scope of either kind changes nothing but this line
         return _scopes_of_group(group)
+
+    def _counting(self, ids: tuple[ScopeId, ...]) -> tuple[ScopeId, ...]:
+        """The scopes up to the narrowest that is not normal: in wider ones the vote does not count."""
+        for place, id_ in enumerate(ids, 1):
+            scope = self._scopes.get(id_)
+            if scope is not None and scope.state != "normal":
+                return ids[:place]
+        return ids
+
+    def _keep_from_wider(self, scope: _Scope) -> None:
+        """The scope alarms: none of its votes counts in a wider one any more."""
+        wider: set[ScopeId] = set()
+        for ballot in scope.votes:
+            outside = ballot.scopes[ballot.scopes.index(scope.id) + 1 :]
+            wider.update(outside)
+            for id_ in outside:
+                self._withdraw(id_, ballot)
+        for id_ in sorted(wider, key=_width):
+            if id_ in self._suspected:
+                self._reconsider(self._suspected[id_], f"{_label(scope.id)} alarms by itself")
 
     def _pass(self, now: float) -> float:
         """Let time pass, so that what fell due before `now` is decided before what happens now."""
@@ -415,6 +407,8 @@ class AbortWindow:
             self._suspected[scope.id] = scope
         else:
             self._suspected.pop(scope.id, None)
+        if action != "cleared":
+            self._keep_from_wider(scope)
         reason = f"{_label(scope.id)}: {reason}"
         scope.shown = (items, failures, reason)
         rate, limit = failures / items if items else None, self._settings.failure_limit
@@ -431,7 +425,12 @@ class AbortWindow:
 
 @lru_cache
 def _scopes_of_group(group: str) -> tuple[ScopeId, ...]:
-    return (GLOBAL, ("group", group))
+    return (("group", group), GLOBAL)
+
+
+def _width(id_: ScopeId) -> int:
+    """A scope's place among those that a vote counts in, the narrowest first."""
+    return 1 if id_ == GLOBAL else 0
 
 
 def _label(id_: ScopeId) -> str:

@@ -51,6 +51,7 @@ class Groups:
     def _intents_read(self, answer: Intents, mode: Mode) -> None:
         self._begun = True
         self._state.intents = dict(answer.names)
+        self._state.found = frozenset(self._state.intents)
         for settings in self._state.settings.groups.values():
             self.create(settings, mode)
         if not self._state.settings.groups:
@@ -162,8 +163,12 @@ class Groups:
 
     def check(self, group: Group, now: float) -> None:
         """True if the run is complete, or nobody is left who could work on it."""
-        if group.state is GroupState.COMPLETED and group.queue.open_items and self._may_go_on(group):
-            self.resume_run(group, now)  # items were added or requeued
+        if group.state is GroupState.COMPLETED and group.queue.open_items:  # items were added or requeued
+            if self._may_go_on(group):
+                self.resume_run(group, now)
+            elif group.intent in ("drained", "stopped") and not group.leaving:
+                group.go(GroupTrigger.REOPEN)
+                self._set_run_state(group, "running")
         if group.state in ENDED:
             self._check_over(group, now)
         elif group.state is not GroupState.OPENING and not (
@@ -208,7 +213,9 @@ class Groups:
 
     def _is_complete(self, group: Group, team: list[Worker]) -> bool:
         queue = group.queue
-        if queue.unfinished or queue.frozen or group.settings.on_complete == "wait":
+        if queue.unfinished or queue.frozen:
+            return False
+        if group.settings.on_complete == "wait" and not self._state.once:
             return False
         if any(self._can_offer(group, worker) for worker in team):
             return False

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from scraper_supervisor.core.events import Terminated
-    from scraper_supervisor.core.fleet_state import FleetState
+    from scraper_supervisor.core.fleet_state import FleetState, Group
     from scraper_supervisor.core.formats.event_names import Severity
     from scraper_supervisor.core.policy.abort import Decision
     from scraper_supervisor.core.runs.groups import Groups
@@ -48,7 +48,7 @@ class Shutdown:
                 group = state.groups.get(name)
                 if group is not None:
                     self._groups.abort(group, f"aborted: {decision.reason}", now)
-            if decision.scope == "global":
+            if decision.scope == "global" or all(_is_over(group) for group in state.groups.values()):
                 state.go(SupervisorTrigger.ABORT)
             state.publish(AbortExecuted(*told, names), incident=incident, group=about)
 
@@ -65,9 +65,11 @@ class Shutdown:
                 if worker.life.alive:
                     self._lifecycle.kill(worker, event.reason, "stopped", now)
 
-    def leave_if_done(self) -> None:
+    def leave_if_done(self, now: float) -> None:
         """Leave when a drain is over, an abort is executed, or with `once` when nothing is left to do."""
         state = self._state
+        if state.once:
+            self._end_paused(now)
         if state.left or state.phase == "starting" or any(worker.life.up for worker in state.workers.values()):
             return
         if state.trees:
@@ -83,20 +85,49 @@ class Shutdown:
             self._leave(EX_CONFIG, f"every worker's own set-up is wrong: {'; '.join(told)}")
             return
         groups = list(state.groups.values())
-        ended = all(group.state in ENDED and group.repeat_at is None for group in groups)
         aborted = [group for group in groups if group.state is GroupState.ABORTED]
-        if state.phase == "aborting" or (ended and aborted):
+        ended = all(group.state in ENDED and group.repeat_at is None for group in groups)
+        if state.once and ended and not (state.phase == "aborting" and not aborted):
+            self._leave(*self._outcome(groups))
+        elif state.phase == "aborting" or (aborted and all(_is_over(group) for group in groups)):
             if state.settings.supervisor.on_abort == "exit" or state.once:
-                self._leave(69, "; ".join(group.failed_reason or "aborted" for group in aborted) or "aborted")
+                self._leave(69, _reasons(aborted) or "aborted")
             else:
                 state.go(SupervisorTrigger.HOLD)
-        elif state.once and ended:
-            failed = [group for group in groups if group.state is not GroupState.COMPLETED]
-            if failed:
-                reasons = "; ".join(f"{group.name}: {group.failed_reason or group.state.public}" for group in failed)
-                self._leave(1, f"items are left and no worker is able: {reasons}")
-            else:
-                self._leave(0, "every group completed")
+
+    def _outcome(self, groups: list[Group]) -> tuple[int, str]:
+        """The exit code of `once` and why, when every group has ended; of several codes 1 goes before 69."""
+        failed = [group for group in groups if group.state is GroupState.FAILED]
+        if failed:
+            return 1, f"items are left and no worker is able: {_reasons(failed)}"
+        held = [group for group in groups if group.state is GroupState.STOPPED and group.queue.open_items]
+        if held:
+            return 1, f"an operator holds items back: {', '.join(self._held(group) for group in held)}"
+        aborted = [group for group in groups if group.state is GroupState.ABORTED]
+        if aborted:
+            return 69, _reasons(aborted)
+        return 0, "every group completed"
+
+    def _held(self, group: Group) -> str:
+        how = {"paused": "paused", "drained": "drained"}.get(group.intent or "", "stopped")
+        return f"{group.name} is {how} with {group.queue.open_items} open items"
+
+    def _end_paused(self, now: float) -> None:
+        """With `once`, what an operator paused is not waited for once all others have ended.
+
+        A pause of everything in this daemon's own life is waited for: whoever ordered it is there to end it.
+        """
+        state = self._state
+        groups = list(state.groups.values())
+        paused = [group for group in groups if _is_paused(state, group)]
+        if not paused or state.phase != "running" or state.storage.ledger is not None:
+            return
+        others = [group for group in groups if group not in paused]
+        before = all(group.name in state.found or state.found.issuperset(group.workers) for group in paused)
+        if all(group.state in ENDED for group in others) and (others or before):
+            for group in paused:
+                if not group.queue.in_flight:
+                    self._groups.stop(group, "an operator paused it, and nothing else is left to do", now)
 
     def _none_is_usable(self) -> bool:
         """True if since the start all that came of it is that every worker says that its own set-up is wrong."""
@@ -111,3 +142,20 @@ class Shutdown:
     def _leave(self, code: int, reason: str) -> None:
         self._state.left = True
         self._state.outbox.commands.append(Leave(code, reason))
+
+
+def _is_over(group: Group) -> bool:
+    """True if nothing is to come of the group: unlike one that an operator stopped, or that failed, and may start."""
+    return group.state in (GroupState.COMPLETED, GroupState.ABORTED) and group.repeat_at is None
+
+
+def _is_paused(state: FleetState, group: Group) -> bool:
+    """True if nobody of the group may be handed anything, by an operator's word."""
+    team = [worker for worker in state.members(group) if worker.life.up]
+    return group.state is GroupState.PAUSED or (
+        group.state is GroupState.RUNNING and bool(team) and all(worker.paused for worker in team)
+    )
+
+
+def _reasons(groups: list[Group]) -> str:
+    return "; ".join(f"{group.name}: {group.failed_reason or group.state.public}" for group in groups)

@@ -41,6 +41,7 @@ class GroupTrigger(Enum):
     COMPLETE = "complete"  # every item has ended
     FAIL = "fail"  # no worker is able
     ABORT = "abort"
+    REOPEN = "reopen"  # it was completed and has items again, but none of its workers is wanted
 
 
 ENDED = frozenset({GroupState.COMPLETED, GroupState.FAILED, GroupState.ABORTED, GroupState.STOPPED})
@@ -69,6 +70,7 @@ GROUP_TABLE: Final[Table[GroupState, GroupTrigger]] = table(
         GroupTrigger.DOWN: (_STOPPED, _STOPPED, _STOPPED, _STOPPED, STAYS, STAYS, STAYS, STAYS),
         GroupTrigger.COMPLETE: (_COMPLETED, _COMPLETED, _COMPLETED, _COMPLETED, STAYS, STAYS, STAYS, STAYS),
         GroupTrigger.FAIL: (STAYS, _FAILED, _FAILED, STAYS, STAYS, STAYS, STAYS, STAYS),
+        GroupTrigger.REOPEN: (STAYS, STAYS, STAYS, STAYS, _STOPPED, STAYS, STAYS, STAYS),
         GroupTrigger.ABORT: (_ABORTED, _ABORTED, _ABORTED, _ABORTED, STAYS, STAYS, STAYS, STAYS),
     },
 )
