@@ -114,11 +114,12 @@ def test_a_worker_without_the_sdk_that_hangs_is_killed_by_sigkill_alone(daemons,
     )
     daemon.start()
     line, _ = puppet_of(daemon, "g-0").hello()
-    line.tell("heartbeat", lag_ms=0)
-    hung = daemon.wait_event("worker_hung")
-    assert hung["data"]["blocked"] is None
-    exited = daemon.wait_event("worker_exited")
-    assert exited["data"]["signal"] == 9
+    with line:
+        line.tell("heartbeat", lag_ms=0)
+        hung = daemon.wait_event("worker_hung")
+        assert hung["data"]["blocked"] is None
+        exited = daemon.wait_event("worker_exited")
+        assert exited["data"]["signal"] == 9
 
 
 def test_a_worker_that_asks_for_nothing_is_restarted_at_no_cost(daemons):
