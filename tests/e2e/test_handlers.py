@@ -61,6 +61,18 @@ def test_whatever_handlers_do_with_pages_every_item_ends_once_and_the_worker_liv
     assert daemon.events("browser_restarted") == []
 
 
+def test_handlers_that_hang_end_alone_and_the_worker_lives(daemons):
+    env = {"E2E_SEED": "hanging", "E2E_CONCURRENCY": 4, "E2E_KINDS": "hanging tame"}
+    daemon = zoo(daemons, items=40, env=env, item_timeout="700ms", progress_timeout="500ms")
+    daemon.start("--once")
+    daemon.exit_code(120)
+    states = check_ends(daemon, 40)
+    assert states["done"] > 0
+    check_pid_stayed(daemon)
+    signatures = {(one["data"]["failure"] or {}).get("signature") for one in daemon.events("item_finished")}
+    assert "progress-timeout" in signatures
+
+
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_handlers_that_end_the_process_cost_themselves_alone(daemons, concurrency):
     env = {"E2E_SEED": f"deadly {concurrency}", "E2E_CONCURRENCY": concurrency, "E2E_KINDS": "deadly"}

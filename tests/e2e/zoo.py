@@ -186,8 +186,20 @@ async def crashes(item):
     ctypes.string_at(0)
 
 
+async def hangs(item):
+    await asyncio.sleep(600)
+
+
+async def returns_when_told_to_end(item):
+    try:
+        await asyncio.sleep(600)
+    except asyncio.CancelledError:
+        return "in time"
+
+
+HANGING = [hangs, returns_when_told_to_end, good, good, good]
 DEADLY = [exits, kills, crashes, good, good, good]
-ZOO = {"tame": TAME, "paged": PAGED, "deadly": DEADLY}
+ZOO = {"tame": TAME, "paged": PAGED, "deadly": DEADLY, "hanging": HANGING}
 
 
 def draw(item):

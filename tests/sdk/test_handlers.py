@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from msgspec import Raw
 
 from scraper_worker import BlockedError, PermanentError, WorkerError, run
 from scraper_worker.errors import CallError
-from scraper_worker.protocol import BAD_PARAMS, Goodbye, ItemDone, ItemFailed, ItemRelease
+from scraper_worker.item import Attempt
+from scraper_worker.protocol import BAD_PARAMS, Failure, Goodbye, Granted, ItemDone, ItemFailed, ItemRelease
 
 
 @pytest.fixture(autouse=True)
@@ -231,6 +233,27 @@ async def test_a_failure_that_is_refused_ends_no_worker(alone_link):
     await run(scrape, alone_link)
     assert [one.failure.signature for one in alone_link.of(ItemFailed)] == ["result-refused"]
     assert len(alone_link.of(ItemDone)) == 1
+
+
+async def test_a_handler_that_swallows_the_order_to_end_is_told_again(monkeypatch):
+    monkeypatch.setattr("scraper_worker.item.TOLD_AGAIN", 0.01)
+    swallowed = []
+
+    async def handle():
+        for number in range(3):
+            try:
+                await asyncio.sleep(600)
+            except asyncio.CancelledError:
+                swallowed.append(number)
+        return "too late"
+
+    attempt = Attempt(Granted("k", 1, None, Raw(b"null"), 1))
+    running = asyncio.create_task(attempt.run(handle))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    attempt.cut(Failure("transient", "system", "item-timeout", "item_timeout of 1 s"))
+    assert await running == ("too late", None)
+    assert (swallowed, attempt.failure.signature) == ([0, 1, 2], "item-timeout")
 
 
 async def test_a_cut_handler_cleans_up_and_its_neighbour_goes_on(alone_link):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from scraper_worker.protocol import Failure, Granted, WireEntry
 
 MAX_TRACEBACK: Final = 4096  # characters
+TOLD_AGAIN: Final = 3.0  # seconds after which a handler that was ended and goes on is told so again
 _OWN_FOLDER: Final = str(Path(__file__).parent)
 
 
@@ -141,9 +142,11 @@ class Attempt:
         self._stop()
 
     def _stop(self) -> None:
-        # A handler that has ended already, or has not begun, finds out by looking.
+        # A handler that has ended already, or has not begun, finds out by looking. One that goes on, a bare `except` in a
+        # loop of its own say, is told again, before its browser is killed under its neighbours.
         if self._task is not None and not self._over:
             self._task.cancel()
+            asyncio.get_running_loop().call_later(TOLD_AGAIN, self._stop)
 
     @property
     def stopped(self) -> bool:
