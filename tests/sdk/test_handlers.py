@@ -237,9 +237,10 @@ async def test_a_failure_that_is_refused_ends_no_worker(alone_link):
 
 async def test_a_handler_that_swallows_the_order_to_end_is_told_again(monkeypatch):
     monkeypatch.setattr("scraper_worker.item.TOLD_AGAIN", 0.01)
-    swallowed = []
+    begun, swallowed = asyncio.Event(), []
 
     async def handle():
+        begun.set()
         for number in range(3):
             try:
                 await asyncio.sleep(600)
@@ -248,11 +249,11 @@ async def test_a_handler_that_swallows_the_order_to_end_is_told_again(monkeypatc
         return "too late"
 
     attempt = Attempt(Granted("k", 1, None, Raw(b"null"), 1))
-    running = asyncio.create_task(attempt.run(handle))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    attempt.cut(Failure("transient", "system", "item-timeout", "item_timeout of 1 s"))
-    assert await running == ("too late", None)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(attempt.run(handle))
+        await begun.wait()
+        attempt.cut(Failure("transient", "system", "item-timeout", "item_timeout of 1 s"))
+    assert running.result() == ("too late", None)
     assert (swallowed, attempt.failure.signature) == ([0, 1, 2], "item-timeout")
 
 

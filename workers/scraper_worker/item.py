@@ -142,8 +142,8 @@ class Attempt:
         self._stop()
 
     def _stop(self) -> None:
-        # A handler that has ended already, or has not begun, finds out by looking. One that goes on, a bare `except` in a
-        # loop of its own say, is told again, before its browser is killed under its neighbours.
+        # A handler that has ended already, or has not begun, finds out by looking. One that goes on (a bare `except` in
+        # a loop, say) is told again, before its browser is killed under its neighbours.
         if self._task is not None and not self._over:
             self._task.cancel()
             asyncio.get_running_loop().call_later(TOLD_AGAIN, self._stop)
