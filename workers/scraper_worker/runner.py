@@ -107,6 +107,7 @@ async def _live(function: Function, worker: Worker, link: Link) -> None:
             await worker.close()
             await link.goodbye(worker.farewell)
     except BaseException as error:
+        _forget_cancels()
         if isinstance(error, Exception):
             await link.not_through()
         await link.give_back(f"the worker ends: {type(error).__name__}")
@@ -114,6 +115,17 @@ async def _live(function: Function, worker: Worker, link: Link) -> None:
         raise
     finally:
         await link.close()
+
+
+def _forget_cancels() -> None:
+    """What this task was asked to end for ends it now; its timeouts are to work until then.
+
+    Of Python 3.11.2, which is Debian's: a TaskGroup leaves its own request behind where a task fails while it waits,
+    and asyncio.timeout() does not raise TimeoutError in a task that has one.
+    """
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
 
 
 @contextlib.contextmanager

@@ -28,7 +28,9 @@ _LEVELS: Final = {
 }
 _SHOWN: Final = 200  # characters at a line's beginning in which a level is looked for
 _WORD: Final = "|".join(_LEVELS)
-_TIME: Final = r"[\[(]?\d(?:[\d:.,/+ -]|[TZ](?=[\d\s.,\])-]))*+[\])]?[ |:-]*+"
+# Only a class of characters is repeated possessively: of more, Python 3.11.2, which is Debian's, misses matches.
+_DIGITS: Final = r"[\d:.,/+ -]*+"
+_TIME: Final = rf"[\[(]?\d{_DIGITS}(?:T(?=\d){_DIGITS})?(?:Z(?=[\s.,\])-]){_DIGITS})?[\])]?[ |:-]*+"
 _NAME: Final = r"[\[(]?[A-Za-z_][\w.$/-]*+[\])]?"
 _END: Final = r"\s*(?:[\])>|:,]|\s|$)"
 # A level at a line's head, as `logging`, loguru, structlog, logfmt and JSON loggers show it: first, or behind a time, a
