@@ -9,6 +9,7 @@ import click
 from scraper_supervisor.console import views
 from scraper_supervisor.console.client import Denied
 from scraper_supervisor.console.commands.config import INVALID
+from scraper_supervisor.console.commands.replay import abort_replay
 from scraper_supervisor.console.context import App, Commands, HelpfulCommand, Refused, json_option, pass_app
 
 _no_wait = click.option("--no-wait", is_flag=True, help="Return at once, not when it is done.")
@@ -122,3 +123,6 @@ def abort_clear(app: App, as_json: bool) -> None:
         app.emit(answer)
     else:
         click.echo("cleared: aborted groups go on")
+
+
+abort.add_command(abort_replay)

@@ -54,6 +54,7 @@ class Use(Struct, frozen=True):
 
 
 _UNUSED: Final = Use(None, NOT_YET)
+_REPLAYED: Final = _UNUSED  # of the hold policy, which the daemon does not ask yet: `abort replay` alone does
 _PROGRAM: Final = Use("daemon/processes/spawning.py", ROLLING)
 _RESTART: Final = Use("core/policy/restart.py", in_place("from the next end of a worker on"))
 _DELAY: Final = Use("core/policy/restart.py", in_place("at once, for a worker that waits too"))
@@ -151,10 +152,10 @@ _USES: Final[dict[str, dict[str, Use]]] = {
         "min_items": _ABORT,
         "failure_limit": _ABORT,
         "normal_rate": _ABORT,
-        "probe_interval": _UNUSED,
-        "probe_max": _UNUSED,
+        "probe_interval": _REPLAYED,
+        "probe_max": _REPLAYED,
         "confirm_after": _ABORT,
-        "parked": _UNUSED,
+        "parked": _REPLAYED,
         "consecutive_crashes": _ABORT,
         "crash_window": _ABORT,
     },

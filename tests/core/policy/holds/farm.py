@@ -65,6 +65,7 @@ class Farm:
         self.lanes = {name: [Lane(name, target) for target in targets] for name, (_, targets) in self.groups.items()}
         self.rulings, self.outcomes = [], Counter()
         self.begun, self.ends = [], []  # (time, target), where watched
+        self.attempts = []  # (time, group, target, key, fault), where watched
         self.now, self._number = 0.0, 0
         self._queue = []
         self.idle = []
@@ -133,6 +134,8 @@ class Farm:
     def _end(self, lane, item, probe):
         policy, now, group, target = self.policy, self.now, lane.group, lane.target
         fault = self.site(now, group, target, item.key)
+        if self.watched:
+            self.attempts.append((now, group, target, item.key, fault))
         if fault is None:
             self.outcomes["done"] += 1
             if self.watched:

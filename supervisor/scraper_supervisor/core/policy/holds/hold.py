@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from msgspec import Struct
 
-from scraper_supervisor.core.config.units import format_duration
+from scraper_supervisor.core.policy.holds.rulings import lasted
 from scraper_supervisor.core.policy.holds.scopes import ScopeName
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ class Hold(Struct, kw_only=True):
             return "its probe after a rest failed"
         if self.first_probe is None or self.failed < LEAST_PROBES:
             return None
-        lasted = now - self.first_probe - self.withheld
-        if lasted < settings.confirm_after:
+        tried = now - self.first_probe - self.withheld
+        if tried < settings.confirm_after:
             return None
-        return f"its last {self.failed} probes failed, for {format_duration(round(lasted, 1))}"
+        return f"its last {self.failed} probes failed, for {lasted(tried)}"
 
     def stay_away(self, now: float, retry_after: float) -> None:
         """The target told us for how long, in seconds, it wants no requests."""

@@ -14,7 +14,7 @@ from scraper_supervisor.core.config.units import format_duration
 from scraper_supervisor.core.policy.holds.crashes import Crashes
 from scraper_supervisor.core.policy.holds.evidence import MOST_VOTES, alarm_windows
 from scraper_supervisor.core.policy.holds.hold import Fate, Hold
-from scraper_supervisor.core.policy.holds.rulings import Ruling, RulingAction, ScopeFigures, against
+from scraper_supervisor.core.policy.holds.rulings import Ruling, RulingAction, ScopeFigures, against, lasted
 from scraper_supervisor.core.policy.holds.scopes import ScopeName, judged, scopes_of
 from scraper_supervisor.core.policy.holds.standing import as_held, as_kept
 from scraper_supervisor.core.policy.holds.votes import Count, Votes
@@ -101,7 +101,7 @@ class HoldPolicy:
             if ended is not None and now < ended[0] + FLAPPING:
                 wait = max(wait, min(2 * ended[1], LONGEST_FIRST_WAIT))
             hold = Hold(name=name, since=now, first_wait=wait, wait=wait, due=now + wait, status=True)
-            asked = "" if retry_after is None else f" and asks for {format_duration(retry_after)}"
+            asked = "" if retry_after is None else f" and asks for {lasted(retry_after)}"
             self._begin(hold, self._whole(name), f"it answers {status}{asked}", retry_after)
         elif hold is not None and asks_to_wait and not hold.aborted:
             hold.status = True
@@ -148,7 +148,7 @@ class HoldPolicy:
         holds = self._over(group, target) if self._holds else ()
         if not holds:
             return "open"
-        return "probe" if all(hold.leave(max(now, self._now)) for hold in holds) else "shut"
+        return "probe" if all(hold.leave(now) for hold in holds) else "shut"
 
     def aborted(self, group: str, target: str | None) -> ScopeName | None:
         """The widest aborted scope that the item is in."""
@@ -161,7 +161,7 @@ class HoldPolicy:
 
     def begin_probe(self, now: float, group: str, target: str | None, item: str) -> int:
         """An item goes out as the probe of all its held scopes; its number is for `end_probe`."""
-        now = self._pass(now)
+        self._pass(now)
         holds = self._over(group, target)
         self._number += 1
         self._probes[self._number] = tuple(hold.name for hold in holds)
@@ -330,7 +330,7 @@ class HoldPolicy:
             if hold.rests_until is not None and now >= hold.rests_until:
                 rested = hold.rests_until - hold.since
                 hold.begin_anew(hold.rests_until, self._of(hold.name.group), chance=True)
-                self._rule("held", hold, f"one probe after a rest of {format_duration(round(rested, 1))}", quiet=True)
+                self._rule("held", hold, f"one probe after a rest of {lasted(rested)}", quiet=True)
         return now
 
     def _judge(self, name: ScopeName) -> bool:
@@ -390,7 +390,7 @@ class HoldPolicy:
         if hold.name.scope == "target":
             self._ended = {host: one for host, one in self._ended.items() if self._now < one[0] + FLAPPING}
             self._ended[hold.name.key] = (self._now, hold.first_wait)
-        self._rule("resumed", hold, f"{reason}, after {format_duration(round(self._now - hold.since, 1))}")
+        self._rule("resumed", hold, f"{reason}, after {lasted(self._now - hold.since)}")
 
     def _rule(self, action: RulingAction, hold: Hold, reason: str, *, quiet: bool = False, keep: bool = True) -> None:
         reason = f"{hold.name}: {reason}"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from msgspec import Struct
 
+from scraper_supervisor.core.config.units import format_duration
 from scraper_supervisor.core.policy.holds.scopes import ScopeName
 
 if TYPE_CHECKING:
@@ -65,3 +66,8 @@ def against(alarm: tuple[int, int, int, int], settings: AbortSettings) -> str:
         limits += f" and normal_rate {settings.normal_rate:.0%}"
     share = f"{failures} of the last {items} items failed ({failures / items:.0%})"
     return f"{share}, the bound is {need} of {n} for {limits}"
+
+
+def lasted(seconds: float) -> str:
+    """How long something took, as a sentence tells it."""
+    return f"{seconds:.1f} s" if seconds < 60 else format_duration(float(round(seconds)))
