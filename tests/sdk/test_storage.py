@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 
@@ -131,6 +132,112 @@ def test_origins_near_a_host():
 
 
 # ---- with one
+
+
+KEEP = """async () => {
+  const opening = indexedDB.open('auth', 3);
+  opening.onupgradeneeded = () => {
+    opening.result.createObjectStore('users', {keyPath: 'id'}).createIndex('by name', 'name', {unique: true});
+    opening.result.createObjectStore('plain');
+  };
+  const db = await new Promise(resolve => { opening.onsuccess = () => resolve(opening.result); });
+  const transaction = db.transaction(['users', 'plain'], 'readwrite');
+  transaction.objectStore('users').put({id: 1, name: 'Ann', since: new Date(86400000), tags: new Set(['a']), big: 5n});
+  transaction.objectStore('plain').put({token: 'x', bytes: new Uint8Array([1, 2, 255])}, 'session');
+  await new Promise(resolve => { transaction.oncomplete = resolve; });
+  db.close();
+}"""
+LOOK = """async () => {
+  const opening = indexedDB.open('auth');
+  const db = await new Promise(resolve => { opening.onsuccess = () => resolve(opening.result); });
+  const done = request => new Promise(resolve => { request.onsuccess = () => resolve(request.result); });
+  const users = db.transaction('users').objectStore('users');
+  const user = await done(users.index('by name').get('Ann'));
+  const session = await done(db.transaction('plain').objectStore('plain').get('session'));
+  return [db.version, users.keyPath, user.id, user.since.getTime(), user.tags.has('a'), String(user.big), session.token,
+    [...session.bytes], session.bytes instanceof Uint8Array];
+}"""
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+async def test_a_login_on_another_host_and_a_page_that_hangs_cost_nothing_that_is_known(port, alone_link):
+    """IndexedDB and local storage of a host that was only passed through; the cookies whatever a page does."""
+    ready, go_on, seen = asyncio.Event(), asyncio.Event(), {}
+
+    async def scrape(worker):
+        async with asyncio.TaskGroup() as tasks:
+            processing = tasks.create_task(worker.process(["login", "use"], one))
+            await ready.wait()
+            recycling = tasks.create_task(recycle(worker))
+            while not worker._browser._changing.locked():
+                await asyncio.sleep(0)
+            go_on.set()
+            begin = time.monotonic()
+            await recycling
+            seen["seconds"] = time.monotonic() - begin
+            await processing
+
+    async def one(item):
+        if item.key == "login":
+            context = item.page.context
+            hung = await context.new_page()
+            await hung.goto(f"http://{host(3)}:{port}/")
+            await hung.evaluate("void setTimeout(() => { for (;;); })")
+            await item.page.goto(f"http://{host(1)}:{port}/")
+            await item.page.evaluate(KEEP)
+            await item.page.goto(f"http://{host(2)}:{port}/")
+            ready.set()
+            await go_on.wait()
+            return
+        for number in (1, 2, 3):
+            await item.page.goto(f"http://{host(number)}:{port}/none")
+            seen[number] = await item.page.evaluate("[localStorage.token, document.cookie]")
+        await item.page.goto(f"http://{host(1)}:{port}/")
+        seen["database"] = await item.page.evaluate(LOOK)
+
+    await run(scrape, alone_link)
+    assert alone_link.of(ItemFailed) == []
+    assert len(alone_link.of(BrowserStarted)) == 2
+    assert seen["database"] == [3, "id", 1, 86400000, True, "5", "x", [1, 2, 255], True]
+    for number in (1, 2, 3):
+        assert seen[number][1] == "visited=1"
+    assert seen[1][0] == f"of {host(1)}:{port}"
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+async def test_what_is_known_is_given_out_as_json_and_taken_back(port, alone_link):
+    """As a login is kept over the worker's life: captured in one, loaded in the next."""
+    kept = {}
+
+    async def first(worker):
+        async def one(item):
+            await item.page.goto(f"http://{host(1)}:{port}/")
+            kept.update(await worker._browser.capture())
+
+        await worker.process(["a"], one)
+
+    await run(first, alone_link)
+    assert [cookie["name"] for cookie in kept["cookies"]] == ["visited"]
+    assert [origin["localStorage"] for origin in kept["origins"]] == [
+        [{"name": "token", "value": f"of {host(1)}:{port}"}]
+    ]
+    kept["origins"][0]["localStorage"][0]["value"] = "of the first life"
+    seen = []
+
+    async def second(worker):
+        async def one(item):
+            await item.page.goto(item.data)
+            seen.append(await item.page.evaluate("[localStorage.token, document.cookie]"))
+
+        worker._browser.kept.load(json.loads(json.dumps(kept)))
+        await worker.process([{"key": "b", "data": f"http://{host(1)}:{port}/"}], one)
+
+    link = type(alone_link)()
+    await run(second, link)
+    assert link.of(ItemFailed) == []
+    assert seen == [["of the first life", "visited=1"]]
 
 
 @pytest.mark.browser
