@@ -69,6 +69,15 @@ def test_what_is_kept_is_json_that_loads_again():
     assert again.revision > 0
 
 
+def test_an_origin_without_storage_changes_nothing_and_one_that_was_cleared_goes():
+    kept = Kept()
+    kept.put("http://x", {"origin": "http://x", "localStorage": []}, "mark")
+    assert (kept.revision, kept.mark("http://x")) == (0, None)
+    kept.put("http://x", {"origin": "http://x", "localStorage": [{"name": "k", "value": "v"}]}, "mark")
+    kept.put("http://x", {"origin": "http://x", "localStorage": []}, "other")
+    assert (kept.revision, kept.origins) == (2, [])
+
+
 def test_a_revision_tells_whether_there_is_something_to_save():
     kept = Kept()
     kept.set_cookies([{"name": "a"}])

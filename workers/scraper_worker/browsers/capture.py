@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from scraper_worker.browsers.in_page import READ, WRITE
-from scraper_worker.browsers.storage import MAX_ORIGIN, origin_of
+from scraper_worker.browsers.storage import MAX_ORIGIN, MAX_ORIGINS, origin_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -27,6 +27,7 @@ log = logging.getLogger("scraper_worker")
 
 COOKIES_TIMEOUT: Final = 5.0  # seconds for all cookies; they take a hundredth of that
 COOKIES_INTERVAL: Final = 10.0  # seconds between two looks at the cookies
+READ_INTERVAL: Final = 5.0  # seconds between two looks at one origin's storage; the last one is at the replacement
 READ_TIMEOUT: Final = 0.5  # seconds for the storage of a page that is open
 VISIT_TIMEOUT: Final = 2.0  # seconds for the storage of an origin that no page is open at
 SWEEP_TIMEOUT: Final = 3.0  # seconds for all origins that were not read when they were last seen
@@ -55,11 +56,12 @@ class ContextStorage:
         self._kept = kept
         self._open_page = open_page
         self._close_page = close_page
-        self._unread: dict[str, None] = {}  # origins visited since they were last read, the latest last
+        self._unread: dict[str, float | None] = {}  # origins visited since they were last read, the latest last
         self._absent: dict[str, None] = dict.fromkeys(kept.origins)  # not brought in yet
         self._visiting = asyncio.Lock()
         self._bringing: asyncio.Task[None] | None = None
         self._cookies_at = 0.0
+        self._read_at: dict[str, float | None] = {}  # when an origin was read last, by the monotonic clock
 
     # ---- into the context
 
@@ -144,6 +146,9 @@ class ContextStorage:
             self._unread.pop(origin, None)
             self._unread[origin] = None
             self._kept.seen(origin)
+            for known in (self._unread, self._read_at):
+                if len(known) > MAX_ORIGINS:
+                    del known[next(iter(known))]
 
     async def read_cookies(self, *, at_once: bool = False) -> bool:
         """Keep the cookies, at most each few seconds unless `at_once`; whether they are kept. Never raises."""
@@ -159,11 +164,19 @@ class ContextStorage:
         self._kept.set_cookies(cookies)
         return True
 
-    async def read_page(self, page: Page) -> None:
-        """Keep the storage of the origin that a page is at, if the page answers. Never raises."""
+    async def read_page(self, page: Page, *, at_once: bool = False) -> None:
+        """Keep the storage of the origin that a page is at, if the page answers. Never raises.
+
+        At most each few seconds for one origin, unless `at_once`.
+        """
         origin = origin_of(page.url)
-        if origin not in self._unread:
+        if origin is None or origin not in self._unread:
             return
+        now, before = time.monotonic(), self._read_at.get(origin)
+        if not at_once and before is not None and now - before < READ_INTERVAL:
+            return
+        self._read_at.pop(origin, None)
+        self._read_at[origin] = now
         try:
             async with asyncio.timeout(READ_TIMEOUT):
                 await self._read(page, origin)
@@ -178,7 +191,7 @@ class ContextStorage:
         try:
             async with asyncio.timeout(SWEEP_TIMEOUT):
                 for page in self._context.pages:
-                    await self.read_page(page)
+                    await self.read_page(page, at_once=True)
                 for origin in wanted:
                     if origin in self._unread:
                         await self._read_elsewhere(origin)

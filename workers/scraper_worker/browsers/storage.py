@@ -103,13 +103,16 @@ class Kept:
         Returns:
             Origins whose storage is no longer kept, since there is too much of all.
         """
-        self.revision += 1
+        known = origin in self._origins
         self.forget(origin)
         if storage.get("localStorage") or storage.get("indexedDB"):
             self._origins[origin] = storage
             self._sizes[origin] = len(json.dumps(storage))
-        if mark is not None:
-            self._marks[origin] = mark
+            if mark is not None:
+                self._marks[origin] = mark
+        elif not known:
+            return []
+        self.revision += 1
         dropped = []
         while len(self._origins) > MAX_ORIGINS or sum(self._sizes.values()) > MAX_TOTAL:
             dropped.append(next(iter(self._origins)))
