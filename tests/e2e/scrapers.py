@@ -41,6 +41,11 @@ async def gate(name):
         await asyncio.sleep(0.01)
 
 
+async def wrong_options(worker):
+    """A browser is wanted with an option that there is not."""
+    await worker.process(["a"], one, launch={"useragent": "x"})
+
+
 async def quick(worker):
     """Items without a browser."""
     note("worker", worker.name, os.getpid(), worker.run)

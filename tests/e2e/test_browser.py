@@ -118,14 +118,19 @@ def test_kill_9_of_the_browser_it_is_replaced_and_the_item_loses_no_attempt(brow
     assert daemon.none_left()
 
 
-def test_kill_9_of_the_driver_it_is_replaced_and_the_item_loses_no_attempt(browsing, site):
+def test_kill_9_of_the_driver_it_is_replaced_and_the_item_loses_no_attempt(browsing, site, on_this_machine):
     daemon = browsing(4)
     (daemon.folder / "gate").touch()
     daemon.start("--once")
     browser, pid = browser_of(daemon), daemon.pids()["g-0"]
     daemon.wait(lambda: site.accesses(), "an item is on its page")
     driver = next(one for one in daemon.processes().values() if "run-driver" in one.cmdline())
+    files = [file for file in daemon.runtime.glob("tmp/*/*") if file.is_dir()]
+    assert files
     driver.kill()
+    killed = time.monotonic()
+    daemon.wait(lambda: not any(file.exists() for file in files), f"what it left is removed: {files}")
+    assert time.monotonic() - killed < on_this_machine(2)
     daemon.wait(lambda: browser_of(daemon)["pid"] != browser["pid"], "a new browser")
     assert daemon.pids()["g-0"] == pid
     (daemon.folder / "gate").unlink()
@@ -133,6 +138,15 @@ def test_kill_9_of_the_driver_it_is_replaced_and_the_item_loses_no_attempt(brows
     check_truth(daemon, site, 4)
     assert {row.attempts for row in daemon.results("g").values()} == {1}
     assert daemon.none_left()
+
+
+def test_a_wrong_option_is_the_worker_s_set_up_which_is_not_started_again_and_says_so(browsing):
+    daemon = browsing(1, entrypoint="scrapers:wrong_options", restart="always")
+    daemon.launch("--once")
+    assert daemon.exit_code() == 78, daemon.log()
+    assert len(daemon.events("worker_started")) == 1
+    (failed,) = daemon.events("worker_failed")
+    assert "launch= has no option 'useragent'" in failed["data"]["reason"]
 
 
 def test_kill_9_of_the_supervisor_its_workers_and_browsers_are_ended_before_the_first_item(browsing, site):

@@ -262,7 +262,7 @@ class SupervisedBrowser:
                 return
             await current.idle.wait()
             if not current.lost:
-                await current.storage.read_all()
+                await current.storage.read_all(deadline / 4)
                 await self._end(current, "recycle", min(CLOSE_TIMEOUT, max(1.0, deadline / 2)))
             if not self._closed:
                 await self._launch()

@@ -27,7 +27,7 @@ log = logging.getLogger("scraper_worker")
 
 COOKIES_TIMEOUT: Final = 5.0  # seconds for all cookies; they take a hundredth of that
 COOKIES_INTERVAL: Final = 10.0  # seconds between two looks at the cookies
-READ_INTERVAL: Final = 5.0  # seconds between two looks at one origin's storage; the last one is at the replacement
+READ_INTERVAL: Final = 30.0  # seconds between two looks at one origin's storage; each costs a page a tenth of its CPU
 READ_TIMEOUT: Final = 0.5  # seconds for the storage of a page that is open
 VISIT_TIMEOUT: Final = 2.0  # seconds for the storage of an origin that no page is open at
 SWEEP_TIMEOUT: Final = 3.0  # seconds for all origins that were not read when they were last seen
@@ -175,21 +175,24 @@ class ContextStorage:
         now, before = time.monotonic(), self._read_at.get(origin)
         if not at_once and before is not None and now - before < READ_INTERVAL:
             return
-        self._read_at.pop(origin, None)
-        self._read_at[origin] = now
         try:
             async with asyncio.timeout(READ_TIMEOUT):
                 await self._read(page, origin)
         except Exception as error:  # noqa: BLE001 - a hung or closed page; another look may come
             log.debug("reading the storage of %s: %r", origin, error)
 
-    async def read_all(self) -> None:
-        """Keep cookies and storage of now, each within its time, and warn of what could not be read. Never raises."""
+    async def read_all(self, seconds: float = SWEEP_TIMEOUT) -> None:
+        """Keep cookies and storage of now, and warn of what could not be read. Never raises.
+
+        Args:
+            seconds: for all storage, at most; cookies have a time of their own.
+        """
         if not await self.read_cookies(at_once=True):
             log.warning("cookies could not be read; those known before are kept")
-        wanted = list(reversed(self._unread))
+        latest = list(reversed(self._unread))
+        wanted = sorted(latest, key=lambda origin: origin in self._read_at)  # those that were never read come first
         try:
-            async with asyncio.timeout(SWEEP_TIMEOUT):
+            async with asyncio.timeout(min(seconds, SWEEP_TIMEOUT)):
                 for page in self._context.pages:
                     await self.read_page(page, at_once=True)
                 for origin in wanted:
@@ -198,8 +201,11 @@ class ContextStorage:
         except TimeoutError:
             log.debug("no time for all storage")
         missing = [origin for origin in wanted if origin in self._unread]
-        if missing:
-            log.warning("storage could not be read, and is kept as known before, if at all: %s", _names(missing))
+        never = [origin for origin in missing if origin not in self._read_at]
+        if never:
+            log.warning("storage could not be read, and is kept as known before, if at all: %s", _names(never))
+        elif missing:
+            log.info("storage is kept as it was up to %.0f s ago: %s", READ_INTERVAL, _names(missing))
 
     async def _read_elsewhere(self, origin: str) -> None:
         try:
@@ -222,6 +228,8 @@ class ContextStorage:
             if dropped:
                 log.warning("there is too much storage; no longer kept: %s", _names(dropped))
         self._unread.pop(origin, None)
+        self._read_at.pop(origin, None)
+        self._read_at[origin] = time.monotonic()
 
     # ---- a page of ours
 
