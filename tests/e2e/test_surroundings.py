@@ -1,13 +1,14 @@
 """What a shell, a service manager or an editor leaves around the daemon."""
 
 import os
+import resource
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from harness import SUPERVISOR
+from harness import SUPERVISOR, Line
 
 ONCE = '[workers.w]\ncommand = ["sh", "-c", "{}"]\n[supervisor]\nstate_dir = "state"\nruntime_dir = "run"\n'
 RUN = shlex.join([*SUPERVISOR, "run", "--once"])
@@ -40,9 +41,8 @@ def test_a_byte_order_mark_is_none_of_the_configuration(tmp_path, command):
 def test_a_byte_order_mark_is_none_of_the_first_key(tmp_path):
     (tmp_path / "supervisor.toml").write_text(ONCE.format("true"))
     supervisor = shlex.join(SUPERVISOR)
-    done = shell(
-        f"printf '\\357\\273\\277one\\r\\ntwo\\n' | {supervisor} items add w && {supervisor} items list w", tmp_path
-    )
+    add = f"printf '\\357\\273\\277one\\r\\ntwo\\n' | {supervisor} items add w"
+    done = shell(f"{RUN} && {add} && {supervisor} items list w", tmp_path)
     assert done.returncode == 0, done
     assert "\ufeff" not in done.stdout.decode()
     assert {"one", "two"} <= set(done.stdout.decode().split())
@@ -84,3 +84,84 @@ def test_a_working_folder_that_was_removed(tmp_path):
     assert b"working folder was removed" in done.stderr
     assert b"Traceback" not in done.stderr
     assert not Path("~").exists()
+
+
+def test_workers_have_the_umask_and_the_limits_that_the_daemon_was_given(tmp_path):
+    """The daemon's own 077 reached them, and with a soft limit of 100 a fleet of 40 had no descriptors."""
+    (tmp_path / "supervisor.toml").write_text(
+        ONCE.format("umask > umask; sleep 0.3; ulimit -n > soft; ulimit -Hn > hard")
+    )
+    done = shell(f"umask 022; ulimit -Sn 100; {RUN}", tmp_path)
+    assert done.returncode == 0, done
+    assert (tmp_path / "umask").read_text().strip() == "0022"
+    assert (tmp_path / "soft").read_text().strip() == "100"
+    assert (tmp_path / "hard").read_text().strip() == shell("ulimit -Hn", tmp_path).stdout.decode().strip()
+    assert (tmp_path / "state").stat().st_mode & 0o077 == 0
+
+
+def test_a_low_soft_limit_of_descriptors_is_raised(daemons):
+    daemon = daemons({"workers": {"p": {"command": ["sleep", "1000"], "count": 40, "stop_timeout": "2s"}}})
+    daemon.prefix = ["sh", "-c", 'ulimit -Sn 100 && exec "$@"', "sh"]
+    daemon.start()
+    daemon.wait(lambda: all(daemon.pids().values()), "all 40 run")
+    assert resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)[0] > 100
+    assert not daemon.events("worker_failed")
+
+
+def test_connections_that_say_nothing_leave_room_for_commands(daemons):
+    """300 of them left no descriptor for `status`."""
+    daemon = daemons({"workers": {"p": {"command": ["sleep", "1000"], "stop_timeout": "2s"}}})
+    daemon.prefix = ["sh", "-c", 'ulimit -n 200 && exec "$@"', "sh"]
+    daemon.start()
+    lines = [Line.to(daemon.runtime / "worker.sock") for _ in range(300)]
+    lines += [Line.to(daemon.runtime / "control.sock") for _ in range(100)]
+    try:
+        assert daemon.status()["supervisor"]["state"] == "running"
+        assert lines[0].at_end(), "the oldest gave way"
+        lines[-1].call("status")
+    finally:
+        for line in lines:
+            line.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        (["sleep 5"], 'command = ["sleep", "5"]'),
+        (["./crlf"], "CR LF"),
+        (["./gone"], "'/no/such/interpreter' is not"),
+        (["./plain"], "#!/bin/sh"),
+    ],
+)
+def test_a_program_that_is_not_found_is_told_with_the_reason(daemons, command, hint):
+    daemon = daemons({"workers": {"p": {"command": command, "restart": "never"}}})
+    scripts = {"crlf": "#!/bin/sh\r\ntrue\r\n", "gone": "#!/no/such/interpreter\n", "plain": "true\n"}
+    for name, text in scripts.items():
+        path = daemon.folder / name
+        path.write_bytes(text.encode())
+        path.chmod(0o755)
+    daemon.launch()
+    reason = daemon.wait_event("worker_failed")["data"]["reason"]
+    assert hint in reason, reason
+
+
+def test_projects_that_share_a_runtime_folder_are_told_apart(daemons):
+    """With XDG_RUNTIME_DIR set, `status` and `stop` in the folder of B acted on A."""
+    sleep = {"workers": {"p": {"command": ["sleep", "1000"], "stop_timeout": "2s"}}}
+    ours, theirs = daemons(sleep), daemons(sleep)
+    shared = ours.folder / "shared"
+    for daemon in (ours, theirs):
+        daemon.runtime = shared
+        daemon.configure(sleep)
+    ours.start()
+    for command in ("status", "stop", "pause"):
+        done = shell(f"{shlex.join(SUPERVISOR)} {command} --config {theirs.config_path}", theirs.folder)
+        assert done.returncode == 3, done
+        assert b"runtime_dir" in done.stderr
+        assert str(ours.state).encode() in done.stderr
+    done = shell(f"{shlex.join(SUPERVISOR)} run --config {theirs.config_path}", theirs.folder)
+    assert done.returncode == 1
+    assert b"runtime_dir" in done.stderr
+    done = shell(f"{shlex.join(SUPERVISOR)} status --config {ours.config_path}", ours.folder)
+    assert done.returncode == 0, done
+    assert ours.worker("p-0")["state"] == "running"

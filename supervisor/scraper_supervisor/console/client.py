@@ -99,6 +99,22 @@ class Client:
             raise NoDaemon(f"{self.path}: the daemon ended before it answered")
         return data
 
+    def serves(self, state_dir: str) -> str | None:
+        """The state folder that the daemon serves, if that is another one than `state_dir`; None if it is the same.
+
+        Raises:
+            NoDaemon: it does not answer.
+        """
+        try:
+            owner = self.call("owner")
+        except Denied:  # an older daemon, which does not tell
+            return None
+        with contextlib.suppress(OSError):
+            ours = os.stat(state_dir)
+            if (ours.st_dev, ours.st_ino) == (owner["device"], owner["inode"]):
+                return None
+        return None if owner["state_dir"] == state_dir else str(owner["state_dir"])
+
     def stop(self, *, wait: bool) -> None:
         """Have the daemon drain and end, and wait until it is gone unless told otherwise.
 

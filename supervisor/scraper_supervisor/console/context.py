@@ -99,9 +99,16 @@ class App:
         nobody: list[NoDaemon] = []
         for path in paths:
             try:
-                return Client(path)
+                client = Client(path)
+                other = client.serves(place.folders.state_dir)
             except NoDaemon as error:
                 nobody.append(error)
+                continue
+            if other is None:
+                return client
+            client.close()
+            reason = f"{path}: the daemon there serves {clean(other)}, not {place.folders.state_dir}"
+            nobody.append(NoDaemon(f"{reason}; give this project a runtime_dir of its own in [supervisor]"))
         elsewhere = serving(place.path)
         if elsewhere is None:
             raise nobody[0]

@@ -36,6 +36,7 @@ class Daemon(Struct, frozen=True):
     config_error: str | None
     now: float
     wall: float
+    uptime: float = 0.0  # seconds, by a clock that nobody sets
 
 
 def snapshot(fleet: Fleet, daemon: Daemon, whole: Collection[str] = ()) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def snapshot(fleet: Fleet, daemon: Daemon, whole: Collection[str] = ()) -> dict[
             "state": supervisor_state(fleet),
             "reason": _disk_reason(fleet),
             "started_at": daemon.started_at,
+            "uptime_seconds": daemon.uptime,
             "config": {
                 "path": daemon.config_path,
                 "loaded_at": daemon.config_loaded_at,

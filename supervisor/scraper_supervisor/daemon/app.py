@@ -39,6 +39,7 @@ from scraper_supervisor.daemon.telling.notify import NOTIFY_WITHIN, Notify
 from scraper_supervisor.daemon.telling.printed import Printed
 from scraper_supervisor.daemon.telling.sinks import Telling
 from scraper_supervisor.daemon.upkeep.pulse import BEAT, Pulse
+from scraper_supervisor.daemon.upkeep.runtime_folder import LOOK_EVERY, RuntimeFolder
 from scraper_supervisor.daemon.upkeep.tasks import Tasks
 from scraper_supervisor.daemon.upkeep.threads import Threads
 from scraper_supervisor.daemon.worker_socket import WorkerSocket
@@ -48,11 +49,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from scraper_supervisor.core.fleet_state import Mode
+    from scraper_supervisor.core.formats.event_payloads import EventPayload
     from scraper_supervisor.core.ops.all_ops import Op
     from scraper_supervisor.daemon.signals import Signals
     from scraper_supervisor.daemon.telling.log import Log
+    from scraper_supervisor.daemon.upkeep.surroundings import Surroundings
     from scraper_supervisor.store.config_file import Loaded
     from scraper_supervisor.store.errors import StoreFault
+    from scraper_supervisor.store.locks import FolderLock
 
 REPEATED_SIGNAL: Final = 0.5  # seconds within which a second SIGTERM or SIGINT is the same one
 ARM_EVERY: Final = 0.01  # seconds between two looks for the next deadline, which may come late by that much
@@ -68,6 +72,8 @@ class DaemonApp:
         loaded: the configuration and its folders, which this process has locked.
         log: where the log goes.
         signals: act upon the daemon once it serves.
+        lock: of the runtime folder.
+        given: what workers' processes are to have as we were given it.
         once: end when nothing is left to do.
         mode: which run of a group to begin with.
 
@@ -75,7 +81,17 @@ class DaemonApp:
         CannotStart: the ledger does not open, or a folder can't be made; nothing is left of the attempt.
     """
 
-    def __init__(self, loaded: Loaded, log: Log, signals: Signals, *, once: bool, mode: Mode) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        log: Log,
+        signals: Signals,
+        lock: FolderLock,
+        given: Surroundings,
+        *,
+        once: bool,
+        mode: Mode,
+    ) -> None:
         folders, settings = loaded.folders, loaded.settings
         state_dir, runtime_dir = Path(folders.state_dir), Path(folders.runtime_dir)
         where = location(loaded)
@@ -101,7 +117,7 @@ class DaemonApp:
         environment = environment_for_workers(os.environ)
         with ExitStack() as undo, start_refused():
             self._printed = Printed(self._loop)
-            self._processes = Processes(self._loop, runtime_dir, state_dir, self._exited, self._printed.line)
+            self._processes = Processes(self._loop, runtime_dir, state_dir, self._exited, self._printed.line, given)
             undo.callback(self._processes.stop_all)
             notify = Notify(self._loop, self._tasks, self._processes, environment)
             self._telling = Telling((LogSink(log), notify, EventFile(state_dir)), settings)
@@ -119,11 +135,23 @@ class DaemonApp:
         )
         self._status = Status(self._fleet, self._in_force, self._telling, self._turn, self._threads)
         self._workers = WorkerSocket(Path(folders.worker_socket), self.feed, line_limit(settings))
-        actions, named = {"reload": self._reload, "stop": self._stop}, {"status": self._status.answer}
+        actions = {"reload": self._reload, "stop": self._stop, "owner": self._owner}
+        named = {"status": self._status.answer}
         self._control = ControlSocket(Path(folders.control_socket), self.feed, actions, named, self._tasks)
         parts = (self._telling, self._workers, self._control, self._sampler, self._notifier)
         with start_refused():
             self._reloading = Reload(self._in_force, self._boot, self.feed, *parts)
+        self._runtime = RuntimeFolder(
+            lock,
+            self._workers,
+            self._control,
+            self._processes,
+            self._threads,
+            lambda: self._in_force.settings.supervisor.control_group,
+            lambda data, number: self._tell_of_us(data, f"{self._boot}-r{number}"),
+        )
+        self._looking: asyncio.Task[None] | None = None
+        self._look_timer: asyncio.TimerHandle | None = None
 
     async def main(self) -> int:
         """Serve until the fleet leaves.
@@ -155,11 +183,12 @@ class DaemonApp:
         self._carry_out(self._fleet.start(time.monotonic()))
         self._signals.pass_on(self._loop, self._signalled)
         self._beats()
+        self._look()
         await self._over
         await self._threads.run(partial(self._telling.handed_over, TOLD_WITHIN))  # the notify command may be a task yet
 
     async def _close(self) -> None:
-        for timer in (self._timer, self._beat):
+        for timer in (self._timer, self._beat, self._look_timer):
             if timer is not None:
                 timer.cancel()
         self._notifier.stopping()
@@ -170,6 +199,13 @@ class DaemonApp:
         self._sampler.stop()
         for step in (self._backups.stop, self._storage.close, self._backups.make_last):
             await self._threads.run(step)
+        try:
+            left = await self._processes.end_leftovers()
+        except OSError as error:
+            _log.error("what workers left can't be ended", reason=str(error))
+        else:
+            if left:
+                _log.warning("workers left processes behind, which were ended", processes=left)
         self._processes.stop_all()
         code, reason = (self._leaving.code, self._leaving.reason) if self._leaving is not None else (1, "failed")
         self._tell_of_us(SupervisorStopped(code, reason))
@@ -177,8 +213,15 @@ class DaemonApp:
         self._threads.stop()
         self._notifier.close()
 
-    def _tell_of_us(self, data: SupervisorStarted | SupervisorStopped) -> None:
-        self._telling.publish(events.Publish(data, data.SEVERITY, f"{self._boot}-0"))
+    def _tell_of_us(self, data: EventPayload, incident: str | None = None) -> None:
+        """Publish what no room decides."""
+        self._telling.publish(events.Publish(data, data.SEVERITY, incident or f"{self._boot}-0"))
+
+    def _look(self) -> None:
+        """Look after the runtime folder, one look at a time."""
+        if self._looking is None or self._looking.done():
+            self._looking = self._tasks.start(self._runtime.look(), "the runtime folder")
+        self._look_timer = self._loop.call_later(LOOK_EVERY, self._look)
 
     # ---- events in, commands out
 
@@ -347,6 +390,12 @@ class DaemonApp:
 
     async def _hup(self) -> None:
         await self._reloading.run()
+
+    async def _owner(self) -> tuple[bool, Any]:
+        """Whose daemon this is, for a command that may have meant another project's."""
+        state_dir = self._loaded.folders.state_dir
+        found = await self._threads.run(partial(os.stat, state_dir))
+        return True, {"state_dir": state_dir, "device": found.st_dev, "inode": found.st_ino}
 
     async def _stop(self) -> tuple[bool, Any]:
         self._terminated = time.monotonic()

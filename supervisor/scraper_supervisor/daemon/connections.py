@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import socket
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from scraper_worker import jsonrpc, protocol
 from scraper_worker.jsonrpc import Framer, LineTooLong, RpcError
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from scraper_worker.protocol import CallId
 
 
+MOST_IDLE: Final = 256  # connections that may be open and ask for nothing
+
+
 class Connection(asyncio.Protocol):
     """One peer: lines in, lines out."""
 
@@ -29,6 +33,11 @@ class Connection(asyncio.Protocol):
         self.framer = Framer(limit)
         self.transport: asyncio.Transport | None = None
         self.calls: dict[int, CallId] = {}
+
+    @property
+    def idle(self) -> bool:
+        """True if the peer waits for no answer."""
+        return not self.calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
@@ -84,12 +93,37 @@ class Connection(asyncio.Protocol):
             self.send(jsonrpc.encode_error(self.calls.pop(call), error))
 
 
+class Crowd:
+    """Connections that nobody needs yet: over a number, the one that has been idle for longest gives way.
+
+    Each costs a descriptor; who opens hundreds and says nothing must leave some for those who have something to say.
+    """
+
+    def __init__(self, most: int = MOST_IDLE) -> None:
+        self._most = min(most, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._members: dict[int, Connection] = {}
+
+    def add(self, connection: Connection) -> None:
+        """It is new; another one may have to give way."""
+        self._members[connection.number] = connection
+        if len(self._members) > self._most:
+            oldest = next((one for one in self._members.values() if one.idle and one is not connection), None)
+            if oldest is not None:
+                self.remove(oldest)
+                oldest.hang_up()
+
+    def remove(self, connection: Connection) -> None:
+        """It is known by now, or gone."""
+        self._members.pop(connection.number, None)
+
+
 class Listener:
     """A listening Unix socket in a folder that is ours."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._server: asyncio.Server | None = None
+        self._identity: tuple[int, int] | None = None  # device and inode of the socket while we listen
         self._numbers = 0
 
     async def open(self, make: Callable[[], asyncio.Protocol], mode: int) -> None:
@@ -97,12 +131,20 @@ class Listener:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        before = os.umask(0o777 & ~mode)
         try:
-            sock.bind(str(self.path))
-        finally:
-            os.umask(before)
-        self._server = await asyncio.get_running_loop().create_unix_server(make, sock=sock, backlog=512)
+            sock.bind(str(self.path))  # for us alone, by our umask
+            os.chmod(self.path, mode)
+            server = await asyncio.get_running_loop().create_unix_server(make, sock=sock, backlog=512)
+        except BaseException:
+            sock.close()
+            raise
+        if self._server is not None:
+            self._server.close()  # nobody can reach it any more; its connections stay
+        self._server, self._identity = server, _identity(self.path)
+
+    def in_place(self) -> bool:
+        """True if who follows the path comes to us."""
+        return self._identity is None or _identity(self.path) == self._identity
 
     def number(self) -> int:
         """A new connection's number."""
@@ -114,5 +156,14 @@ class Listener:
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
+        with contextlib.suppress(OSError):
+            if self.in_place():
+                os.unlink(self.path)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from scraper_supervisor.core.events import Asked, Withdrawn
-from scraper_supervisor.daemon.connections import Connection, Listener
+from scraper_supervisor.daemon.connections import Connection, Crowd, Listener
 from scraper_supervisor.daemon.telling.sinks import encode
 from scraper_worker import jsonrpc, protocol
 from scraper_worker.jsonrpc import BadParams, Malformed, Request, RpcError
@@ -99,6 +99,7 @@ class ControlSocket(Listener):
         self._tasks = tasks
         self._connections: set[ControlConnection] = set()
         self._requests: dict[int, ControlConnection] = {}
+        self._crowd = Crowd()
 
     async def listen(self, group: str | None) -> None:
         """Accept operators."""
@@ -123,6 +124,7 @@ class ControlSocket(Listener):
     def _accept(self) -> ControlConnection:
         connection = ControlConnection(self.number(), self)
         self._connections.add(connection)
+        self._crowd.add(connection)
         return connection
 
     def serve(self, connection: ControlConnection, call: int, method: str, params: ControlParams) -> None:
@@ -179,6 +181,7 @@ class ControlSocket(Listener):
     def lost(self, connection: ControlConnection) -> None:
         """A command is gone; what it waited for goes on."""
         self._connections.discard(connection)
+        self._crowd.remove(connection)
         for call in connection.calls:
             if self._requests.pop(call, None) is not None:
                 self._feed(Withdrawn(call))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from scraper_supervisor.daemon.app import DaemonApp
 from scraper_supervisor.daemon.refusal import CannotStart, start_refused
 from scraper_supervisor.daemon.signals import Signals
 from scraper_supervisor.daemon.telling.log import configure_logging
+from scraper_supervisor.daemon.upkeep.surroundings import take_over
 from scraper_supervisor.store.errors import Locked
 from scraper_supervisor.store.folders import note_runtime_dir, tighten
 from scraper_supervisor.store.locks import FolderLock
@@ -49,7 +49,7 @@ def run(loaded: Loaded, *, once: bool = False, fresh: bool = False) -> int:
 
 def _run(loaded: Loaded, signals: Signals, *, once: bool, fresh: bool) -> int:
     mode: Mode = "fresh" if fresh else ("next" if once else "continue")
-    os.umask(0o077)  # states hold cookies: nothing that we or the store make is for others to read
+    given = take_over()
     locks: list[FolderLock] = []
     state_dir, runtime_dir = Path(loaded.folders.state_dir), Path(loaded.folders.runtime_dir)
     try:
@@ -60,7 +60,8 @@ def _run(loaded: Loaded, signals: Signals, *, once: bool, fresh: bool) -> int:
     except Locked as error:
         if error.command is not None:
             raise CannotStart(f"{error}; start when it is done") from None
-        raise CannotStart(f"another supervisor is running: {error}") from None
+        hint = "" if error.folder == state_dir else "; a second project needs a runtime_dir of its own in [supervisor]"
+        raise CannotStart(f"another supervisor is running: {error}{hint}") from None
     except OSError as error:
         raise CannotStart(f"{error.filename}: {error.strerror}") from None
     supervisor = loaded.settings.supervisor
@@ -74,7 +75,7 @@ def _run(loaded: Loaded, signals: Signals, *, once: bool, fresh: bool) -> int:
         _log.warning(f"the runtime folder can't be noted for commands: {error.strerror}", path=str(state_dir))
 
     async def serve() -> int:
-        return await DaemonApp(loaded, log, signals, once=once, mode=mode).main()
+        return await DaemonApp(loaded, log, signals, locks[-1], given, once=once, mode=mode).main()
 
     try:
         return uvloop.run(serve())

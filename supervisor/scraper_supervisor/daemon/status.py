@@ -42,6 +42,7 @@ class Status:
         self._turn = turn
         self._threads = threads
         self._started_at = utc_now()
+        self._started = time.monotonic()
 
     async def answer(self, names: tuple[str, ...] = ()) -> tuple[bool, Any]:
         """The status; what it shows is in the event log by then, if the disk takes that.
@@ -66,6 +67,7 @@ class Status:
             config.error,
             time.monotonic(),
             time.time(),
+            time.monotonic() - self._started,
         )
         return snapshot(self._fleet, daemon, names)
 

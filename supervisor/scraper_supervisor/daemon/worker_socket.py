@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from scraper_supervisor.core.events import Disconnected, Heard, Replied, Said
-from scraper_supervisor.daemon.connections import Connection, Listener
+from scraper_supervisor.daemon.connections import Connection, Crowd, Listener
 from scraper_supervisor.daemon.processes import procfs
 from scraper_worker import jsonrpc, protocol
 from scraper_worker.jsonrpc import BadParams, Malformed, Request, RpcError
@@ -210,6 +210,7 @@ class WorkerSocket(Listener):
         self._calls = 0
         self._loop = asyncio.get_running_loop()
         self._unsent: list[WorkerConnection] = []
+        self._strangers = Crowd()  # who has not said a good hello
 
     async def listen(self) -> None:
         """Accept workers."""
@@ -218,6 +219,7 @@ class WorkerSocket(Listener):
     def _accept(self) -> WorkerConnection:
         connection = WorkerConnection(self.number(), self)
         self._connections[connection.number] = connection
+        self._strangers.add(connection)
         return connection
 
     def soon(self, function: Callable[[], None]) -> None:
@@ -243,6 +245,7 @@ class WorkerSocket(Listener):
 
     def lost(self, connection: WorkerConnection) -> None:
         """A connection is closed."""
+        self._strangers.remove(connection)
         if self._connections.pop(connection.number, None) is not None:
             self.feed(Disconnected(connection.number))
 
@@ -272,6 +275,7 @@ class WorkerSocket(Listener):
         """A connection said a good hello: longer lines are welcome."""
         connection = self._connections.get(conn)
         if connection is not None:
+            self._strangers.remove(connection)
             connection.introduce(self._line_limit)
 
     def limit_lines(self, limit: int) -> None:

@@ -49,6 +49,26 @@ class FolderLock:
         os.set_inheritable(self._fd, True)
         return self._fd
 
+    def in_place(self) -> bool:
+        """True if the file that is locked is still the folder's: else a second process could lock it too."""
+        try:
+            found = os.stat(self.folder / _NAME)
+        except OSError:
+            return False
+        ours = os.fstat(self._fd)
+        return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
+
+    def take_again(self) -> None:
+        """Lock the folder anew after it, or its file, was removed.
+
+        Raises:
+            Locked: another process has it by now.
+            OSError: the file cannot be opened or written.
+        """
+        fresh = FolderLock(self.folder, command=self._command)
+        self.close()
+        self._fd, fresh._fd = fresh._fd, -1
+
     def close(self) -> None:
         """Let the folder go; harmless when already done."""
         if self._fd >= 0:

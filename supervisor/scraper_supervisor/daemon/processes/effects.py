@@ -87,9 +87,10 @@ class ProcessEffects:
         if command.ask:
             where = await self._processes.stack(command.worker, command.incarnation)
             self._feed(StackTold(command.worker, command.incarnation, where))
+        seen = self._sampler.take_seen(command.worker, command.incarnation)
         ended = await _tried(
             f"end {command.worker}",
-            lambda: self._processes.end_tree(command.worker, command.incarnation, command.browsers),
+            lambda: self._processes.end_tree(command.worker, command.incarnation, command.browsers, seen),
         )
         if ended.left:
             _log.error("processes can't be ended", worker=command.worker, left=ended.left)

@@ -23,7 +23,7 @@ from scraper_supervisor.daemon.processes import procfs
 from scraper_worker.protocol import ENV_TOKEN
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
     from scraper_supervisor.daemon.processes.procfs import Stat
@@ -146,7 +146,13 @@ class _Scan:
             found |= grown
 
 
-def end(tree: Tree, browsers: Collection[int], others: Iterable[int], seconds: float = END_WITHIN) -> EndedTree:
+def end(
+    tree: Tree,
+    browsers: Collection[int],
+    others: Iterable[int],
+    seen: Mapping[int, int] | None = None,
+    seconds: float = END_WITHIN,
+) -> EndedTree:
     """SIGKILL everything left of an incarnation, until nothing is.
 
     All are stopped first and the scan repeated until it finds no more, so that nothing slips away by forking while its
@@ -156,12 +162,14 @@ def end(tree: Tree, browsers: Collection[int], others: Iterable[int], seconds: f
         tree: the incarnation.
         browsers: pids of browsers that the worker reported.
         others: pids of the workers that are none of this tree.
+        seen: start times by pid of processes that are known to have belonged to it, whatever marks they shed since.
         seconds: how long to try.
     """
     protected = {0, 1, *procfs.ancestry(os.getpid()), *others}
     deadline = time.monotonic() + seconds
     killed = freezes = empty = 0
-    known: dict[int, int] = {}  # pid to start time
+    unfrozen = set(seen or {})  # known, but not stopped yet
+    known = dict(seen or {})  # pid to start time
     while True:
         scan = _Scan(tree, protected)
         table = scan.table
@@ -173,7 +181,8 @@ def end(tree: Tree, browsers: Collection[int], others: Iterable[int], seconds: f
             continue
         if not living or (killed and time.monotonic() >= deadline):
             return EndedTree(killed, len(living))
-        fresh = [entry for entry in living if entry.pid not in known]
+        fresh = [entry for entry in living if entry.pid not in known or entry.pid in unfrozen]
+        unfrozen.clear()
         known.update((entry.pid, entry.start_time) for entry in living)
         if fresh and freezes < _MAX_FREEZES:
             freezes += 1
@@ -185,6 +194,38 @@ def end(tree: Tree, browsers: Collection[int], others: Iterable[int], seconds: f
         killed += count
         if not count:
             return EndedTree(killed, len(living))  # not ours to kill (another user's): trying again changes nothing
+
+
+def end_children(others: Collection[int], seconds: float = END_WITHIN) -> int:
+    """SIGKILL our children, and theirs as they come to us, but for `others`; how many were signalled.
+
+    All that is ours: we are a subreaper, and what is no worker's and no command's is what one of them left behind.
+    """
+    deadline = time.monotonic() + seconds
+    count = 0
+    while time.monotonic() < deadline:
+        children = [entry for pid in procfs.children(os.getpid()) if (entry := procfs.stat(pid)) is not None]
+        victims = [entry for entry in children if entry.alive and entry.pid not in others]
+        if not victims:
+            return count
+        count += _kill(victims, 0.5)
+    return count
+
+
+def ownerless(children: Iterable[Stat], living: Iterable[int], before: int) -> dict[int, int]:
+    """Of children that came to us, those that no living worker can have left: pid to start time.
+
+    Args:
+        children: ours, but for workers and commands.
+        living: when each living worker started, in clock ticks since boot.
+        before: those that started later are not looked at: they may be being started by us.
+    """
+    first = min(living, default=None)
+    return {
+        child.pid: child.start_time
+        for child in children
+        if child.start_time < before and (first is None or child.start_time < first)
+    }
 
 
 def end_browser(tree: Tree, pid: int, known: Collection[int]) -> bool:

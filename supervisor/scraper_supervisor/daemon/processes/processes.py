@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import signal
+import time
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -34,10 +35,13 @@ from scraper_supervisor.daemon.processes.spawning import (
 )
 from scraper_supervisor.daemon.processes.stacks import where_it_stands
 from scraper_supervisor.daemon.processes.worker_output import Output
+from scraper_supervisor.daemon.upkeep.surroundings import as_they_are
 from scraper_supervisor.daemon.upkeep.threads import Threads, ThreadsStopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+
+    from scraper_supervisor.daemon.upkeep.surroundings import Surroundings
 
 __all__ = ["EndedTree", "Exit", "ProcessRecord", "Processes", "SpawnError", "SpawnSpec", "SpawnedProcess"]
 
@@ -54,6 +58,7 @@ class Processes:
         state_dir: holds `workers/` (a record per live incarnation), for the next supervisor.
         on_exit: called once for each process that ended, after its last lines.
         on_line: called for each line printed: worker, "out" or "err", text.
+        given: what processes are started with; None for what we have ourselves.
 
     Raises:
         OSError: the folders cannot be made.
@@ -67,12 +72,14 @@ class Processes:
         state_dir: Path,
         on_exit: Callable[[str, int, Exit], None],
         on_line: Callable[[str, str, str], None],
+        given: Surroundings | None = None,
     ) -> None:
         self._loop = loop
         self._on_exit = on_exit
         self._on_line = on_line
         self._folders = ProcessFolders.of(runtime_dir, state_dir)
         self._folders.make()
+        self._given = given or as_they_are()
         self._boot_id = procfs.boot_id()
         self._live: dict[str, Live] = {}
         self._collectors: dict[int, Callable[[], None]] = {}  # by pid, of our own children: takes the exit status
@@ -105,7 +112,7 @@ class Processes:
         if spec.worker in self._trees:
             await self.end_tree(spec.worker, self._trees[spec.worker][0])
         self._adopted.discard(spec.worker)
-        live = await self._guarded(partial(start_worker, spec, self._folders, self._boot_id), self._watch)
+        live = await self._guarded(partial(start_worker, spec, self._folders, self._boot_id, self._given), self._watch)
         return SpawnedProcess(live.pid, live.start_time, live.token)
 
     async def _guarded(self, start: Callable[[], _Child], started: Callable[[_Child], None]) -> _Child:
@@ -205,13 +212,16 @@ class Processes:
         send = partial(self.signal, worker, incarnation)
         return await where_it_stands(live.pid, self._folders.tmpdir(worker, incarnation), send)
 
-    async def end_tree(self, worker: str, incarnation: int, browsers: Collection[int] = ()) -> EndedTree:
+    async def end_tree(
+        self, worker: str, incarnation: int, browsers: Collection[int] = (), seen: Mapping[int, int] | None = None
+    ) -> EndedTree:
         """SIGKILL everything left of an incarnation and remove its TMPDIR, FIFOs and record.
 
         Args:
             worker: its name.
             incarnation: which start of it; one that has ended or is unknown has nothing left.
             browsers: pids of the browsers that it reported, dead ones too.
+            seen: start times by pid of what was seen in its tree.
         """
         async with self._ending[worker]:
             if worker not in self._trees or self._trees[worker][0] != incarnation:
@@ -222,7 +232,8 @@ class Processes:
             if self._left_nothing(worker, others):
                 ended = EndedTree(residue=await self._in_thread(process_tree.remove_tree, tmpdir))
             else:
-                ended = await self._in_thread(_end_and_clean, tree, tuple(browsers), others, tmpdir)
+                known = {**(seen or {}), **self._ownerless(worker, others)}
+                ended = await self._in_thread(_end_and_clean, tree, tuple(browsers), others, tmpdir, known)
             if (live := self._live.get(worker)) is not None and live.incarnation == incarnation and not ended.left:
                 self._died(live)  # so that its exit is known to the caller before this returns
             if self._trees.get(worker, (None,))[0] == incarnation and not ended.left:
@@ -240,6 +251,23 @@ class Processes:
             return False
         first, second = (procfs.children(os.getpid()) for _ in range(2))
         return first == second and set(first) <= set(others)
+
+    def _ownerless(self, worker: str, others: Collection[int]) -> dict[int, int]:
+        """Our children that only a dead worker can have left, this one or another."""
+        if self._starting or not self._lists_children:
+            return {}
+        mine = {*others, *self._collectors}
+        children = [entry for pid in procfs.children(os.getpid()) if pid not in mine and (entry := procfs.stat(pid))]
+        living = [live.start_time for live in self._live.values() if live.worker != worker]
+        now = int(time.clock_gettime(time.CLOCK_BOOTTIME) * procfs.TICKS)
+        return process_tree.ownerless(children, living, now)
+
+    async def end_leftovers(self) -> int:
+        """SIGKILL whatever workers left behind that is our child by now; how many. For the end."""
+        if self._live or self._adopted or not self._lists_children:
+            return 0
+        commands = [command.pid for command in self._commands]
+        return await self._in_thread(process_tree.end_children, commands)
 
     async def kill_browser(self, worker: str, incarnation: int, pid: int, known: Collection[int] = ()) -> bool:
         """SIGKILL a browser with its whole session; False when it is gone or not that incarnation's.
@@ -299,6 +327,25 @@ class Processes:
             await self._in_thread(process_tree.remove_tree, leftover)
         return ended
 
+    # ---- folders ---------------------------------------------------------------------------------------------------
+
+    def missing_folders(self) -> list[Path]:
+        """Those of our folders, and of live workers' TMPDIRs, that were removed."""
+        return [path for path in (*self._folders.all(), *self._tmpdirs()) if not path.is_dir()]
+
+    def make_folders(self) -> None:
+        """Make those again.
+
+        Raises:
+            OSError: one cannot be made.
+        """
+        self._folders.make()
+        for path in self._tmpdirs():
+            path.mkdir(mode=0o700, exist_ok=True)
+
+    def _tmpdirs(self) -> list[Path]:
+        return [self._folders.tmpdir(live.worker, live.incarnation) for live in tuple(self._live.values())]
+
     # ---- others' commands ------------------------------------------------------------------------------------------
 
     async def run(self, argv: tuple[str, ...], stdin: bytes, env: Mapping[str, str], seconds: float) -> Exit:
@@ -314,7 +361,9 @@ class Processes:
             SpawnError: it could not be started.
         """
         over: asyncio.Future[Exit] = self._loop.create_future()
-        command = await self._guarded(partial(start_command, argv, stdin, env), partial(self._watch_command, over))
+        command = await self._guarded(
+            partial(start_command, argv, stdin, env, self._given), partial(self._watch_command, over)
+        )
         timer = self._loop.call_later(seconds, command.kill)
         try:
             return await asyncio.shield(over)
@@ -367,8 +416,14 @@ class Processes:
             self._folders.tmp.rmdir()
 
 
-def _end_and_clean(tree: Tree, browsers: Collection[int], others: Collection[int], tmpdir: Path) -> EndedTree:
-    ended = process_tree.end(tree, browsers, others)
+def _end_and_clean(
+    tree: Tree,
+    browsers: Collection[int],
+    others: Collection[int],
+    tmpdir: Path,
+    seen: Mapping[int, int] | None = None,
+) -> EndedTree:
+    ended = process_tree.end(tree, browsers, others, seen)
     if ended.left:
         return ended
     return EndedTree(ended.killed, 0, process_tree.remove_tree(tmpdir))

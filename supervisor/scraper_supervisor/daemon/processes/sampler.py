@@ -66,6 +66,13 @@ def pss_due(rss: int, limit: int | None, last: Usage | None, now: float, every: 
     return limit is not None and bound > PSS_NEAR * limit
 
 
+class SeenTree(Struct, frozen=True):
+    """What was seen of an incarnation; `started` are start times by pid, in clock ticks since boot."""
+
+    incarnation: int
+    started: dict[int, int]
+
+
 class _WatchedTree:
     """One worker's tree; what the rounds remember of it belongs to the sampler's thread."""
 
@@ -105,7 +112,8 @@ class Sampler:
         self._state_dir = state_dir
         self._interval = interval
         self._watched: dict[str, _WatchedTree] = {}
-        self._pids: dict[str, frozenset[int]] = {}
+        self._seen: dict[str, SeenTree] = {}  # in the last round
+        self._left: dict[str, SeenTree] = {}  # in the last round of those that are not watched any more
         self._wake = threading.Condition()
         self._stopping = False
         self._has_children_files = procfs.has_children_files()
@@ -144,11 +152,18 @@ class Sampler:
         """Sample this worker no longer; a round under way delivers nothing of it."""
         with self._wake:
             self._watched.pop(worker, None)
-        self._pids.pop(worker, None)
+        if (seen := self._seen.pop(worker, None)) is not None:
+            self._left[worker] = seen
 
     def pids(self, worker: str) -> frozenset[int]:
         """All processes of a worker and its browsers in the last round."""
-        return self._pids.get(worker, frozenset())
+        seen = self._seen.get(worker)
+        return frozenset() if seen is None else frozenset(seen.started)
+
+    def take_seen(self, worker: str, incarnation: int) -> dict[int, int]:
+        """Start times by pid of all that was last seen of an incarnation; of one that has ended, once."""
+        seen = self._seen.get(worker) or self._left.pop(worker, None)
+        return seen.started if seen is not None and seen.incarnation == incarnation else {}
 
     # ---- the thread ------------------------------------------------------------------------------------------------
 
@@ -178,7 +193,9 @@ class Sampler:
         results = []
         for entry, browsers in watched:
             parts = _walk(entry, browsers, adopted, children)
-            results.append((entry, self._sample(entry, browsers, parts), frozenset(entry.seen)))
+            results.append(
+                (entry, self._sample(entry, browsers, parts), {pid: start for pid, (start, _) in entry.seen.items()})
+            )
         memory, disk = host_usage.memory_percent(), host_usage.disk_free(self._state_dir)
         self._hand_over(self._arrived, results, memory, disk)
 
@@ -191,7 +208,7 @@ class Sampler:
 
     def _arrived(
         self,
-        results: list[tuple[_WatchedTree, Sample | None, frozenset[int]]],
+        results: list[tuple[_WatchedTree, Sample | None, dict[int, int]]],
         memory: float,
         disk: int | None,
     ) -> None:
@@ -199,7 +216,7 @@ class Sampler:
             return
         current = [result for result in results if self._watched.get(result[0].worker) is result[0]]
         for entry, _, pids in current:
-            self._pids[entry.worker] = pids
+            self._seen[entry.worker] = SeenTree(entry.incarnation, pids)
         self._deliver(Sampled(tuple(sample for _, sample, _ in current if sample is not None), memory, disk))
 
     def _fault(self, fault: SamplerFault) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import json
 import os
 import secrets
 import signal
@@ -27,6 +28,7 @@ from scraper_worker.protocol import ENV_NAME, ENV_SOCKET, ENV_TOKEN
 if TYPE_CHECKING:
     from scraper_supervisor.core.config.settings import GroupSettings
     from scraper_supervisor.core.events import Spawn
+    from scraper_supervisor.daemon.upkeep.surroundings import Surroundings
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 STREAMS: Final = ("out", "err")
@@ -126,11 +128,15 @@ class ProcessFolders(Struct, frozen=True):
         Raises:
             OSError: one cannot be made, or is somebody else's.
         """
-        for folder in (self.output, self.tmp, self.records):
+        for folder in self.all():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = folder.lstat()  # /tmp is everybody's
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
                 raise PermissionError(errno.EPERM, "not a folder of this user", str(folder))
+
+    def all(self) -> tuple[Path, ...]:
+        """Each of them."""
+        return (self.output, self.tmp, self.records)
 
     def fifo(self, worker: str, stream: str) -> Path:
         """A worker's FIFO for "out" or "err"."""
@@ -183,7 +189,7 @@ def environment_for_workers(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name not in OURS_ALONE}
 
 
-def start_worker(spec: SpawnSpec, folders: ProcessFolders, boot_id: str) -> Live:
+def start_worker(spec: SpawnSpec, folders: ProcessFolders, boot_id: str, given: Surroundings) -> Live:
     """Start a worker's process, with its FIFOs, TMPDIR and record. The child is not reaped before this returns.
 
     Raises:
@@ -195,6 +201,7 @@ def start_worker(spec: SpawnSpec, folders: ProcessFolders, boot_id: str) -> Live
     ours: dict[str, int] = {}
     theirs: dict[str, int] = {}
     try:
+        folders.make()  # they may have been removed under us
         process_tree.remove_tree(tmpdir)
         tmpdir.mkdir(mode=0o700)
         for stream in STREAMS:
@@ -210,7 +217,9 @@ def start_worker(spec: SpawnSpec, folders: ProcessFolders, boot_id: str) -> Live
             stdout=theirs["out"],
             stderr=theirs["err"],
             start_new_session=True,
+            umask=given.umask,
         )
+        given.give(child.pid)
         pidfd = _take_over(child)
     except (OSError, ValueError) as error:
         for handle in ours.values():
@@ -229,7 +238,7 @@ def start_worker(spec: SpawnSpec, folders: ProcessFolders, boot_id: str) -> Live
     return Live(spec.worker, spec.incarnation, child.pid, start_time, token, pidfd, ours)
 
 
-def start_command(argv: tuple[str, ...], stdin: bytes, env: Mapping[str, str]) -> CommandProcess:
+def start_command(argv: tuple[str, ...], stdin: bytes, env: Mapping[str, str], given: Surroundings) -> CommandProcess:
     """Start a command that is no worker; it can read `stdin`, and what it prints goes to our stderr.
 
     Raises:
@@ -240,7 +249,8 @@ def start_command(argv: tuple[str, ...], stdin: bytes, env: Mapping[str, str]) -
         with os.fdopen(os.dup(source), "wb") as file:
             file.write(stdin)
         os.lseek(source, 0, os.SEEK_SET)
-        child = subprocess.Popen(argv, env=dict(env), stdin=source, stdout=2, start_new_session=True)
+        child = subprocess.Popen(argv, env=dict(env), stdin=source, stdout=2, start_new_session=True, umask=given.umask)
+        given.give(child.pid)
         return CommandProcess(child.pid, _take_over(child))
     except (OSError, ValueError) as error:
         raise _spawn_error(argv, error) from error
@@ -266,8 +276,29 @@ def _take_over(child: subprocess.Popen[bytes]) -> int:
 
 def _spawn_error(argv: tuple[str, ...], error: OSError | ValueError) -> SpawnError:
     if isinstance(error, OSError):
-        return SpawnError(error.errno or 0, f"cannot start {error.filename or argv[0]}: {error.strerror or error}")
+        reason = f"cannot start {error.filename or argv[0]}: {error.strerror or error}"
+        return SpawnError(error.errno or 0, reason + _hint(argv, error))
     return SpawnError(errno.EINVAL, f"cannot start {argv[0]}: {error}")
+
+
+def _hint(argv: tuple[str, ...], error: OSError) -> str:
+    """What else to know of a program that is not found, though its name looks right."""
+    if error.errno == errno.ENOEXEC:
+        return "; a script's first line names its interpreter: #!/bin/sh"
+    if error.errno != errno.ENOENT or error.filename != argv[0]:
+        return ""
+    try:
+        with open(argv[0], "rb") as file:
+            first = file.readline(256)
+    except OSError:
+        words = argv[0].split()
+        each = f"; each word is an element of its own: command = {json.dumps(words)}"
+        return each if len(argv) == 1 and len(words) > 1 else ""
+    if not first.startswith(b"#!"):
+        return "; it is there, but the loader that it asks for is not"
+    interpreter = first[2:].rstrip(b"\n").decode(errors="replace")
+    ending = ": its lines end with CR LF, it must be saved with LF" if interpreter.endswith("\r") else ""
+    return f"; it is there, but its interpreter {interpreter.strip()!r} is not{ending}"
 
 
 def find_worker(record: ProcessRecord, folders: ProcessFolders, boot_id: str) -> Live | None:
