@@ -115,3 +115,33 @@ async def test_after_goodbye_every_request_is_told_so(tmp_path: Path) -> None:
         peer.call(method)
         assert json.loads(await peer.reader.readline())["error"]["code"] == NOT_INTRODUCED
     await peer.close()
+
+
+async def test_a_connection_that_sends_without_end_leaves_others_their_turn(tmp_path: Path) -> None:
+    peer = Peer(tmp_path / "worker.sock", 200_000)
+    await peer.connect()
+    flood = await peer.welcome()
+    _, writer = await asyncio.open_unix_connection(peer.hub.path)
+    count = 2000
+    peer.writer.write(b'{"jsonrpc":"2.0","method":"heartbeat","params":{}}\n' * count)
+    writer.write(
+        b'{"jsonrpc":"2.0","id":7,"method":"hello","params":{"protocol":1,"worker":"w-1","token":"t","client":"x"}}\n'
+    )
+    heard = [await peer.heard.get() for _ in range(count + 1)]
+    others = [index for index, event in enumerate(heard) if event.conn != flood]  # type: ignore[union-attr]
+    assert len(others) == 1
+    assert others[0] < count / 2, "it did not have to wait for the flood's end"
+    writer.close()
+    await peer.close()
+
+
+async def test_what_a_peer_sent_before_it_left_counts(tmp_path: Path) -> None:
+    peer = Peer(tmp_path / "worker.sock", 200_000)
+    await peer.connect()
+    conn = await peer.welcome()
+    peer.writer.write(b'{"jsonrpc":"2.0","method":"heartbeat","params":{}}\n' * 300)
+    peer.writer.close()
+    heard = [await peer.heard.get() for _ in range(301)]
+    assert all(isinstance(event, Said) for event in heard[:-1])
+    assert heard[-1] == Disconnected(conn)
+    await peer.hub.close()

@@ -37,6 +37,7 @@ class Daemon(Struct, frozen=True):
     now: float
     wall: float
     uptime: float = 0.0  # seconds, by a clock that nobody sets
+    lines_dropped: dict[str, int] = {}  # by worker, of what it printed
 
 
 def snapshot(fleet: Fleet, daemon: Daemon, whole: Collection[str] = ()) -> dict[str, Any]:
@@ -164,6 +165,7 @@ def _worker(fleet: Fleet, worker: Worker, group: Group, daemon: Daemon, most: in
         },
         "cpu_percent": sample.cpu_percent if sample is not None and alive else None,
         "processes": sample.processes if sample is not None and alive else None,
+        "lines_dropped": daemon.lines_dropped.get(worker.name, 0),
         "browsers": [
             {
                 "id": browser.id,

@@ -133,12 +133,14 @@ class DaemonApp:
         self._effects = ProcessEffects(
             self._processes, self._sampler, self._tasks, self.feed, folders.worker_socket, environment
         )
-        self._status = Status(self._fleet, self._in_force, self._telling, self._turn, self._threads)
+        dropped = self._processes.lines_dropped
+        self._status = Status(self._fleet, self._in_force, self._telling, self._turn, self._threads, dropped)
         self._workers = WorkerSocket(Path(folders.worker_socket), self.feed, line_limit(settings))
         actions = {"reload": self._reload, "stop": self._stop, "owner": self._owner}
         named = {"status": self._status.answer}
         self._control = ControlSocket(Path(folders.control_socket), self.feed, actions, named, self._tasks)
-        parts = (self._telling, self._workers, self._control, self._sampler, self._notifier)
+        parts = (self._telling, self._workers, self._control, self._sampler, self._notifier, self._processes)
+        self._processes.limit_output(settings.logs.lines_per_second)
         with start_refused():
             self._reloading = Reload(self._in_force, self._boot, self.feed, *parts)
         self._runtime = RuntimeFolder(

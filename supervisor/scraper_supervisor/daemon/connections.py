@@ -10,6 +10,7 @@ import contextlib
 import os
 import resource
 import socket
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from scraper_worker import jsonrpc, protocol
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from scraper_worker.protocol import CallId
 
 
+# Of one connection: nothing that it sends holds the others up. Without the pause, a peer that sends without end would
+# keep the loop busy, and the threads of the store waiting for the interpreter.
+LINES_A_TURN: Final = 32
+TURN_PAUSE: Final = 0.002  # seconds
 MOST_IDLE: Final = 256  # connections that may be open and ask for nothing
 
 
@@ -33,6 +38,9 @@ class Connection(asyncio.Protocol):
         self.framer = Framer(limit)
         self.transport: asyncio.Transport | None = None
         self.calls: dict[int, CallId] = {}
+        self._lines: deque[bytes | bytearray] = deque()  # framed, and not handled yet
+        self._held_by: set[str] = set()  # why nothing is read from the peer
+        self._hung_up = False
 
     @property
     def idle(self) -> bool:
@@ -46,31 +54,62 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes; a line over the limit ends the connection."""
         try:
-            lines = self.framer.feed(data)
+            self._lines.extend(self.framer.feed(data))
         except LineTooLong:
+            self._take(len(self._lines))
             self.send(
                 jsonrpc.encode_error(None, RpcError(protocol.TOO_LARGE, f"a line over {self.framer.limit} bytes"))
             )
             self.hang_up()
             return
-        for line in lines:
-            if self.transport is None or self.transport.is_closing():
+        if "turn" not in self._held_by:  # else it is this connection's turn soon
+            self._take_turn()
+
+    def _take_turn(self) -> None:
+        """Handle some lines; the rest after a moment."""
+        self._take(LINES_A_TURN)
+        if self._lines:
+            self.hold_reading("turn")
+            asyncio.get_running_loop().call_later(TURN_PAUSE, self._take_turn)
+        else:
+            self.go_on_reading("turn")
+
+    def _take(self, most: int) -> None:
+        for _ in range(min(most, len(self._lines))):
+            if self._hung_up:
+                self._lines.clear()
                 return
-            self.line_received(line)
+            self.line_received(self._lines.popleft())
+
+    def take_rest(self) -> None:
+        """The peer is gone: what it said before counts all the same."""
+        self._take(len(self._lines))
 
     def line_received(self, line: bytes | bytearray) -> None:
         """Take one line."""
         raise NotImplementedError
 
+    def hold_reading(self, why: str) -> None:
+        """Read nothing more from the peer for this reason."""
+        self._held_by.add(why)
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def go_on_reading(self, why: str) -> None:
+        """This reason is over; read again if it was the last one."""
+        if why not in self._held_by:
+            return
+        self._held_by.discard(why)
+        if not self._held_by and self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
     def pause_writing(self) -> None:
         """The peer does not read: do not read from it either."""
-        if self.transport is not None:
-            self.transport.pause_reading()
+        self.hold_reading("unread")
 
     def resume_writing(self) -> None:
         """The peer reads again."""
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.resume_reading()
+        self.go_on_reading("unread")
 
     def send(self, line: bytes) -> None:
         """Send a line, if there still is a peer."""
@@ -79,6 +118,7 @@ class Connection(asyncio.Protocol):
 
     def hang_up(self) -> None:
         """Close, after what was sent."""
+        self._hung_up = True
         if self.transport is not None:
             self.transport.close()
 

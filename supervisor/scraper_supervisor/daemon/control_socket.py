@@ -50,6 +50,7 @@ class ControlConnection(Connection):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """The command is gone."""
+        self.take_rest()
         self._hub.lost(self)
 
     def line_received(self, line: bytes | bytearray) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.config.settings import Settings
     from scraper_supervisor.core.events import Event
     from scraper_supervisor.daemon.control_socket import ControlSocket
+    from scraper_supervisor.daemon.processes.processes import Processes
     from scraper_supervisor.daemon.processes.sampler import Sampler
     from scraper_supervisor.daemon.systemd import Notifier
     from scraper_supervisor.daemon.telling.sinks import Telling
@@ -71,6 +72,7 @@ class Reload:
         control: is opened to the new group.
         sampler: samples at the new interval.
         notifier: tells systemd when a reload begins and ends.
+        processes: keep so many lines of what workers print.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Reload:
         control: ControlSocket,
         sampler: Sampler,
         notifier: Notifier,
+        processes: Processes,
     ) -> None:
         self._reader = Threads(asyncio.get_running_loop(), "config", 1)  # its own: a disk may take its time
         self._one = asyncio.Lock()
@@ -96,6 +99,7 @@ class Reload:
         self._control = control
         self._sampler = sampler
         self._notifier = notifier
+        self._processes = processes
 
     @property
     def next_is_asked_for(self) -> bool:
@@ -153,6 +157,7 @@ class Reload:
         self._telling.configure(settings)
         self._workers.limit_lines(line_limit(settings))
         self._sampler.set_interval(settings.resources.sample_interval)
+        self._processes.limit_output(settings.logs.lines_per_second)
         self._feed(Reconfigured(settings))
 
     def _rejected(self, problems: tuple[Problem, ...]) -> tuple[bool, Any]:

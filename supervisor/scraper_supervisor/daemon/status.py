@@ -31,16 +31,24 @@ class Status:
         telling: what the answer shows is in the event log by then.
         turn: has the fleet take what was asked before.
         threads: wait for the event log.
+        lines_dropped: tells by worker how many lines it printed that were not kept.
     """
 
     def __init__(
-        self, fleet: Fleet, in_force: InForce, telling: Telling, turn: Callable[[], None], threads: Threads
+        self,
+        fleet: Fleet,
+        in_force: InForce,
+        telling: Telling,
+        turn: Callable[[], None],
+        threads: Threads,
+        lines_dropped: Callable[[], dict[str, int]],
     ) -> None:
         self._fleet = fleet
         self._in_force = in_force
         self._telling = telling
         self._turn = turn
         self._threads = threads
+        self._lines_dropped = lines_dropped
         self._started_at = utc_now()
         self._started = time.monotonic()
 
@@ -68,6 +76,7 @@ class Status:
             time.monotonic(),
             time.time(),
             time.monotonic() - self._started,
+            self._lines_dropped(),
         )
         return snapshot(self._fleet, daemon, names)
 

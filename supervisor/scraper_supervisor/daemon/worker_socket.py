@@ -58,6 +58,7 @@ class WorkerConnection(Connection):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """The peer is gone."""
+        self.take_rest()
         self._hub.lost(self)
 
     def send(self, line: bytes) -> None:
@@ -82,9 +83,12 @@ class WorkerConnection(Connection):
 
     def line_received(self, line: bytes | bytearray) -> None:
         """Decode a line and hand it on, or answer what is wrong with it."""
-        if self._hello is not None:
+        if self._hello is not None or self._held:  # what is held comes first
             self._hold(line)
-            return
+        else:
+            self._handle(line)
+
+    def _handle(self, line: bytes | bytearray) -> None:
         message = jsonrpc.decode_line(line)
         match message:
             case Request():
@@ -105,8 +109,8 @@ class WorkerConnection(Connection):
 
     def _hold(self, line: bytes | bytearray) -> None:
         self._held.append(line)
-        if len(self._held) >= MOST_HELD_LINES and self.transport is not None:
-            self.transport.pause_reading()
+        if len(self._held) >= MOST_HELD_LINES:
+            self.hold_reading("hello")
 
     def _requested(self, request: Request) -> None:
         kind = protocol.WORKER_METHODS.get(request.method)
@@ -173,9 +177,9 @@ class WorkerConnection(Connection):
 
     def _release_held(self) -> None:
         while self._held and self._hello is None:
-            self.line_received(self._held.popleft())
+            self._handle(self._held.popleft())
         if not self._held:
-            self.resume_writing()
+            self.go_on_reading("hello")
 
 
 def _bad_params(kind: type[Any], request: Request, bad: BadParams) -> RpcError:

@@ -125,7 +125,7 @@ def test_a_key_that_is_not_used_yet_is_read_nowhere(table: str, key: str) -> Non
         ("group.settings.count_max", "workers", "count_max"),
         ("limits.leak_forecast", "resources", "leak_forecast"),
         ("state.settings.abort.parked", "abort", "parked"),
-        ("kept = loaded.settings.logs", "logs", "keep"),
+        ("kept = loaded.settings.evidence", "evidence", "max_size"),
     ],
 )
 def test_a_use_of_a_key_that_claims_none_is_seen(source: str, table: str, key: str) -> None:

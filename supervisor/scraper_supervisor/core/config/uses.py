@@ -160,7 +160,7 @@ _USES: Final[dict[str, dict[str, Use]]] = {
         "crash_window": _ABORT,
     },
     "evidence": {"enabled": _UNUSED, "trace": _UNUSED, "max_size": _UNUSED},
-    "logs": {"max_size": _UNUSED, "keep": _UNUSED, "lines_per_second": _UNUSED},
+    "logs": {"max_size": _UNUSED, "keep": _UNUSED, "lines_per_second": Use("daemon/reload.py", in_place("at once"))},
     "notify": {
         "urls": _UNUSED,
         "command": Use("daemon/telling/notify.py", in_place("from the next notice on")),

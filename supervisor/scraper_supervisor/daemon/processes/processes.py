@@ -16,10 +16,11 @@ import time
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from msgspec.structs import replace
 
+from scraper_supervisor.core.policy.line_rate import LineRate
 from scraper_supervisor.daemon.processes import process_tree, procfs, spawning
 from scraper_supervisor.daemon.processes.process_tree import EndedTree, ProcessRecord, Tree
 from scraper_supervisor.daemon.processes.spawning import (
@@ -34,7 +35,7 @@ from scraper_supervisor.daemon.processes.spawning import (
     start_worker,
 )
 from scraper_supervisor.daemon.processes.stacks import where_it_stands
-from scraper_supervisor.daemon.processes.worker_output import Output
+from scraper_supervisor.daemon.processes.worker_output import Output, OutputTurns
 from scraper_supervisor.daemon.upkeep.surroundings import as_they_are
 from scraper_supervisor.daemon.upkeep.threads import Threads, ThreadsStopped
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EndedTree", "Exit", "ProcessRecord", "Processes", "SpawnError", "SpawnSpec", "SpawnedProcess"]
 
+DEFAULT_LINES: Final = 1000  # a second that are kept of what a worker prints
 _T = TypeVar("_T")
 _Child = TypeVar("_Child", Live, CommandProcess)
 
@@ -92,6 +94,9 @@ class Processes:
         self._starters = Threads(loop, "spawn", 2)  # an exec may wait for a slow disk
         self._enders = Threads(loop, "end-tree", 2)
         self._closed = False
+        self._rates: dict[str, LineRate] = {}  # by worker
+        self._lines_per_second = DEFAULT_LINES
+        self._turns = OutputTurns(loop)
         spawning.become_subreaper()
         # Not loop.add_signal_handler, which uvloop refuses for SIGCHLD.
         self._old_handler: Any = signal.signal(signal.SIGCHLD, self._child_signal)
@@ -140,8 +145,9 @@ class Processes:
         self._live[live.worker] = live
         self._collectors[live.pid] = partial(self._died, live)
         self._trees[live.worker] = (live.incarnation, Tree(live.token, live.pid, live.start_time))
+        rate = self._rates.setdefault(live.worker, LineRate(self._lines_per_second, self._loop.time()))
         live.outputs = [
-            Output(self._loop, handle, partial(self._on_line, live.worker, stream))
+            Output(self._loop, handle, partial(self._on_line, live.worker, stream), rate, self._turns)
             for stream, handle in live.handles.items()
         ]
         self._loop.add_reader(live.pidfd, self._died, live)
@@ -326,6 +332,18 @@ class Processes:
         for leftover in [path for path in self._folders.tmp.iterdir() if path.name not in kept]:
             await self._in_thread(process_tree.remove_tree, leftover)
         return ended
+
+    # ---- output ----------------------------------------------------------------------------------------------------
+
+    def limit_output(self, lines_per_second: int) -> None:
+        """Keep so many lines a second of what each worker prints, from now on."""
+        self._lines_per_second = lines_per_second
+        for rate in self._rates.values():
+            rate.rate = lines_per_second
+
+    def lines_dropped(self) -> dict[str, int]:
+        """By worker, how many lines it printed that were not kept, since we started."""
+        return {worker: rate.dropped for worker, rate in self._rates.items()}
 
     # ---- folders ---------------------------------------------------------------------------------------------------
 
