@@ -16,11 +16,10 @@ from scraper_worker.classify import (
     classify,
     classify_facts,
     failure_of,
-    kind_of_status,
     normalise,
-    parse_retry_after,
 )
 from scraper_worker.errors import BlockedError, InfrastructureError, PermanentError, TransientError
+from scraper_worker.http_answers import kind_of_status, parse_retry_after, retry_after_of
 
 PLAYWRIGHT = "playwright._impl._errors"
 
@@ -210,6 +209,21 @@ NOW = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT
 )
 def test_retry_after(value, seconds):
     assert parse_retry_after(value, NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    ("headers", "now", "seconds"),
+    [
+        ({"retry-after": "7"}, None, 7.0),
+        ({"retry-after": "Sun, 06 Nov 1994 08:50:37 GMT", "date": "Sun, 06 Nov 1994 08:49:37 GMT"}, None, 60.0),
+        ({"retry-after": "Sun, 06 Nov 1994 08:50:37 GMT", "date": "Sun, 06 Nov 1994 08:49:37 GMT"}, NOW + 999.0, 60.0),
+        ({"retry-after": "Sun, 06 Nov 1994 08:50:37 GMT"}, NOW, 60.0),
+        ({"retry-after": "Sun, 06 Nov 1994 08:50:37 GMT", "date": "yesterday"}, None, None),
+        ({"date": "Sun, 06 Nov 1994 08:49:37 GMT"}, NOW, None),
+    ],
+)
+def test_a_date_is_counted_from_the_answer_s_own(headers, now, seconds):
+    assert retry_after_of(headers, now) == seconds
 
 
 @given(st.text())

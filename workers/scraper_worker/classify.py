@@ -7,7 +7,6 @@ name in most versions and its message may be any text. The table of messages was
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -23,6 +22,7 @@ from scraper_worker.errors import (
     SupervisorLost,
     TransientError,
 )
+from scraper_worker.http_answers import MAX_RETRY_AFTER, kind_of_status, retry_after_of
 from scraper_worker.portable import encodable
 from scraper_worker.protocol import Category, Failure, Kind
 
@@ -31,68 +31,8 @@ if TYPE_CHECKING:
 
 MAX_SIGNATURE: Final = 120  # characters
 MAX_MESSAGE: Final = 2000  # characters; Playwright appends whole browser logs
-_MAX_RETRY_AFTER: Final = 31_536_000.0  # seconds; a year is "never", and unlike infinity it survives JSON
 
 Verdict = tuple[Kind, Category]
-
-# ---- HTTP statuses ---------------------------------------------------------------------------------------------------
-
-TRANSIENT_STATUS: Final = frozenset({408, 425, 500, 502, 503, 504, 522, 524})
-BLOCKED_STATUS: Final = frozenset({401, 403, 429})
-
-
-def kind_of_status(status: int, retry_after: float | None = None) -> Kind:
-    """What an HTTP error status says about the item.
-
-    Args:
-        status: an HTTP status of 400 or more.
-        retry_after: seconds, if the answer carried a Retry-After.
-    """
-    if status in BLOCKED_STATUS or (status == 503 and retry_after is not None):
-        return "blocked"
-    if status in TRANSIENT_STATUS or status >= 500:
-        return "transient"
-    return "permanent"
-
-
-_MONTH_NAMES: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_MONTHS: Final = {name: number for number, name in enumerate(_MONTH_NAMES, start=1)}
-_CLOCK = r"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)"
-_HTTP_DATES: Final = (  # RFC 9110, 5.6.7: the one format to send and two to understand
-    re.compile(rf"\w{{3}}, (?P<day>\d\d) (?P<month>\w{{3}}) (?P<year>\d{{4}}) {_CLOCK} GMT"),
-    re.compile(rf"\w{{6,9}}, (?P<day>\d\d)-(?P<month>\w{{3}})-(?P<year>\d\d) {_CLOCK} GMT"),
-    re.compile(rf"\w{{3}} (?P<month>\w{{3}}) (?P<day>[ \d]\d) {_CLOCK} (?P<year>\d{{4}})"),
-)
-
-
-def parse_retry_after(value: str | None, now_wall: float) -> float | None:
-    """Seconds that a Retry-After header asks for, or None if it is absent or not understood.
-
-    Args:
-        value: the header: a number of seconds or an HTTP date.
-        now_wall: seconds since the epoch, from which a date is counted. A date gone by gives 0.
-    """
-    text = (value or "").strip()
-    if re.fullmatch(r"[0-9]+", text):
-        return min(float(text), _MAX_RETRY_AFTER)
-    for shape in _HTTP_DATES:
-        if found := shape.fullmatch(text):
-            return _seconds_until(found, now_wall)
-    return None
-
-
-def _seconds_until(found: re.Match[str], now_wall: float) -> float | None:
-    year = int(found["year"])
-    if year < 100:  # RFC 850 dates: the century that brings them nearest
-        year += 2000 if year < 70 else 1900
-    try:
-        month = _MONTHS[found["month"].lower()]
-        clock = (int(found["hour"]), int(found["minute"]), min(int(found["second"]), 59))  # 60: a leap second
-        moment = datetime(year, month, int(found["day"]), *clock, tzinfo=UTC)
-    except (KeyError, ValueError):
-        return None
-    return min(max(0.0, moment.timestamp() - now_wall), _MAX_RETRY_AFTER)
-
 
 # ---- signatures ------------------------------------------------------------------------------------------------------
 
@@ -155,6 +95,7 @@ _NET_INFRASTRUCTURE: Final = re.compile(
 )
 _NET: Final = re.compile(r"net::ERR_([A-Z0-9_]+)")
 _API: Final = re.compile(r"^([A-Z]\w+\.\w+): ")
+_LAUNCHES: Final = frozenset({"BrowserType.launch", "BrowserType.launch_persistent_context"})
 _NAVIGATIONS: Final = frozenset(
     {"goto", "reload", "go_back", "go_forward", "set_content", "wait_for_url", "wait_for_load_state"}
 )
@@ -245,6 +186,9 @@ def _failure(kind: Kind, category: Category, signature: str, facts: Facts) -> Fa
 
 
 def _of_playwright(facts: Facts, net: re.Match[str] | None) -> tuple[Kind, Category, str]:
+    api = _API.match(facts.message)
+    if api is not None and api[1] in _LAUNCHES and "TargetClosedError" in (facts.name, *facts.mro):
+        return "infrastructure", "system", "browser-launch"  # it ended before it was one
     if "TargetClosedError" in (facts.name, *facts.mro):  # by class: close(reason=...) makes its message any text
         if "Connection closed while reading from the driver" in facts.message:
             return "infrastructure", "browser", "driver-died"
@@ -253,7 +197,6 @@ def _of_playwright(facts: Facts, net: re.Match[str] | None) -> tuple[Kind, Categ
         if _NET_INFRASTRUCTURE.match(net[1]):
             return "infrastructure", "network", net[0]
         return ("permanent" if _NET_PERMANENT.match(net[1]) else "transient"), "network", net[0]
-    api = _API.match(facts.message)
     if facts.name == "TimeoutError":
         navigating = api is not None and api[1].split(".")[-1] in _NAVIGATIONS
         return (
@@ -327,12 +270,17 @@ def _status_in(thing: object) -> int | None:
 
 def _retry_after_in(headers: Mapping[str, Any] | None) -> float | None:
     get = _attribute(headers, "get")
-    try:
-        value = get("Retry-After") if callable(get) else None
-    except Exception:  # noqa: BLE001 - as above
+    if not callable(get):
         return None
-    # Only seconds: a date would need the clock, and this module has none.
-    return parse_retry_after(value, 0.0) if isinstance(value, str) and value.strip().isdigit() else None
+    found: dict[str, str] = {}
+    for name in ("Retry-After", "Date"):
+        try:
+            value = get(name) or get(name.lower())
+        except Exception:  # noqa: BLE001 - as above
+            continue
+        if isinstance(value, str):
+            found[name.lower()] = value
+    return retry_after_of(found)
 
 
 # ---- whole exceptions ------------------------------------------------------------------------------------------------
@@ -434,4 +382,4 @@ def _http_status(value: object) -> int | None:
 def _seconds(value: object) -> float | None:
     if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
         return None
-    return float(min(max(0, value), _MAX_RETRY_AFTER))
+    return float(min(max(0, value), MAX_RETRY_AFTER))

@@ -13,6 +13,7 @@ import msgspec
 
 from scraper_worker import protocol
 from scraper_worker.browsers.browser import SupervisedBrowser
+from scraper_worker.challenges import challenged, may_be_challenge
 from scraper_worker.checkpoint import Checkpoint
 from scraper_worker.classify import classify, failure_of
 from scraper_worker.errors import BrowserUnavailable, CallError, InfrastructureError, UsageError, WorkerError
@@ -39,6 +40,7 @@ log = logging.getLogger("scraper_worker")
 SETTLE_TIMEOUT: Final = 5.0  # seconds for page or browser to say whether it is lost, after an unclear failure
 EARLY_ORDERS: Final = 256
 LAST_WAIT: Final = 5.0  # seconds that an item may be waited for once the source has failed
+CHALLENGE_TIMEOUT: Final = 2.0  # seconds to read the page on which an item failed
 _UNCLEAR: Final = frozenset({"net::ERR_ABORTED", "TargetClosedError", "driver-died"})
 
 
@@ -312,6 +314,10 @@ class Worker:
             if not lost and failure.signature == "TargetClosedError":  # the handler, or the page itself, closed it
                 message = f"the page was closed, and used after that: {failure.message}"
                 failure = Failure("transient", "application", "page-closed", message)
+        elif tab is not None and may_be_challenge(error, failure):
+            who = await tab.challenge(CHALLENGE_TIMEOUT)
+            if who is not None:
+                failure = challenged(failure, who)
         return msgspec.structs.replace(failure, traceback=trace(error))
 
     def _done(self, attempt: Attempt, item: Item, result: Any, tab: Tab | None) -> ItemDone | ItemFailed:

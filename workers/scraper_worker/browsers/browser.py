@@ -20,7 +20,6 @@ from scraper_worker.browsers.launch import CALL_TIMEOUT, START_TIMEOUT
 from scraper_worker.browsers.options import take_storage, telling
 from scraper_worker.browsers.storage import Kept
 from scraper_worker.browsers.tab import Tab
-from scraper_worker.classify import kind_of_status, parse_retry_after
 from scraper_worker.errors import (
     BlockedError,
     BrowserUnavailable,
@@ -30,6 +29,7 @@ from scraper_worker.errors import (
     TransientError,
     UsageError,
 )
+from scraper_worker.http_answers import kind_of_status, retry_after_of
 from scraper_worker.protocol import BrowserStarted, BrowserStopped
 
 if TYPE_CHECKING:
@@ -344,7 +344,7 @@ def raise_for_status(response: Response | None) -> None:
     """
     if response is None or response.status < 400:
         return
-    retry_after = parse_retry_after(response.headers.get("retry-after"), time.time())
+    retry_after = retry_after_of(response.headers, time.time())
     kind = kind_of_status(response.status, retry_after)
     errors: dict[str, type[ItemError]] = {"blocked": BlockedError, "permanent": PermanentError}
     message = f"HTTP {response.status} {response.status_text} from {response.url}"

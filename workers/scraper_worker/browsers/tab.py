@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from scraper_worker.browsers.belongings import Belongings
-from scraper_worker.classify import parse_retry_after
+from scraper_worker.challenges import challenge_of
+from scraper_worker.http_answers import retry_after_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +38,8 @@ class Tab:
         """Seconds that its Retry-After asked for."""
         self.host: str | None = None
         """Host of the last main document asked for."""
+        self.headers: dict[str, str] = {}
+        """Headers of the last main document, with names in lower case."""
         self.gone = asyncio.Event()
         self.belongings = Belongings()
         self.belongings.add(page)
@@ -74,6 +77,16 @@ class Tab:
             await asyncio.wait([gone, answer])
         return self.gone.is_set()
 
+    async def challenge(self, seconds: float) -> str | None:
+        """Who challenges us with this page, or None; a page that does not answer within so many seconds is none."""
+        page = None
+        try:
+            async with asyncio.timeout(seconds):
+                page = await self.page.content()
+        except Exception as error:  # noqa: BLE001 - Playwright raises its base error for a page that is closed or lost
+            log.debug("a page whose HTML could not be read: %r", error)
+        return challenge_of(self.headers, page)
+
     async def _answers(self) -> None:
         while True:
             try:
@@ -100,8 +113,10 @@ class Tab:
         if self._is_document(request):
             self.host = urlsplit(request.url).hostname
             self.status = self.retry_after = None
+            self.headers = {}
 
     def _responded(self, response: Response) -> None:
         if self._is_document(response.request):
             self.status = response.status
-            self.retry_after = parse_retry_after(response.headers.get("retry-after"), time.time())
+            self.headers = response.headers
+            self.retry_after = retry_after_of(response.headers, time.time())
