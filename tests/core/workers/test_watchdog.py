@@ -132,11 +132,30 @@ def test_a_stuck_item_that_is_given_back_is_charged_all_the_same(way):
     assert play.state() == "running"
 
 
-def test_a_death_at_the_ladder_charges_the_stuck_item_and_hands_the_others_out_alone():
-    play, a, _, _ = stuck("item", "y")
+@pytest.mark.parametrize("way", WAYS)
+def test_at_a_death_of_another_cause_nobody_knows_who_held_up_whom(way):
+    play, a, _, _ = stuck(way, "y")
     play.dies(a).ignoring(HangUp, Spawn)
-    assert [(play.row(key).attempts, play.row(key).alone) for key in "xy"] == [(1, False), (0, True)]
-    assert signature(play, "x") == "item-timeout"
+    x, y = play.row("x"), play.row("y")
+    assert (x.state, x.attempts, x.alone) == (("failed", 1, False) if way == "cancel" else ("open", 0, True))
+    assert (y.state, y.attempts, y.alone) == ("open", 0, True)
+
+
+def test_a_death_with_the_stuck_item_alone_charges_it_for_its_time():
+    play, a, _, _ = stuck("item")
+    play.dies(a).ignoring(HangUp, Spawn)
+    assert (play.row("x").attempts, signature(play, "x")) == (1, "item-timeout")
+
+
+def test_a_blocked_loop_that_lets_every_item_run_out_of_time_charges_no_neighbour():
+    play = Play("x", "y", item_timeout=10.0, heartbeat_timeout=15.0)
+    a = play.up()
+    play.gives(a, "x"), play.gives(a, "y")
+    play >> a.notes(Heartbeat())
+    play.at(10.0) >> Due() << ANY << ANY
+    play.at(15.0) >> Due() << a.buried()
+    play.dies(a, None, 9).ignoring(HangUp, Spawn)
+    assert [(play.row(key).attempts, play.row(key).alone) for key in "xy"] == [(0, True), (0, True)]
 
 
 def test_two_items_at_the_end_of_their_ladders_are_both_charged():

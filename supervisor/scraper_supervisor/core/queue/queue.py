@@ -342,7 +342,8 @@ class Queue:
         """A worker died by itself, or hung.
 
         If it was killed for an item that it did not end, that item is charged and the others go back. Else one item in
-        its hands is charged, and several go back, each to be handed out alone.
+        its hands is charged, and several go back, each to be handed out alone: of those whose time is over, too, it is
+        not known which of them blocked the others.
 
         Returns:
             The key of the item that was charged.
@@ -352,9 +353,9 @@ class Queue:
         stuck = list(at_the_end(hands))
         charged = stuck or (hands if len(hands) == 1 else [])
         for held in hands:
-            if held in charged or (held.ladder is not None and not stuck):
+            if held in charged:
                 self._completion.fail(held, failure)
-            elif stuck:
+            elif stuck or held.cancelled:
                 self._completion.give_back(held)
             else:
                 self._completion.set_apart(held)
