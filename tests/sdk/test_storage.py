@@ -216,6 +216,33 @@ async def test_a_login_on_another_host_and_a_page_that_hangs_cost_nothing_that_i
 
 @pytest.mark.browser
 @pytest.mark.slow
+async def test_an_item_does_not_wait_for_the_storage_of_the_one_before_it(port, alone_link, monkeypatch):
+    monkeypatch.setattr("scraper_worker.browsers.capture.READ_TIMEOUT", 3600.0)
+    monkeypatch.setattr("scraper_worker.browsers.browser.TIDY_TIMEOUT", 3600.0)
+    dialogs, pages = asyncio.Queue(), []
+
+    async def one(item):
+        pages.append(item.page)
+        if item.key == "first":
+            await item.page.goto(f"http://{host(1)}:{port}/")
+            item.page.on("dialog", dialogs.put_nowait)
+            await item.page.evaluate("void setTimeout(() => alert('no script runs now'))")
+            return
+        assert not pages[0].is_closed()
+        await (await dialogs.get()).dismiss()
+
+    async def scrape(worker):
+        async with asyncio.timeout(60):
+            await worker.process(["first", "second"], one)
+        assert worker._browser.kept.origins == [f"http://{host(1)}:{port}"]
+
+    await run(scrape, alone_link)
+    assert len(alone_link.of(ItemDone)) == 2
+    assert alone_link.of(ItemFailed) == []
+
+
+@pytest.mark.browser
+@pytest.mark.slow
 async def test_what_is_known_is_given_out_as_json_and_taken_back(port, alone_link):
     """As a login is kept over the worker's life: captured in one, loaded in the next."""
     kept = {}

@@ -33,7 +33,7 @@ from scraper_worker.http_answers import kind_of_status, retry_after_of
 from scraper_worker.protocol import BrowserStarted, BrowserStopped
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 
     from playwright.async_api import Browser, Response
 
@@ -60,6 +60,7 @@ class SupervisedBrowser:
         self._current: Current | None = None
         self._started = 0
         self._finishing: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()  # of those, the ones that only close
         self._closed = False
         self.kept = Kept()
         """Cookies and storage, as far as they are known; loaded before the first start, they are there from then on."""
@@ -157,8 +158,8 @@ class SupervisedBrowser:
             BrowserUnavailable: no browser can be started.
             InfrastructureError: the browser gave no page.
         """
-        if self._finishing and not self._ahead:  # one at a time: the page before is gone, unless it is slow
-            await asyncio.wait(self._finishing, timeout=TIDY_TIMEOUT)
+        if self._closing and not self._ahead:  # one at a time: the page before is gone, unless it is slow
+            await asyncio.wait(self._closing, timeout=TIDY_TIMEOUT)
         while len(self._finishing) >= MAX_FINISHING:
             await asyncio.wait(self._finishing, return_when=asyncio.FIRST_COMPLETED)
         current = await self._acquire()
@@ -171,9 +172,14 @@ class SupervisedBrowser:
             yield tab
         finally:
             current.prepare()
-            task = asyncio.get_running_loop().create_task(self._finish(current, tab), name="closing a page")
-            self._finishing.add(task)
-            task.add_done_callback(self._finishing.discard)
+            due = not tab.gone.is_set() and current.storage.is_due(tab.page)
+            closing = self._beside(self._finish(current, tab, due), "closing a page")
+            if not due:
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+            if not current.lost and current.storage.cookies_are_due:
+                current.hold()
+                self._beside(self._read_cookies(current), "reading cookies")
 
     async def tidy(self) -> None:
         """No item comes any more: close what items left behind, within a few seconds."""
@@ -221,20 +227,33 @@ class SupervisedBrowser:
             current.prepare()
         return tab
 
-    async def _finish(self, current: Current, tab: Tab) -> None:
+    def _beside(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Do something beside the items."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+        return task
+
+    @staticmethod
+    async def _read_cookies(current: Current) -> None:
+        try:
+            await current.storage.read_cookies()
+        finally:
+            current.release()
+
+    async def _finish(self, current: Current, tab: Tab, due: bool) -> None:
         """Keep what an item's page knows, and close what it left."""
         try:
             if not current.lost:
-                await self._close_tab(current, tab)
+                await self._close_tab(current, tab, due)
         finally:
             current.tabs.discard(tab)
             current.release()
 
     @staticmethod
-    async def _close_tab(current: Current, tab: Tab) -> None:
-        if not tab.gone.is_set() and not tab.page.is_closed():
+    async def _close_tab(current: Current, tab: Tab, due: bool) -> None:
+        if due:
             await current.storage.read_page(tab.page)
-        await current.storage.read_cookies()
         await tab.belongings.close(LEFT_TIMEOUT, spared=tab.page)
         closed = await close_page(tab.page)
         current.tabs.discard(tab)

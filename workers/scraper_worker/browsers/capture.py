@@ -60,7 +60,7 @@ class ContextStorage:
         self._absent: dict[str, None] = dict.fromkeys(kept.origins)  # not brought in yet
         self._visiting = asyncio.Lock()
         self._bringing: asyncio.Task[None] | None = None
-        self._cookies_at = 0.0
+        self._cookies_at = -COOKIES_INTERVAL
         self._read_at: dict[str, float | None] = {}  # when an origin was read last, by the monotonic clock
 
     # ---- into the context
@@ -150,10 +150,13 @@ class ContextStorage:
                 if len(known) > MAX_ORIGINS:
                     del known[next(iter(known))]
 
-    async def read_cookies(self, *, at_once: bool = False) -> bool:
-        """Keep the cookies, at most each few seconds unless `at_once`; whether they are kept. Never raises."""
-        if not at_once and time.monotonic() - self._cookies_at < COOKIES_INTERVAL:
-            return True
+    @property
+    def cookies_are_due(self) -> bool:
+        """Whether the cookies are to be looked at: once in a while."""
+        return time.monotonic() - self._cookies_at >= COOKIES_INTERVAL
+
+    async def read_cookies(self) -> bool:
+        """Keep the cookies; whether they are kept. Never raises."""
         self._cookies_at = time.monotonic()
         try:
             async with asyncio.timeout(COOKIES_TIMEOUT):
@@ -164,16 +167,18 @@ class ContextStorage:
         self._kept.set_cookies(cookies)
         return True
 
-    async def read_page(self, page: Page, *, at_once: bool = False) -> None:
-        """Keep the storage of the origin that a page is at, if the page answers. Never raises.
+    def is_due(self, page: Page) -> bool:
+        """Whether the storage of the origin that a page is at is to be looked at: once in a while for one origin."""
+        origin = origin_of(page.url)
+        if origin is None or origin not in self._unread or page.is_closed():
+            return False
+        before = self._read_at.get(origin)
+        return before is None or time.monotonic() - before >= READ_INTERVAL
 
-        At most each few seconds for one origin, unless `at_once`.
-        """
+    async def read_page(self, page: Page) -> None:
+        """Keep the storage of the origin that a page is at, if the page answers. Never raises."""
         origin = origin_of(page.url)
         if origin is None or origin not in self._unread:
-            return
-        now, before = time.monotonic(), self._read_at.get(origin)
-        if not at_once and before is not None and now - before < READ_INTERVAL:
             return
         try:
             async with asyncio.timeout(READ_TIMEOUT):
@@ -187,14 +192,14 @@ class ContextStorage:
         Args:
             seconds: for all storage, at most; cookies have a time of their own.
         """
-        if not await self.read_cookies(at_once=True):
+        if not await self.read_cookies():
             log.warning("cookies could not be read; those known before are kept")
         latest = list(reversed(self._unread))
         wanted = sorted(latest, key=lambda origin: origin in self._read_at)  # those that were never read come first
         try:
             async with asyncio.timeout(min(seconds, SWEEP_TIMEOUT)):
                 for page in self._context.pages:
-                    await self.read_page(page, at_once=True)
+                    await self.read_page(page)
                 for origin in wanted:
                     if origin in self._unread:
                         await self._read_elsewhere(origin)
