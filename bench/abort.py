@@ -1,9 +1,10 @@
 """What the hold policy does on good days and on bad ones: false aborts, and how soon an outage is held and aborted.
 
-Run: `python bench/abort.py days [--days N] [--only NAME]` or `python bench/abort.py outages [--rounds N]`. Both take
-`--set KEY=VALUE` for keys of `[abort]`, so that a rule is judged before it is used. The policy is the supervisor's own;
-workers, items and the site are simulated (`tests/core/policy/holds/farm.py`): 8 workers, an attempt each 2 s, 10% of
-the attempts failing where nothing else is said.
+Run: `python bench/abort.py days [--days N] [--only NAME]` or `python bench/abort.py outages [--rounds N]`. All take
+`--set KEY=VALUE` for keys of `[abort]`, so that a rule is judged before it is used. `record FILE [--only NAME]` writes
+the attempts of one simulated day as events that `abort replay FILE` reads; `cost` tells what a vote costs. The policy
+is the supervisor's own; workers, items and the site are simulated (`tests/core/policy/holds/farm.py`): 8 workers, an
+attempt each 2 s, 10% of the attempts failing where nothing else is said.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 from tests.core.policy.holds.farm import ERROR, Farm, Fault, blips, drifting, healthy, out, poisoned  # noqa: E402
 
 from scraper_supervisor.core.config.settings import AbortSettings  # noqa: E402
+from scraper_supervisor.core.formats.timestamps import timestamp  # noqa: E402
 from scraper_supervisor.core.policy.holds.policy import HoldPolicy  # noqa: E402
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 DAY = 86_400.0
 FIFTY = {f"group-{number}": (1, [f"{letter}{number}.test" for letter in "abcdef"]) for number in range(8)}
+TARGETS = [f"{number}.test" for number in range(24)]
 TWO = {"dead": (4, ["dead.test"]), "well": (4, ["well.test"])}
 
 
@@ -149,10 +152,44 @@ def minute(args: argparse.Namespace, settings: AbortSettings) -> None:
     )
 
 
+def record(args: argparse.Namespace, settings: AbortSettings) -> None:
+    """Write the first of the chosen days as an events file."""
+    name, (site, groups) = next(one for one in DAYS.items() if args.only in one[0])
+    farm = Farm(site(args.seed), groups, settings=settings, seed=args.seed, watched=True).run(DAY)
+    with args.file.open("wb") as file:
+        for now, group, target, key, fault in farm.attempts:
+            failure = None
+            if fault is not None:
+                failure = {"kind": fault.kind, "category": "external", "signature": "simulated", "message": "simulated"}
+                failure |= {"status": fault.status, "retry_after": fault.retry_after}
+            outcome = "done" if fault is None else "retry"
+            data = {"key": key, "attempt": 1, "outcome": outcome, "target": target, "seconds": farm.seconds}
+            event = {"time": timestamp(now), "event": "item_finished", "group": group}
+            file.write(msgspec.json.encode({**event, "data": {**data, "failure": failure}}) + b"\n")
+    print(f"{len(farm.attempts)} attempts of a day of {name}: {args.file}")
+
+
+def cost(args: argparse.Namespace, settings: AbortSettings) -> None:
+    """What a vote costs: the least of some rounds, since a busy machine only ever takes longer."""
+    number, keys = 100_000, [str(number) for number in range(100_000)]
+    for rate in (0.0, 0.1):
+        dice = healthy(0, rate)
+        failed = [dice(0, "g", None, "") is not None for _ in range(number)]
+        least = float("inf")
+        for _ in range(args.rounds):
+            policy = HoldPolicy(settings, {"g": settings})
+            begin = time.process_time()
+            for index in range(number):
+                policy.vote(index * 0.01, "g", keys[index], failed=failed[index], target=TARGETS[index % 24])
+            least = min(least, time.process_time() - begin)
+        print(f"a vote, {rate:3.0%} failing: {least / number * 1e6:.2f} µs (of an item on the core: bench/core.py)")
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("days", "outages"))
+    parser.add_argument("what", choices=("days", "outages", "record", "cost"))
+    parser.add_argument("file", type=Path, nargs="?", default=Path("events.jsonl"), help="what record writes")
     parser.add_argument("--days", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -161,7 +198,7 @@ def main() -> None:
     args = parser.parse_args()
     wanted = dict(one.split("=", 1) for one in args.set)
     settings = msgspec.convert(wanted, AbortSettings, strict=False)
-    (days if args.what == "days" else outages)(args, settings)
+    {"days": days, "outages": outages, "record": record, "cost": cost}[args.what](args, settings)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ class Crashes:
     """The deaths of each group since its last done item. Times are monotonic seconds."""
 
     def __init__(self) -> None:
-        self._deaths: dict[str, list[tuple[float, str | None]]] = {}
+        self.deaths: dict[str, list[tuple[float, str | None]]] = {}
 
     def died(self, now: float, group: str, charged: str | None, settings: AbortSettings) -> str | None:
         """Count a worker's death.
@@ -32,11 +32,11 @@ class Crashes:
         Returns:
             Why the group is to be aborted, or None.
         """
-        deaths = [death for death in self._deaths.get(group, ()) if now < death[0] + settings.crash_window]
+        deaths = [death for death in self.deaths.get(group, ()) if now < death[0] + settings.crash_window]
         same = any(now < time + TOGETHER or (charged is not None and charged == item) for time, item in deaths)
         if not same:
             deaths.append((now, charged))
-        self._deaths[group] = deaths
+        self.deaths[group] = deaths
         if same or len(deaths) < settings.consecutive_crashes:
             return None
         span = format_duration(settings.crash_window)
@@ -45,4 +45,4 @@ class Crashes:
 
     def forget(self, group: str) -> None:
         """An item of the group is done, or it gets another chance: its streak is over."""
-        self._deaths.pop(group, None)
+        self.deaths.pop(group, None)

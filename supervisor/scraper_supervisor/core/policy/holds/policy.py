@@ -58,12 +58,15 @@ class HoldPolicy:
         self, now: float, group: str, item: str, *, failed: bool, target: str | None, infrastructure: bool = False
     ) -> None:
         """Count an item's latest outcome; what tells of our own browsers votes in no target."""
-        now = self._pass(now)
-        if not failed:
+        if self._holds or now < self._now:
+            now = self._pass(now)
+        else:
+            self._now = now  # as `_pass` does: most votes are cast while nothing is held, and this is each item's cost
+        if not failed and self._crashes.deaths:
             self._crashes.forget(group)
         host = None if infrastructure else target
         holds = self._over(group, target) if self._holds else ()
-        self._votes.cast(now, group, item, host, failed=failed, alarming=not holds)
+        self._votes.cast(now, group, item, host, failed, not holds)
         if not (failed or self._plain):
             return  # it speaks for its scopes, unless it fills a window of "rate"
         for hold in holds:
@@ -325,8 +328,12 @@ class HoldPolicy:
 
     def _pass(self, now: float) -> float:
         """Let time pass: an abort that gets its chance by itself is held for one probe."""
-        self._now = now = max(now, self._now)
-        for hold in list(self._holds.values()) if self._holds else ():
+        if now > self._now:
+            self._now = now
+        if not self._holds:
+            return self._now
+        now = self._now
+        for hold in list(self._holds.values()):
             if hold.rests_until is not None and now >= hold.rests_until:
                 rested = hold.rests_until - hold.since
                 hold.begin_anew(hold.rests_until, self._of(hold.name.group), chance=True)

@@ -123,12 +123,13 @@ class Row:
 class Leaf:
     """The votes of one target in one group (None: of no target) by slices of time, and the rows that they are in."""
 
-    __slots__ = ("current", "ends", "horizon", "rows", "since", "slices", "till", "width", "window")
+    __slots__ = ("closed", "current", "ends", "horizon", "rows", "since", "slices", "till", "width", "window")
 
     def __init__(self, rows: tuple[Row, ...], window: float, horizon: float) -> None:
         self.rows = rows
         self.slices: dict[int, list[int]] = {}  # number of the slice → [votes, failures], oldest first
         self.current = [0, 0]
+        self.closed = (0, 0)  # the sum of the other slices
         self.ends = self.till = -math.inf
         self.since = math.inf
         self.cut(window, horizon)
@@ -140,10 +141,12 @@ class Leaf:
         self.window, self.horizon, self.width = window, horizon, width
         if width != before:
             self.slices, self.ends = {}, -math.inf
+            self.current, self.closed = [0, 0], (0, 0)
             for number, (votes, failed) in slices.items():
                 one = self.slices.setdefault(int(number * before // width), [0, 0])
                 one[0] += votes
                 one[1] += failed
+                self.closed = (self.closed[0] + votes, self.closed[1] + failed)
 
     def turn(self, now: float) -> None:
         """The slice that was counted in is over."""
@@ -155,6 +158,8 @@ class Leaf:
         while self.slices and (first := next(iter(self.slices))) < oldest:
             del self.slices[first]
         self.current = self.slices.setdefault(number, [0, 0])
+        others = [one for one in self.slices.values() if one is not self.current]
+        self.closed = (sum(one[0] for one in others), sum(one[1] for one in others))
         self.ends = (number + 1) * self.width
         self.till = max(now, self.ends)
 
@@ -164,10 +169,14 @@ class Leaf:
         if one is not None and one[1]:
             one[0] -= 1
             one[1] -= 1
+            if one is not self.current:
+                self.closed = (self.closed[0] - 1, self.closed[1] - 1)
 
     def count(self, oldest: float) -> tuple[int, int]:
         """Votes and failures of the slices that ended after `oldest`."""
         first = int(oldest // self.width)
+        if not self.slices or next(iter(self.slices)) >= first:
+            return self.closed[0] + self.current[0], self.closed[1] + self.current[1]
         counted = [one for number, one in self.slices.items() if number >= first]
         return sum(one[0] for one in counted), sum(one[1] for one in counted)
 
@@ -190,7 +199,7 @@ class Votes:
 
     # ---- counted
 
-    def cast(self, now: float, group: str, item: str, target: str | None, *, failed: bool, alarming: bool) -> None:
+    def cast(self, now: float, group: str, item: str, target: str | None, failed: bool, alarming: bool) -> None:
         """Count an item's latest outcome, in place of its earlier one; `alarming`: it may raise an alarm."""
         earlier = self._failed.pop((group, item), None) if self._failed else None
         if earlier is not None:
