@@ -9,7 +9,7 @@ from scraper_supervisor.core.config.settings import AbortSettings
 from scraper_supervisor.core.policy.holds import votes as module
 from scraper_supervisor.core.policy.holds.evidence import MOST_VOTES, alarm_windows
 from scraper_supervisor.core.policy.holds.scopes import EVERYTHING, ScopeName, judged
-from scraper_supervisor.core.policy.holds.votes import FINENESS, SPARE, Votes
+from scraper_supervisor.core.policy.holds.votes import FINENESS, ROOM, SPARE, Votes
 
 GROUPS, TARGETS = ("g", "h"), ("a", "b", None)
 SCOPES = [EVERYTHING] + [ScopeName("group", g, g) for g in GROUPS]
@@ -153,6 +153,14 @@ def test_memory_is_bounded(monkeypatch):
     assert counted.names() == []
     assert len(counted._failed) == 0
     assert counted.rows() == [EVERYTHING]
+
+
+def test_targets_of_long_ago_are_forgotten_without_being_asked_for():
+    counted = Votes(lambda _: 300.0)
+    for number in range(20_000):
+        counted.cast(number * 1.0, "g", str(number), f"host-{number}", failed=number % 2 == 0, alarming=True)
+    assert len(counted._leaves["g"]) <= 300 + ROOM + 1
+    assert len(counted._rows) <= 300 + ROOM + 3
 
 
 def test_another_window_keeps_what_was_counted():

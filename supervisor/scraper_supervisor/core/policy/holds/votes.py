@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SPARE: Final = 64  # failures over those that count which a row may have: dropping one at a time would cost more
 REMEMBERED: Final = 65_536  # failed items that are known, so that their next vote takes the place of the last
 FINENESS: Final = 60  # slices in a window
+ROOM: Final = 1024  # targets that there may be before old ones are looked for
 COARSEST: Final = 1000  # slices in the longest of the windows that a leaf serves, at most
 
 
@@ -196,6 +197,8 @@ class Votes:
         self._failed: OrderedDict[tuple[str, str], Ballot] = OrderedDict()
         self._rows: dict[ScopeName, Row] = {EVERYTHING: Row()}
         self._leaves: dict[str, dict[str | None, Leaf]] = {}
+        self._new = 0  # leaves made since old ones were looked for
+        self._room = ROOM
 
     # ---- counted
 
@@ -207,6 +210,7 @@ class Votes:
         leaves = self._leaves.get(group)
         leaf = leaves.get(target) if leaves is not None else None
         if leaf is None:
+            self._make_room(now)
             leaf = self._leaf(group, target)
         if now >= leaf.ends:
             leaf.turn(now)
@@ -300,6 +304,13 @@ class Votes:
                 leaf.cut(*self._spans(group))
 
     # ---- inside
+
+    def _make_room(self, now: float) -> None:
+        """Forget old targets whenever there may be twice as many as last time, so that it costs each of them once."""
+        self._new += 1
+        if self._new > self._room:
+            self.tidy(now)
+            self._new, self._room = 0, max(ROOM, sum(map(len, self._leaves.values())))
 
     def _leaf(self, group: str, target: str | None) -> Leaf:
         names = [ScopeName("group", group, group), EVERYTHING]
