@@ -431,9 +431,31 @@ def test_a_scope_that_flaps_is_aborted_by_its_whole_window():
 
 
 def test_no_scope_is_aborted_by_its_window_before_it_has_one():
-    one = held()
-    assert feed(one, "x" * 100, gap=2.9, start=0.0) == []
-    assert brief(feed(one, "xxx", gap=10.0, start=287.1)) == [("aborted", TARGET)]
+    settings = replace(SETTINGS, confirm_after=3600.0)
+    one = held(settings)
+    feed(one, "x" * 20)
+    rulings = failing_probes(one, 400.0)
+    assert rulings[-1].action == "aborted"
+    assert 300.0 <= rulings[-1].time <= 305.0
+    assert rulings[-1].reason.endswith("more than failure_limit 50%")
+
+
+def test_what_was_in_hand_aborts_nothing_by_itself():
+    """200 items in hand, where 150 were done in the whole window: a blip fails them all."""
+    one = policy()
+    feed(one, "." * 150, gap=2.0)
+    assert brief(feed(one, "x" * 200, start=300.0)) == [("held", TARGET)]
+    assert brief(probe(one, 302.0, "done")) == [("resumed", TARGET)]
+
+
+def test_no_window_aborts_a_target_that_told_how_long_it_wants_no_requests():
+    one = policy()
+    feed(one, "." * 30, gap=10.0)
+    told(one, 300.0, 429, 600.0)
+    one.evaluate(300.0)
+    feed(one, "x" * 200, start=301.0)
+    assert one.evaluate(899.0) == []
+    assert brief(probe(one, 900.0, "done")) == [("resumed", HOST)]
 
 
 def test_nothing_of_an_aborted_scope_goes_out_and_it_is_told_once():

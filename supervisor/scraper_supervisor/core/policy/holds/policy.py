@@ -67,11 +67,9 @@ class HoldPolicy:
         host = None if infrastructure else target
         holds = self._over(group, target) if self._holds else ()
         self._votes.cast(now, group, item, host, failed, not holds)
-        if not (failed or self._plain):
-            return  # it speaks for its scopes, unless it fills a window of "rate"
-        for hold in holds:
-            self._judge_window(hold)
-        for name in () if holds else judged(group, host):
+        if holds or not (failed or self._plain):
+            return  # a done item speaks for its scopes, unless it fills a window of "rate"
+        for name in judged(group, host):
             if self._judge(name):
                 break
 
@@ -366,9 +364,13 @@ class HoldPolicy:
         self._judge_window(hold)
 
     def _judge_window(self, hold: Hold) -> None:
-        """Abort a held scope of whose whole window more than failure_limit failed, whatever its probes say."""
+        """Abort a held scope of whose whole window more than failure_limit failed, whatever its probes say.
+
+        Asked when a hold begins and when a probe of it failed: that what was in hand fails, too, is the same trouble,
+        and may be a blip. Nor is a target dead that told us how long it wants no requests.
+        """
         settings = self._of(hold.name.group)
-        if hold.aborted or hold.hand or not settings.enabled:
+        if hold.aborted or hold.hand or self._now < hold.not_before or not settings.enabled:
             return
         count = self._whole(hold.name)
         too_many = count.items >= settings.min_items and count.failures > settings.failure_limit * count.items
@@ -385,6 +387,8 @@ class HoldPolicy:
         self._rule("evaluated", hold, tried, quiet=hold.chance, keep=False)
         if reason is not None:
             self._abort(hold, count, reason, quiet=hold.chance)
+        else:
+            self._judge_window(hold)
 
     def _abort(self, hold: Hold, count: Count, reason: str, *, quiet: bool = False) -> None:
         hold.abort(self._of(hold.name.group), self._now)
