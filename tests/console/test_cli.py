@@ -68,7 +68,7 @@ def test_wrong_usage_is_2(call: Call, arguments: tuple[str, ...]) -> None:
     "arguments",
     [
         ("status",), ("status", "--json"), ("reload",), ("stop",), ("stop", "matches"), ("pause",), ("resume",),
-        ("drain",), ("start", "--fresh"), ("restart",), ("recycle",), ("abort", "status"), ("abort", "clear", "--json"),
+        ("drain",), ("start", "--fresh"), ("restart",), ("recycle",),
     ],
 )  # fmt: skip
 def test_without_a_daemon_it_is_3_and_names_the_socket(project: Path, call: Call, arguments: tuple[str, ...]) -> None:

@@ -344,6 +344,13 @@ class Daemon:
 
         return self.wait(there, f"{name} has {fields}", timeout)
 
+    def command(self, *arguments, code=0):
+        """What a command with this configuration prints; it must end with that code."""
+        command = [*SUPERVISOR, *arguments, "--config", str(self.config_path)]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        assert done.returncode == code, done.stderr
+        return done.stdout
+
     # ---- what it wrote
 
     def results(self, group):

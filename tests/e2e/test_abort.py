@@ -48,6 +48,9 @@ def test_a_site_that_answers_500_to_everything_ends_with_69(daemons, on_this_mac
     assert told.stdout.split()[0] == document["sha256"]
     assert daemon.events("abort_executed")
     assert daemon.none_left()
+    told = json.loads(daemon.command("abort", "status", "--json"))
+    assert told["state"] == "aborted"
+    assert any("items failed" in scope["reason"] for scope in told["scopes"])
 
 
 def test_a_notify_command_is_told_of_an_abort(daemons):
@@ -70,6 +73,8 @@ def test_on_abort_hold_stays_up_until_an_operator_clears_it(daemons):
     assert status["groups"][0]["items"]["parked"] > 0
     assert any(scope["state"] == "aborted" and scope["reason"] for scope in status["abort"]["scopes"])
     daemon.wait(lambda: not any(daemon.pids().values()), "its workers are gone")
+    parked = json.loads(daemon.command("items", "list", "g", "--state", "parked", "--json"))["items"]
+    assert len(parked) == daemon.group("g")["items"]["parked"]
     daemon.control("abort.clear")
     daemon.wait(lambda: daemon.status()["supervisor"]["state"] == "running", "running again")
     daemon.wait_worker("g-0", state="running")

@@ -28,9 +28,11 @@ from scraper_supervisor.core.ops.item_ops import (
     LeaseLost,
     LeaseWaiting,
     NewItem,
+    Park,
     Requeue,
     ReserveClaims,
     Reserved,
+    Unpark,
 )
 from scraper_supervisor.core.ops.run_ops import (
     CompleteRun,
@@ -79,6 +81,7 @@ class Row(Struct):
     answer: Raw | None = None
     worker: str | None = None
     given: bool = True
+    cancelled: bool = False
 
 
 class Run(Struct):
@@ -167,6 +170,8 @@ class ModelStore:
                 return Intents(tuple(sorted(self.intents.items())))
             case Requeue() | Cancel():
                 return self._change(op)
+            case Park() | Unpark():
+                return self._move(op)
             case SaveState():
                 return self._save(op)
             case LoadState():
@@ -266,6 +271,7 @@ class ModelStore:
             row.seq = run.seqs
         if op.outcome in ("done", "failed"):
             row.state = op.outcome
+            row.cancelled = op.failure is not None and b'"cancelled by an operator"' in bytes(op.failure)
             run.totals.setdefault(op.worker, [0, 0])[op.outcome == "failed"] += 1
         elif op.outcome == "retry":
             row.not_before = None if op.delay is None else now + op.delay
@@ -292,16 +298,25 @@ class ModelStore:
         if isinstance(op, Requeue):
             every = {"failed"} if op.failed else set()
             every |= {"parked"} if op.parked else set()
-            rows |= {row.id: row for row in run.items.values() if row.state in every}
+            rows |= {row.id: row for row in run.items.values() if row.state in every and not row.cancelled}
+        parked = sum(row.state == "parked" for row in rows.values()) if isinstance(op, Requeue) else 0
         for row in sorted(rows.values(), key=lambda row: row.id):
             row.not_before = None
             if isinstance(op, Cancel):
-                row.state = "failed"
+                row.state, row.cancelled = "failed", True
                 continue
             run.orders += 1
+            row.cancelled = False
             row.state, row.order, row.attempts, row.infrastructure = "open", float(run.orders), 0, 0
             row.blocked, row.alone = 0, False
-        return Changed(len(rows), untouched)
+        return Changed(len(rows), untouched, parked)
+
+    def _move(self, op: Park | Unpark) -> Changed:
+        before, after = ("open", "parked") if isinstance(op, Park) else ("parked", "open")
+        rows = [row for row in self.run(op.run_id).items.values() if row.state == before][: op.limit]
+        for row in rows:
+            row.state = after
+        return Changed(len(rows), ())
 
     # ---- checkpoints
 

@@ -12,8 +12,9 @@ import click
 
 from scraper_supervisor import __version__
 from scraper_supervisor.console.commands import config as config_commands
+from scraper_supervisor.console.commands.abort import abort
 from scraper_supervisor.console.commands.checkpoints import checkpoint
-from scraper_supervisor.console.commands.control import CONTROL, abort
+from scraper_supervisor.console.commands.control import CONTROL
 from scraper_supervisor.console.commands.items import items, results
 from scraper_supervisor.console.commands.run import run
 from scraper_supervisor.console.commands.top import top

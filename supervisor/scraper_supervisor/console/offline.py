@@ -19,7 +19,7 @@ from scraper_supervisor.core.ops.import_ops import (
     ImportLines,
     TakeState,
 )
-from scraper_supervisor.core.ops.item_ops import AddItems, Cancel, NewItem, Requeue
+from scraper_supervisor.core.ops.item_ops import AddItems, Cancel, NewItem, Requeue, Unpark
 from scraper_supervisor.core.ops.run_ops import OpenRun, SetRunState
 from scraper_supervisor.core.ops.state_ops import LoadState
 from scraper_supervisor.core.queue.item_calls import target_of
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.ops.run_ops import RunImage
     from scraper_supervisor.store.config_file import Place
     from scraper_supervisor.store.opening import LedgerLocation
+    from scraper_supervisor.store.ports import LedgerPort
 
-
+SWEEP: Final = 50_000  # items in one transaction; nobody else waits for it
 _KEEP_ALL: Final = sys.maxsize  # runs of a group that is not configured here: nobody said how many are too many
 
 
@@ -144,6 +145,8 @@ class OfflineQueue:
             case "items.requeue":
                 failed, parked = params.get("failed", False), params.get("parked", False)
                 changed = self._perform(Requeue(0, self._group, run.run_id, tuple(keys), failed, parked))
+                if changed.parked:
+                    goes_on(self._ledger, self._group, run.run_id)
                 self._reopen(run, changed.changed > 0)
             case "items.cancel":
                 changed = self._perform(Cancel(0, self._group, run.run_id, tuple(keys)))
@@ -200,12 +203,27 @@ class OfflineQueue:
 
     def _reopen(self, run: RunImage, has_work: bool) -> None:
         """A completed run that got work again goes on when the daemon starts."""
-        if has_work and run.state != "running":
+        if has_work and run.state == "completed":
             self._perform(SetRunState(0, self._group, run.run_id, "running"))
 
     def _perform(self, op: Operation[AnswerT]) -> AnswerT:
-        question: Any = op  # each Operation of the queue is a member of the closed union that the ledger takes
-        (answer,) = self._ledger.perform([question])
-        if isinstance(answer, StoreFault):
-            raise Refused(f"{self._group}: the ledger does not take it: {answer.message}")
-        return cast("AnswerT", answer)
+        return _performed(self._ledger, self._group, op)
+
+
+def goes_on(ledger: LedgerPort, group: str, run_id: int) -> None:
+    """Let a run go on that was aborted: its parked items are open again, where they were.
+
+    Raises:
+        Refused: the disk does not take it.
+    """
+    while _performed(ledger, group, Unpark(0, group, run_id, SWEEP)).changed == SWEEP:
+        pass
+    _performed(ledger, group, SetRunState(0, group, run_id, "running"))
+
+
+def _performed(ledger: LedgerPort, group: str, op: Operation[AnswerT]) -> AnswerT:
+    question: Any = op  # each Operation of the queue is a member of the closed union that the ledger takes
+    (answer,) = ledger.perform([question])
+    if isinstance(answer, StoreFault):
+        raise Refused(f"{group}: the ledger does not take it: {answer.message}")
+    return cast("AnswerT", answer)

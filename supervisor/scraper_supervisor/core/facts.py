@@ -91,6 +91,21 @@ class StatesOwed(Struct, frozen=True):
     image: RunImage
 
 
+class ParkedWanted(Struct, frozen=True):
+    """An operator requeued parked items of this group: what stopped them gets another chance."""
+
+    group: str
+
+
 Fact: TypeAlias = (
-    Claimed | ItemEnded | ItemsChanged | ProcessKnown | ProcessEnded | PlaceHealed | RunRead | RunOpened | StatesOwed
+    Claimed
+    | ParkedWanted
+    | ItemEnded
+    | ItemsChanged
+    | ProcessKnown
+    | ProcessEnded
+    | PlaceHealed
+    | RunRead
+    | RunOpened
+    | StatesOwed
 )

@@ -42,6 +42,7 @@ from scraper_supervisor.core.facts import (
     Claimed,
     Fact,
     ItemEnded,
+    ParkedWanted,
     PlaceHealed,
     ProcessEnded,
     ProcessKnown,
@@ -57,6 +58,7 @@ from scraper_supervisor.core.outbox import Outbox
 from scraper_supervisor.core.policy.abort import AbortWindow
 from scraper_supervisor.core.policy.slo import Slo
 from scraper_supervisor.core.queue.targets import Targets
+from scraper_supervisor.core.runs.aborts import Aborts
 from scraper_supervisor.core.runs.groups import Groups
 from scraper_supervisor.core.runs.shutdown import Shutdown
 from scraper_supervisor.core.sessions.handshake import Handshakes
@@ -98,6 +100,7 @@ class Fleet:
         self.lifecycle = Lifecycle(self.state, self.slo, self.checkpoints)
         self.bookkeeping = Bookkeeping(self.state, self.lifecycle, self.abort, self.slo)
         self.groups = Groups(self.state, self.lifecycle, self.slo, self.abort)
+        self.aborts = Aborts(self.state, self.groups, self.abort)
         self.recycling = Recycling(self.state, self.lifecycle)
         self.watchdog = Watchdog(self.state, self.lifecycle, self.recycling)
         self.handshakes = Handshakes(self.state, self.lifecycle, self.watchdog, self.recycling, self.checkpoints)
@@ -111,6 +114,7 @@ class Fleet:
             self.watchdog,
             self.recycling,
             self.abort,
+            self.aborts,
             self.state_restores,
             self.run_imports,
         )
@@ -223,6 +227,8 @@ class Fleet:
                 self.watchdog.leases_lost(name, claims)
             case ItemsChanged(group=name):
                 self.groups.read_again(name)
+            case ParkedWanted(group=name):
+                self.aborts.another_chance(name, now)
             case RunRead():
                 self.bookkeeping.run_read(fact)
             case RunOpened(group=group):
@@ -235,7 +241,7 @@ class Fleet:
     def _finish(self, now: float) -> list[Command]:
         """What any event may have made possible: hand out items, complete runs, leave."""
         self.recycling.step(now)  # before items are handed out: it says who may have one
-        self.shutdown.decided(self.abort.evaluate(now), now)
+        self.aborts.decided(self.abort.evaluate(now), now)
         closed = why_closed(self.state)
         groups = list(self.state.groups.values())
         turn = self.state.targets.in_turn(groups, _lanes, now)

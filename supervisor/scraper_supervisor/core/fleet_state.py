@@ -165,6 +165,7 @@ class Group(Struct):
     rolling_reason: str = ""
     done_at: deque[float] = field(default_factory=lambda: deque(maxlen=RATE_KEPT))  # when the latest items were done
     failed_reason: str | None = None
+    parks: bool = False  # it was aborted by itself: what is open is set aside once no worker holds an item
     install: Install | None = None
     run_state: RunState = "running"  # of its run, as the ledger has it or was last asked to have it
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import asdict, replace
+from msgspec.structs import asdict
 
 from scraper_supervisor.core.formats.timestamps import timestamp
 from scraper_supervisor.core.runs.groups import RATE_WINDOW
@@ -64,7 +64,7 @@ def snapshot(fleet: Fleet, daemon: Daemon, whole: Collection[str] = ()) -> dict[
             for group in state.groups.values()
             for worker in state.members(group)
         ],
-        "abort": abort_view(fleet, daemon.now),
+        "abort": abort_view(fleet, daemon.now, daemon.wall),
         "slo": slo_view(fleet, daemon.now),
     }
 
@@ -92,15 +92,19 @@ def slo_view(fleet: Fleet, now: float) -> dict[str, Any]:
     return view
 
 
-def abort_view(fleet: Fleet, now: float) -> dict[str, Any]:
+def abort_view(fleet: Fleet, now: float, wall: float) -> dict[str, Any]:
     """The abort window: every scope that is not normal, and the largest of those that are.
 
     A scope under suspicion is not held yet: it counts as normal, and its reason says what speaks against it.
     """
     scopes = [msgspec.to_builtins(scope) for scope in fleet.abort.scopes(now)]
     for scope in scopes:
+        since = fleet.aborts.since((scope["scope"], scope["key"])) if scope["state"] == "aborted" else None
         if scope["state"] == "suspected":
             scope["state"] = "normal"
+        scope["group"] = scope["key"] if scope["scope"] == "group" else None
+        scope["since"] = None if since is None else timestamp(since + wall - now)
+        scope["next_probe_at"] = None
     return {
         "state": "aborted" if any(scope["state"] == "aborted" for scope in scopes) else "normal",
         "window_seconds": fleet.state.settings.abort.window,
@@ -112,9 +116,6 @@ def _group(fleet: Fleet, group: Group, now: float) -> dict[str, Any]:
     queue = group.queue
     known = queue.image is not None
     counts = queue.counts(now)
-    if group.state is GroupState.ABORTED:  # what the abort policy stopped waits for an operator
-        stopped = counts.parked + counts.pending + counts.waiting
-        counts = replace(counts, pending=0, waiting=0, parked=stopped)
     items: dict[str, Any] = asdict(counts)
     items["total"] = sum(items.values())
     rate = _rate(group, now)

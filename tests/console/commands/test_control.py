@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     Call = Callable[..., Result]
 
+CLEARED = {"cleared": [{"scope": "group", "key": "matches", "group": "matches"}]}
+
 
 @pytest.mark.parametrize("method", ["pause", "resume", "drain", "start", "restart", "recycle", "stop"])
 def test_orders_name_groups_and_workers(call: Call, daemon: FakeDaemon, method: str) -> None:
@@ -74,13 +76,17 @@ def test_stop_waits_for_the_end_of_the_daemon(call: Call, daemon: FakeDaemon, mo
 
 
 def test_abort(call: Call, daemon: FakeDaemon, document: dict[str, Any]) -> None:
-    daemon.answers |= {"status": document, "abort.clear": {"cleared": True}}
+    daemon.answers |= {"status": document, "abort.clear": CLEARED}
     assert json.loads(call("abort", "status", "--json").stdout) == document["abort"]
     shown = call("abort", "status").stdout
     assert "target example.com" in shown
     assert "15 of 20 failed" in shown
-    assert json.loads(call("abort", "clear", "--json").stdout) == {"cleared": True}
-    assert call("abort", "clear").exit_code == 0
+    assert json.loads(call("abort", "clear", "--json").stdout) == CLEARED
+    assert call("abort", "clear").output == "cleared: group matches\n"
+    assert call("abort", "clear", "--group", "matches").exit_code == 0
+    assert daemon.requests[-1] == ("abort.clear", {"names": ["matches"]})
+    daemon.answers["abort.clear"] = {"cleared": []}
+    assert call("abort", "clear").output == "nothing is aborted: nothing was changed\n"
 
 
 def test_a_daemon_that_hangs_up_or_is_silent(project: Path, daemon: FakeDaemon) -> None:

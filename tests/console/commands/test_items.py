@@ -89,6 +89,8 @@ def test_the_queue_without_a_daemon(project: Path, ledger: Path, call: Call) -> 
     assert (cancelled.exit_code, cancelled.stdout) == (1, "matches: 1 cancelled\n")
     assert "done or failed already): a" in cancelled.stderr
     assert rows(call)["d"]["state"] == "failed"
+    assert call("items", "requeue", "matches", "--failed").output == "matches: 0 requeued\n"  # it was cancelled
+    assert call("items", "requeue", "matches", "d").output == "matches: 1 requeued\n"
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def test_requeue_and_cancel(ledger: Ledger, path: Path) -> None:
     requeue = ask(ledger, Requeue(1, G, run.run_id, ("b", "d", "f", "nope", "b"), False, False), Changed)
     assert requeue == Changed(1, ("d", "f", "nope"))
     assert lane(ledger, run) == ["f", "b"]
-    assert ask(ledger, Requeue(1, G, run.run_id, ("a",), True, True), Changed) == Changed(3, ())
+    assert ask(ledger, Requeue(1, G, run.run_id, ("a",), True, True), Changed) == Changed(3, (), parked=1)
     entries = ask(ledger, LeaseFresh(1, G, run.run_id, (Front("a.test", None),), 9), Leased).items
     assert [(entry.key, entry.attempts, entry.blocked) for entry in entries] == [
         ("f", 0, 0), ("b", 0, 0), ("a", 0, 0), ("c", 0, 0), ("e", 0, 0),

@@ -26,7 +26,9 @@ from scraper_supervisor.core.ops.item_ops import (
     LeaseFresh,
     LeaseWaiting,
     NewItem,
+    Park,
     Requeue,
+    Unpark,
 )
 from scraper_supervisor.core.ops.run_ops import Lane, LoadRun, OpenRun, RunImage, WorkerTotals
 from scraper_supervisor.store.errors import StoreFault
@@ -53,6 +55,7 @@ class Modelled:
         self.not_before: float | None = None
         self.seq: int | None = None
         self.claim: int | None = None
+        self.cancelled = False
 
 
 class AgainstTheModel(RuleBasedStateMachine):
@@ -155,26 +158,42 @@ class AgainstTheModel(RuleBasedStateMachine):
             assert isinstance(answer, Concluded)
             self.concluded(op, answer)
 
-    @rule(keys=st.lists(KEYS, max_size=3).map(tuple), failed=st.booleans())
-    def requeue(self, keys: tuple[str, ...], failed: bool) -> None:
-        wanted = {key for key in keys if key in self.items and self.items[key].state == "failed"}
+    @rule(keys=st.lists(KEYS, max_size=3).map(tuple), failed=st.booleans(), parked=st.booleans())
+    def requeue(self, keys: tuple[str, ...], failed: bool, parked: bool) -> None:
+        wanted = {key for key in keys if key in self.items and self.items[key].state in ("failed", "parked")}
         untouched = tuple(key for key in dict.fromkeys(keys) if key not in wanted)
         if failed:
-            wanted |= {key for key, item in self.items.items() if item.state == "failed"}
-        answer = self.perform(Requeue(1, "g", self.run_id, keys, failed, False))
-        assert answer == Changed(len(wanted), untouched)
+            wanted |= {key for key, item in self.items.items() if item.state == "failed" and not item.cancelled}
+        if parked:
+            wanted |= {key for key, item in self.items.items() if item.state == "parked"}
+        answer = self.perform(Requeue(1, "g", self.run_id, keys, failed, parked))
+        assert answer == Changed(len(wanted), untouched, sum(self.items[key].state == "parked" for key in wanted))
         for key in sorted(wanted, key=lambda key: self.items[key].id):
             item = self.items[key]
             self.orders += 1
             item.state, item.attempts, item.not_before, item.order = "open", 0, None, float(self.orders)
+            item.cancelled = False
 
     @rule(keys=st.lists(KEYS, max_size=3).map(tuple))
     def cancel(self, keys: tuple[str, ...]) -> None:
-        wanted = {key for key in keys if key in self.items and self.items[key].state == "open"}
+        wanted = {key for key in keys if key in self.items and self.items[key].state in ("open", "parked")}
         answer = self.perform(Cancel(1, "g", self.run_id, keys))
         assert answer == Changed(len(wanted), tuple(key for key in dict.fromkeys(keys) if key not in wanted))
         for key in wanted:
             self.items[key].state, self.items[key].not_before = "failed", None
+            self.items[key].cancelled = True
+
+    @rule(kind=st.sampled_from([Park, Unpark]), limit=st.integers(1, 9))
+    def park(self, kind: type[Park | Unpark], limit: int) -> None:
+        before, after = ("open", "parked") if kind is Park else ("parked", "open")
+        there = [key for key, item in self.items.items() if item.state == before]
+        changed = 0
+        while (answer := self.perform(kind(1, "g", self.run_id, limit))).changed:
+            assert answer == Changed(min(limit, len(there) - changed), ())
+            changed += answer.changed
+        assert changed == len(there)
+        for key in there:
+            self.items[key].state = after
 
     @rule(by=st.sampled_from([0.0, 0.001, 3.0, -1.5]))
     def time_passes(self, by: float) -> None:
@@ -199,8 +218,10 @@ class AgainstTheModel(RuleBasedStateMachine):
     def the_image_is_right(self) -> None:
         image = self.perform(LoadRun(1, "g"))
         states = [item.state for item in self.items.values()]
-        assert (image.done, image.failed, image.parked) == (len(self.done), states.count("failed"), 0)
-        assert image.waiting == sum(item.not_before is not None for item in self.items.values())
+        ended = (len(self.done), states.count("failed"), states.count("parked"))
+        assert (image.done, image.failed, image.parked) == ended
+        waiting = [item for item in self.items.values() if item.state == "open" and item.not_before is not None]
+        assert image.waiting == len(waiting)
         lanes = {target: len(self.lane(target)) for target in (None, "x", "y")}
         assert image.lanes == tuple(Lane(target, count) for target, count in lanes.items() if count)
         assert image.workers == tuple(WorkerTotals(worker, *did) for worker, did in sorted(self.totals.items()))
@@ -225,7 +246,11 @@ class AgainstTheModel(RuleBasedStateMachine):
         )
         assert isinstance(answers[0], Leased)
         times = {entry.key: entry.due_in for entry in answers[0].items}
-        expected = {key: item.not_before for key, item in self.items.items() if item.not_before is not None}
+        expected = {
+            key: item.not_before
+            for key, item in self.items.items()
+            if item.not_before is not None and item.state == "open"
+        }
         assert times.keys() == expected.keys()
         assert all(abs(times[key] + self.now - at) < 0.1 for key, at in expected.items())
         for key, found in zip("abcdefgh", answers[1:], strict=True):

@@ -1,4 +1,4 @@
-"""What operators order: the daemon, its groups and its workers, and the abort policy."""
+"""What operators order: the daemon, its groups and its workers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import click
 from scraper_supervisor.console import views
 from scraper_supervisor.console.client import Denied
 from scraper_supervisor.console.commands.config import INVALID
-from scraper_supervisor.console.commands.replay import abort_replay
-from scraper_supervisor.console.context import App, Commands, HelpfulCommand, Refused, json_option, pass_app
+from scraper_supervisor.console.context import App, HelpfulCommand, Refused, pass_app
 
 _no_wait = click.option("--no-wait", is_flag=True, help="Return at once, not when it is done.")
 
@@ -92,37 +91,3 @@ restart = _make("restart", "End workers at an item boundary and start them again
 recycle = _make("recycle", "Replace the browsers of workers at an item boundary.", "WORKER")
 
 CONTROL: Final = (reload, stop, pause, resume, drain, start, restart, recycle)
-
-
-@click.group(cls=Commands)
-def abort() -> None:
-    """The abort policy: what it sees, and starting again after it."""
-
-
-@abort.command("status")
-@json_option
-@pass_app
-def abort_status(app: App, as_json: bool) -> None:
-    """Show the abort window: every scope that is not normal, and the largest of the others."""
-    with app.connect() as client:
-        document = client.call("status")["abort"]
-    if as_json:
-        app.emit(document)
-    else:
-        app.print(views.abort_view(document))
-
-
-@abort.command("clear")
-@json_option
-@pass_app
-def abort_clear(app: App, as_json: bool) -> None:
-    """Forget what led to an abort, and go on."""
-    with app.connect() as client:
-        answer = client.call("abort.clear")
-    if as_json:
-        app.emit(answer)
-    else:
-        click.echo("cleared: aborted groups go on")
-
-
-abort.add_command(abort_replay)

@@ -9,6 +9,7 @@ from msgspec import Raw, Struct
 from scraper_supervisor.core.operators import run_import as imports
 from scraper_supervisor.core.ops.item_ops import NewItem
 from scraper_supervisor.core.queue.item_calls import target_of
+from scraper_supervisor.core.runs.aborts import AllTogether
 from scraper_supervisor.core.states.group import ENDED, GroupState, GroupTrigger
 from scraper_supervisor.core.states.supervisor import SupervisorTrigger
 from scraper_supervisor.core.states.worker_life import Phase
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.operators.run_import import RunImports
     from scraper_supervisor.core.operators.state_restore import StateRestores
     from scraper_supervisor.core.policy.abort import AbortWindow
+    from scraper_supervisor.core.runs.aborts import Aborts
     from scraper_supervisor.core.runs.groups import Groups
     from scraper_supervisor.core.workers.lifecycle import Lifecycle
     from scraper_supervisor.core.workers.recycling import Recycling
@@ -52,6 +54,7 @@ class Orders:
         watchdog: Watchdog,
         recycling: Recycling,
         abort: AbortWindow,
+        aborts: Aborts,
         state_restores: StateRestores,
         run_imports: RunImports,
     ) -> None:
@@ -61,6 +64,7 @@ class Orders:
         self._watchdog = watchdog
         self._recycling = recycling
         self._abort = abort
+        self._aborts = aborts
         self._state_restores = state_restores
         self._run_imports = run_imports
         self._waiting: list[_Waiting] = []
@@ -75,14 +79,16 @@ class Orders:
             elif event.method == "checkpoint.restore":
                 self._state_restores.asked(event)
             elif event.method == "abort.clear":
-                self._clear(now)
-                self._state.outbox.answer(event.request, True, {"cleared": True})
+                for name in event.names:
+                    self._group((name,))  # or it is refused
+                cleared = self._aborts.clear(event.names, now)
+                self._state.outbox.answer(event.request, True, {"cleared": cleared})
             elif event.method == "claims":
                 claims = [claim for group in self._state.groups.values() for claim in group.queue.claims()]
                 self._state.outbox.answer(event.request, True, claims)
             else:
                 self._order(event, now)
-        except (_Refusal, BadParams, imports.NotNow) as error:
+        except (_Refusal, BadParams, AllTogether, imports.NotNow) as error:
             self._state.outbox.answer(event.request, False, str(error))
 
     def withdrawn(self, request: int) -> None:
@@ -193,13 +199,6 @@ class Orders:
     def _is_over(self, group: Group) -> bool:
         """True if the group's run is over. A run to which items were added while the group was stopped is not."""
         return group.state is GroupState.COMPLETED and not group.queue.unfinished
-
-    def _clear(self, now: float) -> None:
-        self._abort.clear()
-        self._state.go(SupervisorTrigger.CLEAR)
-        for group in self._state.groups.values():
-            if group.state is GroupState.ABORTED:
-                self._groups.resume_run(group, now, reset=True)
 
     def settle(self, now: float) -> None:
         """Answer the requests whose workers are where they were wanted."""

@@ -197,14 +197,15 @@ class ReserveClaims(Operation[Reserved], frozen=True):
 
 
 class Changed(Struct, frozen=True):
-    """How many items changed, and the keys that are unknown or not in a state to change."""
+    """How many items changed, the keys that are unknown or not in a state to change; and how many had been parked."""
 
     changed: int
     untouched: tuple[str, ...]
+    parked: int = 0
 
 
 class Requeue(Operation[Changed], frozen=True):
-    """Make items pending again with no attempts charged: by key, all failed, all parked."""
+    """Make items pending again with no attempts charged: by key, all failed but what was cancelled, all parked."""
 
     group: str
     run_id: int
@@ -221,6 +222,32 @@ class Cancel(Operation[Changed], frozen=True):
     keys: tuple[str, ...]
 
 
+class Park(Operation[Changed], frozen=True):
+    """Set open items aside, at most `limit`; to be asked again while it changes as many. None may be in flight."""
+
+    group: str
+    run_id: int
+    limit: int
+
+
+class Unpark(Operation[Changed], frozen=True):
+    """Take parked items up again where they were, at most `limit`; to be asked again while it changes as many."""
+
+    group: str
+    run_id: int
+    limit: int
+
+
 QueueOp: TypeAlias = (
-    AddItems | Conclude | LeaseFresh | LeaseWaiting | ConfirmClaims | FindConclusion | ReserveClaims | Requeue | Cancel
+    AddItems
+    | Conclude
+    | LeaseFresh
+    | LeaseWaiting
+    | ConfirmClaims
+    | FindConclusion
+    | ReserveClaims
+    | Requeue
+    | Cancel
+    | Park
+    | Unpark
 )

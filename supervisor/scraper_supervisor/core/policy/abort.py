@@ -235,18 +235,18 @@ class AbortWindow:
         for known in (self._latest, self._scopes, self._crashes):
             known.clear()
 
-    def forget(self, group: str) -> None:
+    def forget(self, group: str, reason: str = "a new run begins") -> None:
         """Begin anew for one group, as at a new run: its scope, its votes everywhere and its crashes."""
         self._crashes.pop(group, None)
         own = self._scopes.get(("group", group))
         if own is not None and own.state != "normal":
-            self._settle(own, self._now, "a new run begins")
+            self._settle(own, self._now, reason)
         for ballot in [ballot for ballot in self._latest.values() if ballot.item[0] == group]:
             for id_ in ballot.scopes:
                 self._withdraw(id_, ballot)
         self._scopes.pop(("group", group), None)
         for scope in list(self._suspected.values()):
-            self._reconsider(scope, f"group {group} begins a new run")
+            self._reconsider(scope, f"group {group}: {reason}")
 
     # ---- inside --------------------------------------------------------------------------------------------------
 

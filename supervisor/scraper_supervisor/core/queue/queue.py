@@ -95,9 +95,9 @@ class Queue:
         """Go on under these settings."""
         self._completion.retry = self._out.retry = retry
 
-    def park(self, *, parks: bool) -> None:
+    def promise_retries(self, *, promised: bool) -> None:
         """Whether the group is aborted, so that what is to be tried again waits for an operator."""
-        self._completion.parks = parks
+        self._completion.parks = not promised
 
     # ---- the run
 
@@ -370,6 +370,14 @@ class Queue:
     def requeue(self, request: int, keys: tuple[str, ...], *, failed: bool, parked: bool) -> None:
         """Make items pending again: by key, all failed, all parked."""
         self._changes.requeue(request, keys, failed=failed, parked=parked)
+
+    def park(self) -> None:
+        """Set everything that is open aside; nothing may be in flight."""
+        self._changes.park()
+
+    def unpark(self) -> None:
+        """Take up again what was set aside."""
+        self._changes.unpark()
 
     def cancel(self, request: int, keys: tuple[str, ...]) -> None:
         """Fail items for good that are not done; those in hands that are cancelled end by themselves."""

@@ -122,8 +122,10 @@ class Groups:
         if group.run_state != "running":
             self._set_run_state(group, "running")
         self._want(group)
-        group.queue.park(parks=False)
-        group.completing, group.failed_reason = False, None
+        group.queue.promise_retries(promised=True)
+        group.completing, group.failed_reason, group.parks = False, None, False
+        if group.queue.ended.parked:
+            group.queue.unpark()
         for worker in self._state.members(group):
             if self._state.intents.get(worker.name) not in ("drained", "stopped"):
                 self._lifecycle.keep(worker)
@@ -206,6 +208,11 @@ class Groups:
 
     def _check_over(self, group: Group, now: float) -> None:
         """Who asked while an offer that brought nothing new was on its way is told; a repeat may be due later."""
+        queue = group.queue
+        if group.state is GroupState.ABORTED and group.parks and queue.open_items:
+            if not (queue.in_flight or queue.writing):  # what comes later is set aside, too
+                queue.park()
+            return
         if not group.queue.unfinished:
             self._end_waiting(group)
         if group.repeat_since is None and self._may_repeat(group):
@@ -320,14 +327,22 @@ class Groups:
             self._state.groups[name].intent = intent
         self._state.outbox.ask(SetIntent(self._state.outbox.ticket(), name, intent), again=True)
 
-    def abort(self, group: Group, reason: str, now: float) -> None:
-        """The abort policy stopped the group: its workers drain, what is open waits for an operator."""
+    def abort(self, group: Group, reason: str, now: float, *, parks: bool) -> None:
+        """The abort policy stopped the group: its workers drain, what is open waits for an operator.
+
+        Args:
+            group: which.
+            reason: a sentence.
+            now: monotonic seconds.
+            parks: it was aborted by itself, and not with everything: what is open is parked.
+        """
+        group.parks |= parks and (group.state is GroupState.ABORTED or group.state not in ENDED)
         if group.state in ENDED or group.state is GroupState.OPENING:
             return
         for worker in self._state.members(group):
             self._lifecycle.drain(worker, reason, "stop", now)
         group.go(GroupTrigger.ABORT)
-        group.queue.park(parks=True)
+        group.queue.promise_retries(promised=False)
         group.failed_reason, group.completing = reason, False
         self._set_run_state(group, "aborted")
 

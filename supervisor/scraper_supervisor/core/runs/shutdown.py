@@ -1,56 +1,29 @@
-"""What ends the fleet, or groups of it: decisions of the abort policy, an order to stop, that nothing is left to do."""
+"""What ends the fleet: an order to stop, an abort that is executed, that nothing is left to do."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from scraper_supervisor.core.events import Leave
-from scraper_supervisor.core.formats.event_payloads import AbortEvaluated, AbortExecuted, AbortTriggered
 from scraper_supervisor.core.states.group import ENDED, GroupState
 from scraper_supervisor.core.states.supervisor import SupervisorTrigger
 from scraper_supervisor.core.states.worker_life import Phase
 from scraper_supervisor.core.workers.lifecycle import EX_CONFIG
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from scraper_supervisor.core.events import Terminated
     from scraper_supervisor.core.fleet_state import FleetState, Group
-    from scraper_supervisor.core.formats.event_names import Severity
-    from scraper_supervisor.core.policy.abort import Decision
     from scraper_supervisor.core.runs.groups import Groups
     from scraper_supervisor.core.workers.lifecycle import Lifecycle
 
 
 class Shutdown:
-    """Carries them out."""
+    """Ends it."""
 
     def __init__(self, state: FleetState, groups: Groups, lifecycle: Lifecycle) -> None:
         self._state = state
         self._groups = groups
         self._lifecycle = lifecycle
-
-    def decided(self, decisions: Iterable[Decision], now: float) -> None:
-        """The abort policy decided something: it is told, and an abort executed."""
-        state = self._state
-        for decision in decisions:
-            about = decision.key if decision.scope == "group" else None
-            counted = (decision.items, decision.failures, decision.rate, decision.limit)
-            told = (decision.scope, decision.key, about, *counted, decision.reason, None)
-            if decision.action != "aborted":
-                severity: Severity = "warning" if decision.action == "suspected" else "info"
-                state.publish(AbortEvaluated(*told, decision.action), severity, group=about)
-                continue
-            incident = state.outbox.incident_id()
-            names = tuple(state.groups) if decision.scope == "global" else (decision.key,)
-            state.publish(AbortTriggered(*told), incident=incident, group=about)
-            for name in names:
-                group = state.groups.get(name)
-                if group is not None:
-                    self._groups.abort(group, f"aborted: {decision.reason}", now)
-            if decision.scope == "global" or all(_is_over(group) for group in state.groups.values()):
-                state.go(SupervisorTrigger.ABORT)
-            state.publish(AbortExecuted(*told, names), incident=incident, group=about)
 
     def terminate(self, event: Terminated, now: float) -> None:
         """Drain everything, or end it at once."""
@@ -89,7 +62,7 @@ class Shutdown:
         ended = all(group.state in ENDED and group.repeat_at is None for group in groups)
         if state.once and ended and not (state.phase == "aborting" and not aborted):
             self._leave(*self._outcome(groups))
-        elif state.phase == "aborting" or (aborted and all(_is_over(group) for group in groups)):
+        elif state.phase == "aborting" or (aborted and all(is_over(group) for group in groups)):
             if state.settings.supervisor.on_abort == "exit" or state.once:
                 self._leave(69, _reasons(aborted) or "aborted")
             else:
@@ -144,7 +117,7 @@ class Shutdown:
         self._state.outbox.commands.append(Leave(code, reason))
 
 
-def _is_over(group: Group) -> bool:
+def is_over(group: Group) -> bool:
     """True if nothing is to come of the group: unlike one that an operator stopped, or that failed, and may start."""
     return group.state in (GroupState.COMPLETED, GroupState.ABORTED) and group.repeat_at is None
 

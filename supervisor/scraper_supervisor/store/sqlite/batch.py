@@ -20,7 +20,6 @@ from scraper_supervisor.core.ops.item_ops import (
     Added,
     AddItems,
     Cancel,
-    Changed,
     Conclude,
     Concluded,
     Conclusion,
@@ -34,9 +33,11 @@ from scraper_supervisor.core.ops.item_ops import (
     LeaseLost,
     LeaseWaiting,
     NewItem,
+    Park,
     Requeue,
     ReserveClaims,
     Reserved,
+    Unpark,
 )
 from scraper_supervisor.core.ops.run_ops import (
     CompleteRun,
@@ -56,26 +57,25 @@ from scraper_supervisor.core.ops.run_ops import (
     WorkerTotals,
 )
 from scraper_supervisor.store.sqlite import run_import as importing
+from scraper_supervisor.store.sqlite.item_sets import change
 from scraper_supervisor.store.sqlite.items import NOTHING_ADDED, conclude, offer
 from scraper_supervisor.store.sqlite.run_counters import RunCounters
 from scraper_supervisor.store.sqlite.run_numbers import next_number
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from scraper_supervisor.core.ops.all_ops import Answer, LedgerOp
 
 # Every operation but the end of a claim.
-_ItemOp: TypeAlias = AddItems | LeaseFresh | LeaseWaiting | ConfirmClaims | FindConclusion | Requeue | Cancel
+_ItemsOp: TypeAlias = Requeue | Cancel | Park | Unpark
+_ItemOp: TypeAlias = AddItems | LeaseFresh | LeaseWaiting | ConfirmClaims | FindConclusion | _ItemsOp
 _Rest: TypeAlias = ReserveClaims | SetIntent | LoadIntents | Probe
 
 PREFETCH: Final = Prefetch(4_096, 8_192)  # items; a million pending ones cost the memory of these
 _PAGE: Final = 4_096  # bytes
 _NULL: Final = b"null"
-_CANCELLED: Final = (
-    '{"kind":"permanent","category":"application","signature":"cancelled","message":"cancelled by an operator"}'
-)
 
 _ENTRY: Final = (
     "SELECT id, key, target, CAST(data AS BLOB), -rank, ord, attempts, infrastructure, blocked, alone, not_before,"
@@ -142,8 +142,6 @@ class Batch:
     def _perform(self, op: _ItemOp | RunOp | ImportOp | _Rest) -> Answer:
         self._now = self._tick()
         match op:
-            case AddItems() | LeaseFresh() | LeaseWaiting() | ConfirmClaims() | FindConclusion() | Requeue() | Cancel():
-                return self._perform_on_items(op)
             case OpenRun() | LoadRun() | SetRunState() | CompleteRun():
                 return self._perform_on_run(op)
             case ReserveClaims() | SetIntent() | LoadIntents() | Probe():
@@ -154,6 +152,8 @@ class Batch:
                     self._touched += op.lines.count(b"\n")
                     self._bytes += len(op.lines)
                 return importing.perform(self._cursor, op, self._now)
+            case _:
+                return self._perform_on_items(op)
 
     def _perform_on_items(self, op: _ItemOp) -> Answer:
         match op:
@@ -169,10 +169,10 @@ class Batch:
                 return self._confirm(op)
             case FindConclusion():
                 return self._find(op)
-            case Requeue():
-                return self._requeue(op)
-            case Cancel():
-                return self._cancel(op)
+            case Requeue() | Cancel() | Park() | Unpark():
+                changed = change(self._cursor, self._counters(op.run_id), op)
+                self._touched += changed.changed
+                return changed
 
     def _perform_on_run(self, op: RunOp) -> Answer:
         match op:
@@ -276,55 +276,6 @@ class Batch:
             found = self._entries(_CLAIMED, (op.run_id, named.key, named.claim)) if named.claim < upto else []
             confirmed += [ConfirmedClaim(named.claim, entry) for entry in found]
         return Confirmed(tuple(confirmed))
-
-    def _requeue(self, op: Requeue) -> Changed:
-        rows, untouched = self._named(op.run_id, op.keys, ("failed", "parked"))
-        for state in [state for state, wanted in (("failed", op.failed), ("parked", op.parked)) if wanted]:
-            rows |= {
-                item: (state, target, False)
-                for item, target in self._cursor.execute(
-                    "SELECT id, target FROM items WHERE run_id = ? AND state IN ('failed', 'parked') AND state = ?",
-                    (op.run_id, state),
-                )
-            }
-        counters = self._counters(op.run_id)
-        for item, (state, target, timed) in sorted(rows.items()):
-            self._cursor.execute(
-                "UPDATE items SET state = 'open', ord = ?, not_before = NULL, attempts = 0, infrastructure = 0,"
-                " blocked = 0, alone = 0 WHERE id = ?",
-                (float(counters.next_order()), item),
-            )
-            counters.count(state, target, timed, -1)
-            counters.count("open", target, False, 1)
-        return Changed(len(rows), untouched)
-
-    def _cancel(self, op: Cancel) -> Changed:
-        rows, untouched = self._named(op.run_id, op.keys, ("open", "parked"))
-        counters = self._counters(op.run_id)
-        for item, (state, target, timed) in rows.items():
-            self._cursor.execute(
-                "UPDATE items SET state = 'failed', not_before = NULL, last_failure = ? WHERE id = ?",
-                (_CANCELLED, item),
-            )
-            counters.count(state, target, timed, -1)
-            counters.count("failed", target, False, 1)
-        return Changed(len(rows), untouched)
-
-    def _named(
-        self, run_id: int, keys: Iterable[str], states: tuple[str, ...]
-    ) -> tuple[dict[int, tuple[str, str | None, bool]], tuple[str, ...]]:
-        """The items of these keys that are in one of the states, as id: (state, target, timed); and the other keys."""
-        rows, others = {}, []
-        for key in dict.fromkeys(keys):
-            row = self._one(
-                "SELECT id, state, target, not_before IS NOT NULL FROM items WHERE run_id = ? AND key = ?",
-                (run_id, key),
-            )
-            if row is not None and row[1] in states:
-                rows[row[0]] = (row[1], row[2], bool(row[3]))
-            else:
-                others.append(key)
-        return rows, tuple(others)
 
     # ---- runs --------------------------------------------------------------------------------------------------------
 
