@@ -109,7 +109,7 @@ def test_an_invalid_configuration_is_78(project: Path, call: Call, arguments: tu
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (("status",), 3), (("abort", "status"), 3), (("reload",), 3),
+        (("status",), 3), (("abort", "status"), 0), (("abort", "clear"), 0), (("reload",), 3),
         (("items", "list", "matches"), 0), (("items", "add", "matches", "b"), 0), (("items", "export", "matches"), 0),
         (("items", "requeue", "matches", "--failed"), 0), (("results", "matches"), 0),
         (("checkpoint", "list"), 0), (("checkpoint", "verify"), 0), (("events",), 0),
