@@ -141,7 +141,8 @@ def document() -> dict[str, Any]:
                     "message": "reading the line-ups", "done": 3, "total": 11,
                 },
             ],
-            "idle_reason": None, "recycles": 3, "items": {"done": 50, "failed": 1, "in_flight": 2},
+            "idle_reason": None, "recycles": 3, "browser_kills": 1, "browser_crashes": 0,
+            "items": {"done": 50, "failed": 1, "in_flight": 2},
             "checkpoint": {"generation": 7, "saved_at": "2026-05-01T12:00:00.000Z"}, "last_failure": None,
         }  # fmt: skip
         return plain | changes

@@ -43,7 +43,7 @@ def test_events(project: Path, call: Call) -> None:
     (folder / "events.jsonl").write_bytes(line(2) + b'{"torn\n' + line(3))
     shown = call("events", "--json")
     assert [json.loads(one)["data"]["n"] for one in shown.stdout.splitlines()] == [1, 2, 3]
-    assert call("events", "--since", "2026-05-01T12:00:03Z").stdout == "12:00:03  worker_ready  n 3\n"
+    assert call("events", "--since", "2026-05-01T12:00:03Z").stdout == "2026-05-01T12:00:03Z  worker_ready  n 3\n"
     assert call("events", "--since", "yesterday").exit_code == 2
 
 

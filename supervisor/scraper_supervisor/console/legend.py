@@ -19,6 +19,7 @@ LEGEND: Final = (
     ("BROWSERS", "PSS of its browsers together; their number before it where it is not one"),
     ("RESTARTS", "starts of the worker after the first, since the daemon's start"),
     ("RECYCLES", "browsers that the worker replaced between two items because it was asked to"),
+    ("KILLS", "browsers that the supervisor killed: over a hard limit, overdue, or stuck in an item"),
     ("PID", "the number of the worker's process"),
     ("CPU", "of the worker with its browsers; 100% is one core"),
     ("PAGES", "pages that its living browsers have opened so far"),

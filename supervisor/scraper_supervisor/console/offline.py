@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from msgspec import Raw
 
 from scraper_supervisor.console.context import Refused, clean
+from scraper_supervisor.console.offline_events import acted
 from scraper_supervisor.core.checkpoints import counts_of, save_op
 from scraper_supervisor.core.formats.run_export import Joiner
 from scraper_supervisor.core.ops.import_ops import (
@@ -109,7 +110,7 @@ class OfflineQueue:
         self._group = group
         configured = settings.groups.get(group)
         self._keep_runs = configured.keep_runs if configured is not None else _KEEP_ALL
-        self._checkpoint = settings.checkpoint
+        self._settings = settings
         self._state_dir = where.state_dir
         self._image: RunImage | None = None
         self._import = 0  # the run that is being imported
@@ -130,6 +131,12 @@ class OfflineQueue:
         Raises:
             Refused: the disk does not take the change; nothing of it was made.
         """
+        answer = self._answer(method, params)
+        given = {name: params[name] for name in ("keys", "failed", "parked") if name in params}
+        acted(self._state_dir, self._settings, method, (self._group,), **given)
+        return answer
+
+    def _answer(self, method: str, params: dict[str, Any]) -> Any:
         if method == "claims":
             return []
         if method.startswith("items.import."):
@@ -192,7 +199,7 @@ class OfflineQueue:
         for worker in run.owed:
             taken = self._perform(TakeState(0, self._group, run.run_id, worker))
             if taken is not None:
-                op = save_op(0, worker, taken.run, taken.schema, taken.state, counts, self._checkpoint)
+                op = save_op(0, worker, taken.run, taken.schema, taken.state, counts, self._settings.checkpoint)
                 try:
                     store.load(LoadState(0, worker, run.fresh_from))  # what was there before is not this run's
                     store.save(op)

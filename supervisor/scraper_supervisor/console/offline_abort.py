@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scraper_supervisor.console.context import Refused, clean
 from scraper_supervisor.console.offline import goes_on, locked, no_ledger
+from scraper_supervisor.console.offline_events import acted
 from scraper_supervisor.store.event_log import EVENTS_FILE, exists, read_events
 from scraper_supervisor.store.opening import is_there, location, open_for_reading, open_for_writing
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.store.ports import RunInfo
 
 _FIGURES: Final = ("items", "failures", "rate", "limit", "reason")
-_TOLD: Final = frozenset({"supervisor_started", "abort_triggered", "abort_evaluated", "operator_acted"})
+_TOLD: Final = frozenset({"supervisor_started", "abort_triggered", "abort_evaluated"})
 
 _Key = tuple[str, str]  # scope, key
 
@@ -107,4 +108,5 @@ def clear_offline(place: Place, settings: Settings, names: tuple[str, ...]) -> d
             with contextlib.closing(open_for_writing(where)) as ledger:
                 for run in aborted:
                     goes_on(ledger, run.group, run.run_id)
+        acted(where.state_dir, settings, "abort.clear", names)
     return {"cleared": [{"scope": "group", "key": run.group, "group": run.group} for run in aborted]}

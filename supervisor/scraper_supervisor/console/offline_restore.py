@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scraper_supervisor.console.context import Refused
 from scraper_supervisor.console.offline import locked
+from scraper_supervisor.console.offline_events import acted
 from scraper_supervisor.core.checkpoints import save_op, why_not_given
 from scraper_supervisor.core.ops.state_ops import LoadState
 from scraper_supervisor.store.opening import LedgerLocation, location, open_for_reading
@@ -15,19 +16,19 @@ from scraper_supervisor.store.states.reading import FOLDER
 from scraper_worker.protocol import SESSION_SLOT, ItemCounts
 
 if TYPE_CHECKING:
-    from scraper_supervisor.core.config.settings import CheckpointSettings
+    from scraper_supervisor.core.config.settings import Settings
     from scraper_supervisor.store.config_file import Place
     from scraper_supervisor.store.ports import RunInfo
 
 
 def restore_offline(
-    place: Place, settings: CheckpointSettings, worker: str, generation: int, slot: str | None = None
+    place: Place, settings: Settings, worker: str, generation: int, slot: str | None = None
 ) -> dict[str, Any]:
     """Write an older state of a worker as its new newest one, of the newest run that its group has.
 
     Args:
         place: where the state folder is.
-        settings: how states are kept.
+        settings: how states are kept, and what is secret.
         worker: its name.
         generation: which state.
         slot: of which slot; None for the main state.
@@ -57,7 +58,8 @@ def restore_offline(
             raise Refused(refusal)
         counts = ItemCounts(0, 0, 0) if run is None else ItemCounts(run.pending + run.waiting, run.done, run.failed)
         number = found.run if run is None else run.run
-        saved = store.save(save_op(0, worker, number, found.schema, found.state, counts, settings, slot))
+        saved = store.save(save_op(0, worker, number, found.schema, found.state, counts, settings.checkpoint, slot))
+        acted(state_dir, settings, "checkpoint.restore", (worker,), generation=generation, slot=slot)
     return {"worker": worker, "restored": generation, "generation": saved.generation, "state": None}
 
 

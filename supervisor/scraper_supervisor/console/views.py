@@ -229,7 +229,7 @@ def workers(found: list[Document], width: int) -> Table:
     if width >= NARROW:
         names += [("DONE", True), ("FAILED", True)]
     if width >= MEDIUM:
-        names += [("RESTARTS", True), ("RECYCLES", True)]
+        names += [("RESTARTS", True), ("RECYCLES", True), ("KILLS", True)]
     if width >= WIDE:
         names += [("PID", True), ("CPU", True), ("PAGES", True), ("IN FLIGHT", True), ("UP", True)]
     rows = []
@@ -240,7 +240,7 @@ def workers(found: list[Document], width: int) -> Table:
         if width >= NARROW:
             row += [number(items["done"]), number(items["failed"])]
         if width >= MEDIUM:
-            row += [number(worker["restarts"]), number(worker["recycles"])]
+            row += [number(worker["restarts"]), number(worker["recycles"]), number(worker["browser_kills"])]
         if width >= WIDE:
             cpu = worker["cpu_percent"]
             row += [str(worker["pid"] or UNKNOWN), UNKNOWN if cpu is None else f"{cpu:.0f}%"]
@@ -300,7 +300,11 @@ def worker_view(worker: Document) -> Group:
         ("cpu", cpu),
         ("items", f"{items['done']} done, {items['failed']} failed, {items['in_flight']} in flight"),
         ("handed nothing", UNKNOWN if worker["idle_reason"] is None else clean(worker["idle_reason"])),
-        ("restarts", f"{worker['restarts']}, browsers recycled {worker['recycles']}"),
+        ("restarts", str(worker["restarts"])),
+        (
+            "browsers",
+            f"recycled {worker['recycles']}, killed {worker['browser_kills']}, crashed {worker['browser_crashes']}",
+        ),
         ("checkpoint", checkpoint),
         ("last failure", failure(worker["last_failure"])),
     ]

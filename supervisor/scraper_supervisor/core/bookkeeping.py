@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from scraper_supervisor.core.formats.event_payloads import (
@@ -97,6 +98,14 @@ class Bookkeeping:
     def _publish(
         self, ended: ItemEnded, worker: Worker | None, data: EventPayload, severity: Severity | None = None
     ) -> None:
-        incident = worker.incident if worker is not None else None
+        incident = item_incident(ended.run_id, ended.key)
         told = ended.worker if worker is not None else None
         self._state.outbox.publish(data, severity, incident=incident, worker=told, group=ended.group)
+
+
+def item_incident(run_id: int, key: str) -> str:
+    """The correlation id of an item's attempts.
+
+    Made from what names it, so that it stays the same over restarts, and nothing has to be remembered of a million.
+    """
+    return f"item-{blake2b(f'{run_id} {key}'.encode(errors='surrogatepass'), digest_size=8).hexdigest()}"

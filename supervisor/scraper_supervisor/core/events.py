@@ -165,6 +165,7 @@ class Asked(Struct, frozen=True):
     slot: str | None = None
     text: str = ""
     token: int | None = None  # of an import, as its begin was answered
+    uid: int = 0  # the operator's user number, by SO_PEERCRED
 
 
 class Withdrawn(Struct, frozen=True):

@@ -30,6 +30,7 @@ class ItemEnded(Struct, frozen=True):
     """
 
     group: str
+    run_id: int
     key: str
     worker: str
     incarnation: int

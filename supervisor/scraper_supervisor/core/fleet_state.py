@@ -70,14 +70,14 @@ class LostBrowser(Struct, frozen=True):
     """A browser that crashed or was killed, and is not replaced yet.
 
     `killed` says that we did it. `since` is when it was killed or its loss was told, in monotonic seconds; `incident`
-    is the correlation id, known when its loss is told.
+    is the correlation id.
     """
 
     browser: str
     cause: BrowserCause
     killed: bool
     since: float
-    incident: str | None = None
+    incident: str
 
 
 class Incarnation(Struct):
@@ -99,6 +99,7 @@ class Incarnation(Struct):
     killed_browsers: dict[str, LostBrowser] = {}  # by us; their worker has not told of it yet
     lost_browser: LostBrowser | None = None
     recycle: Recycle | None = None
+    incidents: dict[str | None, str] = {}  # correlation ids: of a browser from its first breach on, of its own limits
     limit: str | None = None  # over a soft limit of its own: to be restarted when its hands are empty
     hung: str | None = None  # why it is killed as hung, while it is asked where it stands
     killed_for: Failure | None = None  # what a death by our own hand is charged as
@@ -122,7 +123,9 @@ class Worker(Struct):
     history: RestartHistory = RestartHistory()
     incident: str | None = None  # the correlation id from a detection to the recovery
     restarts: int = 0
-    recycles: int = 0
+    recycles: int = 0  # browsers that it replaced because it was asked to
+    browser_kills: int = 0  # by us
+    browser_crashes: int = 0
     done: int = 0
     failed: int = 0
     paused: bool = False

@@ -125,7 +125,12 @@ class Outbox(Struct):
         incident: str | None = None,
         worker: str | None = None,
         group: str | None = None,
+        at: int | None = None,
     ) -> None:
-        """Put an event out, of its usual severity or this one; its correlation id is the incident's, or a new one."""
+        """Put an event out, of its usual severity or this one; its correlation id is the incident's, or a new one.
+
+        `at`: where among the step's commands it is to stand; at their end, if it is None.
+        """
         correlation_id = incident or self.incident_id()
-        self.commands.append(Publish(data, severity or data.SEVERITY, correlation_id, worker, group))
+        event = Publish(data, severity or data.SEVERITY, correlation_id, worker, group)
+        self.commands.insert(len(self.commands) if at is None else at, event)

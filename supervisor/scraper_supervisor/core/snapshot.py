@@ -180,6 +180,8 @@ def _worker(fleet: Fleet, worker: Worker, group: Group, daemon: Daemon, most: in
         "doing": [_in_hand(one) for one in group.queue.in_hand(worker.name, daemon.now)[:most]],
         "idle_reason": idle_reason(fleet.state, worker, daemon.now, daemon.wall),
         "recycles": worker.recycles,
+        "browser_kills": worker.browser_kills,
+        "browser_crashes": worker.browser_crashes,
         "items": {"done": worker.done, "failed": worker.failed, "in_flight": group.queue.held_by(worker.name)},
         "checkpoint": None
         if worker.saved is None

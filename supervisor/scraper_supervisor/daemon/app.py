@@ -21,6 +21,7 @@ from scraper_supervisor import __version__
 from scraper_supervisor.core import events
 from scraper_supervisor.core.fleet import Fleet
 from scraper_supervisor.core.formats.event_payloads import SupervisorStarted, SupervisorStopped
+from scraper_supervisor.core.operators.acts import act
 from scraper_supervisor.core.snapshot import supervisor_state
 from scraper_supervisor.daemon.backups import Backups
 from scraper_supervisor.daemon.control_socket import ControlSocket
@@ -138,7 +139,7 @@ class DaemonApp:
         self._workers = WorkerSocket(Path(folders.worker_socket), self.feed, line_limit(settings))
         actions = {"reload": self._reload, "stop": self._stop, "owner": self._owner}
         named = {"status": self._status.answer}
-        self._control = ControlSocket(Path(folders.control_socket), self.feed, actions, named, self._tasks)
+        self._control = ControlSocket(Path(folders.control_socket), self.feed, actions, named, self._tasks, self._acted)
         parts = (self._telling, self._workers, self._control, self._sampler, self._notifier, self._processes)
         self._processes.limit_output(settings.logs.lines_per_second)
         with start_refused():
@@ -389,6 +390,11 @@ class DaemonApp:
         _log.info("stopping at once" if again else "draining", signal=signum.name)
         self._notifier.stopping("stopping at once" if again else "draining")
         self.feed(events.Terminated(f"{signum.name} to the supervisor", at_once=again))
+
+    def _acted(self, method: str, uid: int) -> None:
+        told = act(method, (), uid)
+        if told is not None:
+            self._telling.publish(events.Publish(told, told.SEVERITY, f"{self._boot}-{secrets.token_hex(4)}"))
 
     async def _hup(self) -> None:
         await self._reloading.run()

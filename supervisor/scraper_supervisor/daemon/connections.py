@@ -10,6 +10,7 @@ import contextlib
 import os
 import resource
 import socket
+import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scraper_worker.protocol import CallId
+
+_PEERCRED: Final = struct.Struct("3i")
+
+
+def peer_of(transport: asyncio.BaseTransport) -> tuple[int, int]:
+    """The PID and the user number of the process at the other end of a Unix socket, as the kernel noted them."""
+    sock: socket.socket = transport.get_extra_info("socket")
+    pid, uid, _ = _PEERCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
+    return pid, uid
 
 
 # Of one connection: nothing that it sends holds the others up. Without the pause, a peer that sends without end would

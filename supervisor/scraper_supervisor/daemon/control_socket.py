@@ -11,12 +11,13 @@ import msgspec
 from msgspec import Raw, Struct
 
 from scraper_supervisor.core.events import Asked, Withdrawn
-from scraper_supervisor.daemon.connections import Connection, Crowd, Listener
-from scraper_supervisor.daemon.telling.sinks import encode
+from scraper_supervisor.core.formats.event_line import encode
+from scraper_supervisor.daemon.connections import Connection, Crowd, Listener, peer_of
 from scraper_worker import jsonrpc, protocol
 from scraper_worker.jsonrpc import BadParams, Malformed, Request, RpcError
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
@@ -47,6 +48,12 @@ class ControlConnection(Connection):
     def __init__(self, number: int, hub: ControlSocket) -> None:
         super().__init__(number, protocol.MAX_LINE)
         self._hub = hub
+        self.uid = -1  # of the operator
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Learn who the operator is."""
+        super().connection_made(transport)
+        _, self.uid = peer_of(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """The command is gone."""
@@ -83,6 +90,7 @@ class ControlSocket(Listener):
             error answer.
         named: the same, given the names, for requests with and without.
         tasks: holds what is under way.
+        acted: told of a request that is served by `actions`, and of the operator's user number.
     """
 
     def __init__(
@@ -92,12 +100,14 @@ class ControlSocket(Listener):
         actions: Mapping[str, Callable[[], Awaitable[tuple[bool, Any]]]],
         named: Mapping[str, Callable[[tuple[str, ...]], Awaitable[tuple[bool, Any]]]],
         tasks: Tasks,
+        acted: Callable[[str, int], None],
     ) -> None:
         super().__init__(path)
         self._feed = feed
         self._actions = actions
         self._named = named
         self._tasks = tasks
+        self._acted = acted
         self._connections: set[ControlConnection] = set()
         self._requests: dict[int, ControlConnection] = {}
         self._crowd = Crowd()
@@ -133,6 +143,8 @@ class ControlSocket(Listener):
         self._requests[call] = connection
         own = self._action(method, params.names)
         if own is not None:
+            if method in self._actions:
+                self._acted(method, connection.uid)
             acting = self._act(call, own)
             if self._tasks.start(acting, f"control {method}", partial(self.failed, call)) is None:
                 self.answer(call, False, "the daemon is ending")
@@ -151,6 +163,7 @@ class ControlSocket(Listener):
                     params.slot,
                     params.text,
                     params.token,
+                    connection.uid,
                 )
             )
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from scraper_supervisor.core.events import Disconnected, Heard, Replied, Said
-from scraper_supervisor.daemon.connections import Connection, Crowd, Listener
+from scraper_supervisor.daemon.connections import Connection, Crowd, Listener, peer_of
 from scraper_supervisor.daemon.processes import procfs
 from scraper_worker import jsonrpc, protocol
 from scraper_worker.jsonrpc import BadParams, Malformed, Request, RpcError
@@ -34,7 +32,6 @@ MOST_HELD_LINES: Final = 256  # lines that may follow a hello before it is answe
 # Calls without an id get no answer, so these would have no effect but a lost item.
 POINTLESS: Final = frozenset({"hello", "item.next", "checkpoint.load"})
 _NAMES: Final = {kind: name for name, kind in protocol.SUPERVISOR_METHODS.items()}
-_PEERCRED: Final = struct.Struct("3i")
 
 
 class WorkerConnection(Connection):
@@ -53,8 +50,7 @@ class WorkerConnection(Connection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Learn who the peer is."""
         super().connection_made(transport)
-        sock = transport.get_extra_info("socket")
-        self._pid = _PEERCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))[0]
+        self._pid, _ = peer_of(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """The peer is gone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -115,3 +116,36 @@ def test_where_nothing_ever_ran_it_says_where_it_looked(project: Path, call: Cal
     assert (result.exit_code, result.stdout) == (1, "")
     assert str(project / "state" / "ledger.db") in result.stderr
     assert not (project / "state").exists()
+
+
+def acts(project: Path) -> list[dict[str, Any]]:
+    events = [json.loads(one) for one in (project / "state" / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(one["component"] == "operators" for one in events if one["event"] == "operator_acted")
+    return [one["data"] for one in events if one["event"] == "operator_acted"]
+
+
+def test_what_is_done_without_a_daemon_is_told_too(aborted: Path, call: Call) -> None:
+    secret = "https://u:sesame@h/x"
+    call("items", "add", "matches", secret)
+    call("items", "cancel", "matches", secret)
+    call("items", "requeue", "matches", "--failed")
+    call("abort", "clear", "--group", "matches")
+    call("items", "list", "matches")
+    told = acts(aborted)
+    assert {one["uid"] for one in told} == {os.geteuid()}
+    assert [(one["command"], one["names"], one["options"]) for one in told[-4:]] == [
+        ("items add", ["matches"], []),
+        ("items cancel", ["matches"], []),
+        ("items requeue", ["matches"], ["--failed"]),
+        ("abort clear", ["matches"], []),
+    ]
+    assert "sesame" not in (aborted / "state" / "events.jsonl").read_text(encoding="utf-8")
+    assert told[-4]["keys"][0].startswith("https://u:***@h/x#")
+
+
+def test_an_event_log_that_cannot_be_written_undoes_nothing(aborted: Path, call: Call) -> None:
+    (aborted / "state" / "events.jsonl").unlink()
+    (aborted / "state" / "events.jsonl").mkdir()
+    result = call("items", "add", "matches", "z")
+    assert (result.exit_code, result.stdout) == (0, "matches: 1 added, 0 known already\n")
+    assert "the event log was not written" in result.stderr

@@ -21,9 +21,9 @@ from scraper_supervisor.console.demo.figures import Incidents, compare, paths
 from scraper_supervisor.console.demo.site import DemoSite, Knobs
 from scraper_supervisor.core.config.advice import warnings
 from scraper_supervisor.core.config.parser import parse
+from scraper_supervisor.core.formats.redaction import secrets_of
 from scraper_supervisor.core.ops.item_ops import AddItems, Conclude, NewItem
 from scraper_supervisor.core.ops.run_ops import OpenRun
-from scraper_supervisor.daemon.telling.redact import secrets_of
 from scraper_supervisor.store.event_log import EventRecord
 from scraper_supervisor.store.opening import LedgerLocation
 from scraper_supervisor.store.sqlite.ledger import Ledger

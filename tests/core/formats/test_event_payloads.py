@@ -87,7 +87,7 @@ def test_events_are_made_of_payloads_alone() -> None:
     assert len(words) > 30
     for node in words:
         assert not any(isinstance(one, ast.Constant) and one.value not in SEVERITIES for one in node.args), node.lineno
-        allowed = {"severity", "worker", "group", "incident"}
+        allowed = {"severity", "worker", "group", "incident", "at"}
         assert {keyword.arg for keyword in node.keywords} <= allowed, node.lineno
 
 

@@ -180,7 +180,7 @@ def restore(
 
 
 def _restore_state(app: App, worker: str, generation: int, slot: str | None, *, as_json: bool) -> None:
-    answer = daemon_or(app, lambda: restore_offline(app.place(), app.settings().checkpoint, worker, generation, slot))
+    answer = daemon_or(app, lambda: restore_offline(app.place(), app.settings(), worker, generation, slot))
     if isinstance(answer, Client):
         with answer as client:
             asked = {"names": [worker], "generation": generation, **_in(slot)}

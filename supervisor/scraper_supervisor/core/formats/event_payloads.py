@@ -259,6 +259,9 @@ class OperatorActed(Payload, frozen=True):
         command: which, as it is typed.
         names: of groups, workers or whatever it concerns; none for everything.
         uid: the operator's user number.
+        options: what else the command was given.
+        keys: of items, the first 10 that it names.
+        count: how many items it names; null where it names none.
     """
 
     EVENT = "operator_acted"
@@ -266,6 +269,9 @@ class OperatorActed(Payload, frozen=True):
     command: str
     names: tuple[str, ...]
     uid: int
+    options: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    count: int | None = None
 
 
 class SupervisorStarted(Payload, frozen=True):
@@ -343,5 +349,4 @@ UNPUBLISHED: Final[dict[EventName, str]] = {
     "hold_ended": "a scope under suspicion is not held, and sends no probes",
     "worker_adopted": "workers of an earlier supervisor are ended",
     "leak_forecast": "a browser's growth is not forecast",
-    "operator_acted": "who gives an order is not known to the core",
 }  # not by this version yet, and why

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import Raw, Struct
 
+from scraper_supervisor.core.events import Answered
 from scraper_supervisor.core.operators import run_import as imports
+from scraper_supervisor.core.operators.acts import act
 from scraper_supervisor.core.ops.item_ops import NewItem
 from scraper_supervisor.core.queue.item_calls import target_of
 from scraper_supervisor.core.runs.aborts import AllTogether
@@ -18,6 +20,7 @@ from scraper_worker.jsonrpc import BadParams, check_key
 if TYPE_CHECKING:
     from scraper_supervisor.core.events import Asked
     from scraper_supervisor.core.fleet_state import FleetState, Group, Worker
+    from scraper_supervisor.core.formats.event_payloads import OperatorActed
     from scraper_supervisor.core.operators.run_import import RunImports
     from scraper_supervisor.core.operators.state_restore import StateRestores
     from scraper_supervisor.core.policy.abort import AbortWindow
@@ -70,7 +73,18 @@ class Orders:
         self._waiting: list[_Waiting] = []
 
     def asked(self, event: Asked, now: float) -> None:
-        """Take a request."""
+        """Take a request; one that is not refused is told, before what it brings about."""
+        commands = self._state.outbox.commands
+        before = len(commands)
+        self._serve(event, now)
+        refused = any(
+            isinstance(one, Answered) and one.request == event.request and not one.ok for one in commands[before:]
+        )
+        told = None if refused else _act(event)
+        if told is not None:
+            self._state.outbox.publish(told, at=before)
+
+    def _serve(self, event: Asked, now: float) -> None:
         try:
             if event.method in ITEMS:
                 self._items(event, now)
@@ -265,3 +279,17 @@ class Orders:
             known = ", ".join(self._state.groups) or "none"
             raise _Refusal(f"no group is named {names[0] if names else ''!r}; known are: {known}")
         return group
+
+
+def _act(event: Asked) -> OperatorActed | None:
+    return act(
+        event.method,
+        event.names,
+        event.uid,
+        keys=event.keys,
+        fresh=event.fresh,
+        failed=event.failed,
+        parked=event.parked,
+        generation=event.generation,
+        slot=event.slot,
+    )

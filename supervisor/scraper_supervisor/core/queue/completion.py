@@ -186,6 +186,7 @@ class Completion:
         self._outbox.facts.append(
             ItemEnded(
                 op.group,
+                op.run_id,
                 item.key,
                 held.worker,
                 held.incarnation,

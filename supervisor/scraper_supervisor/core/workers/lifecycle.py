@@ -187,7 +187,8 @@ class Lifecycle:
             return
         if worker.life.after == "decide" and not worker.current.given_up:
             worker.current.killed_for = worker.last_failure = Failure("transient", "system", signature, reason)
-            self._detected(worker, "hang", now)
+            self._slo.lost(worker.name, "hang", now)
+        self.incident(worker)  # also where its end was ordered: hang, kill and exit are told as one
         self.kill_tree(worker, reason, ask=ask)
         self.note(worker, now)
 
@@ -267,6 +268,7 @@ class Lifecycle:
         else:
             self._down(worker, "done", now)
             self._state.publish(WorkerCompleted(), worker=worker)
+            worker.incident = None
 
     def tree_ended(self, event: TreeEnded) -> None:
         """Nothing is left of an incarnation."""
@@ -327,6 +329,8 @@ class Lifecycle:
 
     def _down(self, worker: Worker, what: Gone, now: float, next_start: Clock | None = None) -> None:
         worker.life.gone(what, next_start)
+        if what == "stop":
+            worker.incident = None  # it ended as ordered: nothing is to recover from that
         if worker.leaving and not worker.life.up:
             self._state.groups[worker.group].workers.remove(worker.name)
             del self._state.workers[worker.name]
@@ -365,18 +369,23 @@ class Lifecycle:
         return "paused" if held and worker.life.phase is Phase.RUNNING else worker.life.phase.public
 
     def progressed(self, worker: Worker, now: float) -> None:
-        """The worker claimed or finished something: an incident ends with it."""
-        recovery = self._slo.progress(worker.name, now)
-        if recovery is not None:
+        """The worker claimed or finished something: an incident ends with it, unless its process is to be replaced."""
+        self._slo.progress(worker.name, now)
+        if worker.current.limit is None and not worker.life.killed:
             worker.incident = None
 
-    def lost_browser(self, worker: Worker, now: float) -> None:
-        """A browser went away unasked."""
-        self._detected(worker, "browser", now)
+    def lost_browser(self, worker: Worker, incident: str, now: float) -> None:
+        """A browser went away unasked; `incident` is its correlation id."""
+        self.incident(worker, incident)
+        self._slo.lost(worker.name, "browser", now)
+
+    def incident(self, worker: Worker, incident: str | None = None) -> str:
+        """The correlation id of what is the matter with the worker; this one, or a new one, where nothing was."""
+        worker.incident = worker.incident or incident or self._state.outbox.incident_id()
+        return worker.incident
 
     def _detected(self, worker: Worker, what: str, now: float) -> None:
-        if worker.incident is None:
-            worker.incident = self._state.outbox.incident_id()
+        self.incident(worker)
         self._slo.lost(worker.name, what, now)
 
     # ---- inside

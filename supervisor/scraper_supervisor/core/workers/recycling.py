@@ -51,6 +51,7 @@ class Recycling:
         self._watch = ResourceWatch()
         self._host = HostGauge()
         self._slots = RecycleSlots(1)
+        self._host_incident: str | None = None  # the correlation id while the host's memory is short
         self._pending: dict[str, None] = {}  # workers with a recycle or a limit, and some that had one; in order
 
     # ---- measured
@@ -66,6 +67,7 @@ class Recycling:
             worker.current.sample = self._with_pages(worker, sample)
             limits = state.groups[worker.group].settings.resources
             self._act(self._watch.observe(worker.current.sample, limits, now), now)
+            _forget_incidents(worker, worker.current.sample)
         browsers = [
             (worker.name, browser)
             for worker in state.workers.values()
@@ -94,7 +96,13 @@ class Recycling:
             match action:
                 case Breach() | Recovered():
                     self._tell_limit(action, worker)
-                case RecycleBrowser():
+                case RecycleBrowser(browser=browser, cause=cause):
+                    if (
+                        worker is not None
+                    ):  # what was measured of the worker, or of the host, is the browser's matter now
+                        why = self._host_incident if cause == "host_memory_percent" else None
+                        why = worker.current.incidents.get(None) if cause == "cpu_percent" else why
+                        self._incident(worker, browser, why)
                     self._slots.want(action)
                 case EndBrowser(browser=browser, reason=reason):
                     if worker is not None:
@@ -102,20 +110,40 @@ class Recycling:
                 case RestartWorker(reason=reason):
                     if worker is not None and worker.current.limit is None:
                         worker.current.limit = reason
+                        self._lifecycle.incident(worker, worker.current.incidents.get(None))
                         self._pending[worker.name] = None
                 case EndWorker(reason=reason):
                     if worker is not None:
+                        self._lifecycle.incident(worker, worker.current.incidents.get(None))
                         self._lifecycle.kill(worker, reason, "worker-memory", now)
                 case _:
                     assert_never(action)
 
     def _tell_limit(self, action: Breach | Recovered, worker: Worker | None) -> None:
+        if worker is not None:
+            incident = self._incident(worker, action.browser)
+        else:
+            incident = self._host_incident = self._host_incident or self._state.outbox.incident_id()
         if isinstance(action, Breach):
             breached = ThresholdBreached(action.what, action.limit, action.value, action.browser)
-            self._state.publish(breached, worker=worker)
+            self._state.publish(breached, worker=worker, incident=incident)
         else:
             recovered = ThresholdRecovered(action.what, action.limit, action.value, action.browser)
-            self._state.publish(recovered, worker=worker)
+            self._state.publish(recovered, worker=worker, incident=incident)
+            if worker is None:
+                self._host_incident = None
+            elif action.browser is None:
+                worker.current.incidents.pop(None, None)
+
+    def _incident(self, worker: Worker, browser: str | None, why: str | None = None) -> str:
+        """The correlation id of what is the matter with a browser, or with None of the worker's own limits.
+
+        Where nothing was: `why`, or a new one.
+        """
+        known = worker.current.incidents
+        if browser not in known:
+            known[browser] = why or self._state.outbox.incident_id()
+        return known[browser]
 
     # ---- wished and carried out
 
@@ -149,7 +177,7 @@ class Recycling:
             if worker is None or worker.current.recycle is not None or wanted.browser not in worker.current.browsers:
                 self._slots.release(wanted.worker, wanted.browser)
             else:
-                incident = state.outbox.incident_id()
+                incident = self._incident(worker, wanted.browser)
                 worker.current.recycle = Recycle(wanted.browser, wanted.reason, wanted.cause, incident)
                 self._pending[worker.name] = None
                 cleanup = CleanupInitiated(wanted.browser, wanted.reason)
@@ -194,13 +222,15 @@ class Recycling:
         browser = worker.current.browsers.get(name)
         if browser is None:
             return
-        self._lifecycle.lost_browser(worker, now)
+        incident = self._incident(worker, name)
+        worker.browser_kills += 1
+        self._lifecycle.lost_browser(worker, incident, now)
         self._state.outbox.commands.append(KillBrowser(worker.name, worker.life.incarnation, browser.pid))
-        worker.current.killed_browsers[name] = LostBrowser(name, cause, killed=True, since=now)
+        worker.current.killed_browsers[name] = LostBrowser(name, cause, True, now, incident)
         recycle = worker.current.recycle
         if recycle is not None and recycle.browser == name:
             recycle.cause, recycle.how = cause, "killed"
-        self._state.publish(CleanupInitiated(name, reason, killed=1), "warning", worker=worker)
+        self._state.publish(CleanupInitiated(name, reason, killed=1), "warning", worker=worker, incident=incident)
 
     def replied(self, event: Replied, now: float) -> None:
         """The worker answered browser.recycle."""
@@ -218,7 +248,8 @@ class Recycling:
         if recycle is None:
             return
         worker.current.recycle = None
-        worker.recycles += 1
+        if recycle.how == "asked":
+            worker.recycles += 1
         self._slots.release(worker.name, recycle.browser)
         restarted = BrowserRestarted(
             recycle.browser,
@@ -239,8 +270,6 @@ class Recycling:
         ):
             self._over(worker, now)
         elif worker.current.recycle is None and worker.current.lost_browser is not None:
-            # By now the item may have been claimed again, which ends the incident; its correlation id is kept.
-            worker.recycles += 1
             lost = worker.current.lost_browser
             how: Literal["killed"] | None = "killed" if lost.killed else None
             restarted = BrowserRestarted(lost.browser, lost.cause, how, seconds=now - lost.since)
@@ -250,10 +279,11 @@ class Recycling:
     def stopped(self, worker: Worker, browser: str, reason: str, now: float) -> None:
         """A browser is gone."""
         if reason == "crash":
-            self._lifecycle.lost_browser(worker, now)
+            incident = self._incident(worker, browser)
+            self._lifecycle.lost_browser(worker, incident, now)
             killed = worker.current.killed_browsers.pop(browser, None)
-            lost = killed or LostBrowser(browser, "crash", killed=False, since=now)
-            worker.current.lost_browser = replace(lost, incident=worker.incident)
+            worker.browser_crashes += killed is None
+            worker.current.lost_browser = killed or LostBrowser(browser, "crash", False, now, incident)
         if worker.current.recycle is not None and worker.current.recycle.browser == browser and reason == "close":
             self._slots.release(worker.name, browser)
             worker.current.recycle = None
@@ -273,3 +303,12 @@ class Recycling:
         workers = (self._state.workers.get(name) for name in self._pending)
         deadlines = (self._deadline(worker) for worker in workers if worker is not None)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+
+def _forget_incidents(worker: Worker, sample: Sample) -> None:
+    """Drop the correlation ids of browsers that are gone, replaced, and no longer measured: nothing more is told."""
+    current = worker.current
+    told = {browser.id for browser in sample.browsers} | current.browsers.keys() | current.killed_browsers.keys()
+    told |= {one.browser for one in (current.recycle, current.lost_browser) if one is not None}
+    for browser in [one for one in current.incidents if one is not None and one not in told]:
+        del current.incidents[browser]

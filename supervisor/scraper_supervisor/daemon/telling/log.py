@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 import msgspec
 import structlog
 
+from scraper_supervisor.core.formats.event_line import encode
+from scraper_supervisor.core.formats.redaction import Redactor
 from scraper_supervisor.core.formats.timestamps import timestamp
 from scraper_supervisor.daemon.telling.batch_thread import BatchThread
-from scraper_supervisor.daemon.telling.redact import Redactor
-from scraper_supervisor.daemon.telling.sinks import Sink, encode
+from scraper_supervisor.daemon.telling.sinks import Sink
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping, Sequence

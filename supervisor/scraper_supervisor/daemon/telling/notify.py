@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from scraper_supervisor.core.config.settings import Settings
     from scraper_supervisor.core.formats.event_names import EventName
+    from scraper_supervisor.core.formats.redaction import Redactor
     from scraper_supervisor.daemon.processes.processes import Processes
-    from scraper_supervisor.daemon.telling.redact import Redactor
     from scraper_supervisor.daemon.telling.sinks import ToldEvent
     from scraper_supervisor.daemon.upkeep.tasks import Tasks
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import structlog
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import Struct
 
+from scraper_supervisor.core.formats.event_line import encode, event_line
 from scraper_supervisor.core.formats.event_names import EventName, Severity
-from scraper_supervisor.core.formats.timestamps import timestamp
+from scraper_supervisor.core.formats.redaction import Redactor, secrets_of
 from scraper_supervisor.daemon.telling.batch_thread import BatchThread
-from scraper_supervisor.daemon.telling.redact import Redactor, secrets_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,42 +119,5 @@ class Telling:
         return True
 
 
-class _Record(Struct, omit_defaults=True):
-    """One line of the event log."""
-
-    time: str
-    event: str
-    severity: str
-    component: str
-    correlation_id: str
-    worker: str | None = None
-    group: str | None = None
-    data: Raw | UnsetType = UNSET  # always given; a default lets the others have theirs
-
-
 def _line(at: float, event: Publish, data: bytes) -> bytes:
-    """An event's line in the event log; `at` is wall-clock seconds, `data` what it tells, as JSON."""
-    head = (event.event, event.severity, event.component, event.correlation_id, event.worker, event.group)
-    return encode(_Record(timestamp(at, "microseconds"), *head, Raw(data))) + b"\n"
-
-
-_encoder: Final = msgspec.json.Encoder(enc_hook=repr)
-
-
-def encode(value: Any) -> bytes:
-    """JSON of anything; what JSON cannot hold is written as text."""
-    try:
-        return _encoder.encode(value)
-    except UnicodeEncodeError:
-        return _encoder.encode(_readable(msgspec.to_builtins(value, enc_hook=repr)))
-    except (TypeError, ValueError, RecursionError):
-        return msgspec.json.encode({"unwritable": ascii(value)})
-
-
-def _readable(value: Any) -> Any:
-    """The same with each byte that was no UTF-8 (of a file's name, say) as an escape."""
-    if isinstance(value, str):
-        return value.encode(errors="backslashreplace").decode()
-    if isinstance(value, dict):
-        return {_readable(name): _readable(one) for name, one in value.items()}
-    return [_readable(one) for one in value] if isinstance(value, list | tuple) else value
+    return event_line(at, event.data, data, event.severity, event.correlation_id, event.worker, event.group)

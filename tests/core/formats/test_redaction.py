@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scraper_supervisor.core.config.parser import parse
-from scraper_supervisor.daemon.telling.redact import Redactor, secrets_of
+from scraper_supervisor.core.formats.redaction import Redactor, secrets_of
 from scraper_worker import classify
 
 SECRET = "correct horse"
@@ -98,3 +98,16 @@ def test_the_look_at_the_bytes_misses_nothing(secrets: list[str], a: str, b: str
     data = {"text": f"{a}://{b}:{c}@h", "more": [a, *secrets]}
     encoded = msgspec.json.encode(data)
     assert redactor.suspects(encoded) or redactor.value(data) == data
+
+
+def test_what_is_in_workers_hands_is_shown_with_its_passwords_hidden() -> None:
+    key = "https://u:sesame@h/x"
+    doing = [{"key": key, "claim": 1, "target": "h", "message": f"reads {key}", "done": 1}]
+    status = {"workers": [{"name": "correct horse-0", "doing": doing, "idle_reason": f"waits for {key}"}]}
+    (shown,) = Redactor([SECRET]).texts(status)["workers"]
+    assert shown["name"] == "correct horse-0"  # others go by it
+    (one,) = shown["doing"]
+    assert one["key"] == f"https://u:***@h/x#{sha256(key.encode()).hexdigest()[:8]}"
+    assert one["message"] == "reads https://u:***@h/x"
+    assert (one["claim"], one["done"], one["target"]) == (1, 1, "h")
+    assert shown["idle_reason"] == "waits for https://u:***@h/x"

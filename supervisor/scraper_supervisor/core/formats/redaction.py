@@ -22,7 +22,7 @@ HIDDEN: Final = "***"
 SHORTEST: Final = 8  # characters; a shorter value of the environment is no secret
 NO_SECRETS: Final = ("_URL", "_PATH", "_DIR")  # how the names of variables end that hold none
 _KEYS: Final = frozenset({"key", "keys", "charged"})  # fields that hold keys of items
-_TEXTS: Final = frozenset({"last_failure", "reason", "idle_reason", "error"})  # fields of `status` that are no names
+_WHOLE: Final = frozenset({"last_failure", "reason", "idle_reason", "error", "doing"})  # of `status`: hold no names
 _PASSWORD: Final = re.compile(r"(://[^\s/?#@:]*:)[^\s/?#]+@")  # up to the last @ of the authority, as browsers read it
 _PASSWORD_BYTES: Final = re.compile(_PASSWORD.pattern.encode())
 
@@ -109,7 +109,7 @@ class Redactor:
         if isinstance(value, list):
             return [self.texts(one) for one in value]
         if isinstance(value, dict):
-            return {name: self.value(one) if name in _TEXTS else self.texts(one) for name, one in value.items()}
+            return {name: self.value(one) if name in _WHOLE else self.texts(one) for name, one in value.items()}
         return value
 
     @staticmethod
