@@ -6,15 +6,18 @@ which implementation of the ports a caller gets is decided here.
 
 from __future__ import annotations
 
+import os
+from errno import EACCES, EPERM
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from scraper_supervisor.store.errors import LedgerDamaged, LedgerUnusable
 from scraper_supervisor.store.sqlite.ledger import Ledger
 from scraper_supervisor.store.sqlite.reader import LedgerReader
 from scraper_supervisor.store.sqlite.run_export import Export
-from scraper_supervisor.store.sqlite.schema import FILE_NAME, remains
+from scraper_supervisor.store.sqlite.schema import FILE_NAME, missing_beside, remains
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,10 +69,35 @@ def open_for_reading(where: LedgerLocation) -> ReaderPort:
     """Open the ledger for reading, whoever else has it open.
 
     Raises:
-        FileNotFoundError: There is none.
-        LedgerDamaged, LedgerTooNew, LedgerUnusable: It does not open.
+        FileNotFoundError: There is none, and nothing that one has left.
+        PermissionError: It, or its folder, is not for this user to read.
+        LedgerDamaged, LedgerTooNew, LedgerUnusable: It does not open, or is missing where one has been.
     """
-    return LedgerReader(where.state_dir / FILE_NAME)
+    path = where.state_dir / FILE_NAME
+    must_be_readable(where.state_dir)
+    try:
+        return LedgerReader(path)
+    except FileNotFoundError:
+        left = remains(path)
+        if left is None:
+            raise
+        raise LedgerDamaged(path, missing_beside(left)) from None
+    except LedgerUnusable as error:
+        if error.errno in (EACCES, EPERM):
+            raise PermissionError(error.errno, os.strerror(error.errno), str(path)) from None
+        raise
+
+
+def must_be_readable(folder: Path) -> None:
+    """Tell a folder that may not be looked into from one in which nothing is.
+
+    Raises:
+        PermissionError: This user may not.
+    """
+    try:
+        os.scandir(folder).close()
+    except (FileNotFoundError, NotADirectoryError):
+        return
 
 
 def open_for_export(where: LedgerLocation, run: RunInfo) -> ExportPort:

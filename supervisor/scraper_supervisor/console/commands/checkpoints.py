@@ -23,7 +23,7 @@ from scraper_supervisor.console.context import (
 from scraper_supervisor.console.offline_restore import restore_offline
 from scraper_supervisor.core.formats.checkpoint_file import Damaged, TooNew
 from scraper_supervisor.core.ops.state_ops import state_of_whom
-from scraper_supervisor.store.opening import LedgerLocation, location
+from scraper_supervisor.store.opening import LedgerLocation, location, must_be_readable
 from scraper_supervisor.store.states.reading import FOLDER, CheckpointReader, NoSuchGeneration
 from scraper_worker.protocol import is_slot
 
@@ -203,6 +203,9 @@ def _where(app: App, worker: str | None) -> LedgerLocation:
     state_dir = where.state_dir
     if not state_dir.is_dir():
         raise Refused(f"{state_dir}: there is no state folder yet")
+    must_be_readable(state_dir)  # else nothing would be found in it, and no reason told
+    if (state_dir / FOLDER).is_dir():
+        must_be_readable(state_dir / FOLDER)
     if worker is None:
         return where
     if not worker or "/" in worker or worker.startswith(".") or not (state_dir / FOLDER / worker).is_dir():

@@ -243,6 +243,11 @@ def remains(path: Path) -> str | None:
     return None
 
 
+def missing_beside(left: str) -> str:
+    """What is wrong where a ledger is gone and has left this."""
+    return f"it is missing, while {left} is still there"
+
+
 @contextmanager
 def refusals(path: Path, *, absent: bool = False) -> Generator[None]:
     """Turn what SQLite and the system raise into what `open_ledger` does; `absent` lets FileNotFoundError through."""
@@ -275,7 +280,7 @@ def _create(path: Path, *, create: bool) -> None:
     """Make the file under another name and rename it: an empty ledger is then always a damaged one."""
     left = remains(path)
     if left is not None:
-        raise LedgerDamaged(path, f"it is missing, while {left} is still there")
+        raise LedgerDamaged(path, missing_beside(left))
     if not create:
         raise LedgerDamaged(path, "it is missing")
     new = path.with_name(path.name + ".new")
