@@ -58,6 +58,7 @@ def foreign() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="readers-"))
     folder.chmod(0o755)
     (folder / "supervisor.toml").write_text(CONFIG, encoding="utf-8")
+    (folder / "supervisor.toml").chmod(0o644)  # whatever the umask is by now
     make_ledger(folder / "state")
     (folder / "state" / "events.jsonl").write_bytes(b"{}\n")
     (folder / "state" / FOLDER / "matches-0").mkdir(parents=True)

@@ -5,7 +5,8 @@ from msgspec.structs import replace
 from tests.core.playbook import ANY, BLIP, Play, Some, finish, group_state, writes
 
 from scraper_supervisor.core.events import Answered, Asked, HangUp, Persist, Refuse, Reply, Spawn, Tell, Withdrawn
-from scraper_supervisor.core.ops.item_ops import AddItems, Cancel, Conclude
+from scraper_supervisor.core.formats.redaction import Redactor
+from scraper_supervisor.core.ops.item_ops import AddItems, Cancel, Conclude, FindKeys
 from scraper_supervisor.core.ops.run_ops import LoadRun, OpenRun, SetIntent, SetRunState
 from scraper_supervisor.core.queue.queue import QueueCounts
 from scraper_worker.protocol import DoneAnswer, End, Goodbye, Granted, ItemCancel, ItemDone, ItemFailed, ItemNext
@@ -241,3 +242,23 @@ def test_an_item_that_is_cancelled_while_its_failure_is_being_written_is_not_tri
     play.flow().ignoring(Answered, Refuse, Reply, Persist)
     assert play.row("x").state == "failed"
     assert play.fleet.state.groups["g"].queue.counts(play.now) == QueueCounts(0, 0, 0, 0, 0, 1)
+
+
+def test_an_item_is_cancelled_by_the_key_that_is_shown_of_it():
+    keys = ("https://u:sesame@h/x", "https://u:other@h/x", "plain")
+    shown = [Redactor().key(key) for key in keys]
+    play = Play(*keys)
+    a = play.up()
+    held = play.gives(a, keys[0])
+    play >> Asked(1, "items.cancel", ("g",), (*shown[:2], "https://u:***@h/x#00000000"))
+    play << Tell(a.conn, ItemCancel(keys[0], held.claim, "cancelled by an operator", ANY))
+    document = {"changed": 1, "untouched": ("https://u:***@h/x#00000000",), "cancelling": (keys[0],)}
+    play << Answered(1, True, document)
+    assert (play.row(keys[1]).state, play.row("plain").state) == ("failed", "open")
+
+
+def test_a_key_that_cannot_be_looked_up_is_told():
+    play = Play("https://u:sesame@h/x")
+    play.up()
+    play.hold() >> Asked(1, "items.requeue", ("g",), (Redactor().key("https://u:sesame@h/x"),)) << writes(FindKeys)
+    play >> play.lost() << Answered(1, False, "storage unavailable: No space left on device")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Raw, Struct, field
 
+from scraper_supervisor.core.formats.redaction import digest_of, hidden_in
 from scraper_supervisor.core.ops.item_ops import (
     RETRY_ORIGIN,
     Added,
@@ -23,6 +24,7 @@ from scraper_supervisor.core.ops.item_ops import (
     ConfirmedClaim,
     Entry,
     FindConclusion,
+    FindKeys,
     Leased,
     LeaseFresh,
     LeaseLost,
@@ -33,6 +35,7 @@ from scraper_supervisor.core.ops.item_ops import (
     ReserveClaims,
     Reserved,
     Unpark,
+    WholeKeys,
 )
 from scraper_supervisor.core.ops.run_ops import (
     CompleteRun,
@@ -170,6 +173,8 @@ class ModelStore:
                 return Intents(tuple(sorted(self.intents.items())))
             case Requeue() | Cancel():
                 return self._change(op)
+            case FindKeys(run_id=run_id, shown=shown):
+                return WholeKeys(tuple(_whole(self.run(run_id), key) for key in shown))
             case Park() | Unpark():
                 return self._move(op)
             case SaveState():
@@ -339,6 +344,12 @@ class ModelStore:
             return StateLoaded("none" if op.generation is None else "unknown")
         generation, run, schema, state = known[-1]
         return StateLoaded("sound", generation, run, schema, "2026-01-01T00:00:00Z", state)
+
+
+def _whole(run: Run, shown: str) -> str:
+    beginning, digest = hidden_in(shown) or ("", "")
+    found = [key for key in run.keys if key.startswith(beginning) and digest_of(key) == digest]
+    return found[0] if len(found) == 1 else shown
 
 
 def _place(worker: str, slot: str | None) -> str:

@@ -11,6 +11,7 @@ from msgspec import Raw
 from scraper_supervisor.console.context import Refused, clean
 from scraper_supervisor.console.offline_events import acted
 from scraper_supervisor.core.checkpoints import counts_of, save_op
+from scraper_supervisor.core.formats.redaction import hidden_in
 from scraper_supervisor.core.formats.run_export import Joiner
 from scraper_supervisor.core.ops.import_ops import (
     DropState,
@@ -20,7 +21,7 @@ from scraper_supervisor.core.ops.import_ops import (
     ImportLines,
     TakeState,
 )
-from scraper_supervisor.core.ops.item_ops import AddItems, Cancel, NewItem, Requeue, Unpark
+from scraper_supervisor.core.ops.item_ops import AddItems, Cancel, FindKeys, NewItem, Requeue, Unpark
 from scraper_supervisor.core.ops.run_ops import OpenRun, SetRunState
 from scraper_supervisor.core.ops.state_ops import LoadState
 from scraper_supervisor.core.queue.item_calls import target_of
@@ -143,6 +144,8 @@ class OfflineQueue:
             return self._import_step(method, params.get("text", ""))
         run = self._run()
         keys: list[str] = params["keys"]
+        if method != "items.add" and any(hidden_in(key) for key in keys):
+            keys = list(self._perform(FindKeys(0, self._group, run.run_id, tuple(keys))).keys)
         match method:
             case "items.add":
                 items = tuple(NewItem(key, target_of(key, None), Raw(b"null"), 0) for key in keys)

@@ -13,6 +13,7 @@ from tests.console.conftest import make_ledger
 
 from scraper_supervisor.console import access as ledger_access
 from scraper_supervisor.console.commands import items as queue_commands
+from scraper_supervisor.core.formats.redaction import Redactor
 from scraper_supervisor.core.ops.item_ops import Conclude, Front, LeaseFresh
 from scraper_supervisor.core.ops.run_ops import OpenRun, SetRunState
 from scraper_supervisor.store.locks import FolderLock
@@ -294,3 +295,15 @@ def test_a_number_that_no_result_can_have_is_wrong_usage(call: Call, after: int)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "--after" in result.stderr
     assert call("results", "matches", "--after", str(2**63 - 1)).exit_code == 0
+
+
+def test_a_key_is_taken_as_it_is_shown_where_that_is_unique(ledger: Path, call: Call) -> None:
+    secret = "https://u:sesame@h/x"
+    call("items", "add", "matches", secret, "https://u:sesame@h/y", "https://v:sesame@h/x", "#\U0001f642")
+    shown = Redactor().key(secret)
+    assert "sesame" not in shown
+    assert call("items", "cancel", "matches", shown).output == "matches: 1 cancelled\n"
+    assert {key for key, row in rows(call).items() if row["state"] == "failed"} == {secret}
+    assert call("items", "requeue", "matches", shown).output == "matches: 1 requeued\n"
+    unknown = call("items", "cancel", "matches", "https://u:***@h/x#00000000")
+    assert (unknown.exit_code, unknown.stdout) == (1, "matches: 0 cancelled\n")

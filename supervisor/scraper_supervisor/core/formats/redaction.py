@@ -24,6 +24,7 @@ NO_SECRETS: Final = ("_URL", "_PATH", "_DIR")  # how the names of variables end 
 _KEYS: Final = frozenset({"key", "keys", "charged"})  # fields that hold keys of items
 _WHOLE: Final = frozenset({"last_failure", "reason", "idle_reason", "error", "doing"})  # of `status`: hold no names
 _PASSWORD: Final = re.compile(r"(://[^\s/?#@:]*:)[^\s/?#]+@")  # up to the last @ of the authority, as browsers read it
+_SHOWN: Final = re.compile(rf"(.*?){re.escape(HIDDEN)}.*#([0-9a-f]{{8}})", re.DOTALL)
 _PASSWORD_BYTES: Final = re.compile(_PASSWORD.pattern.encode())
 
 
@@ -87,7 +88,7 @@ class Redactor:
         shown = self.text(key)
         if shown == key:
             return key
-        return f"{shown}#{sha256(key.encode(errors='surrogatepass')).hexdigest()[:8]}"
+        return f"{shown}#{digest_of(key)}"
 
     def value(self, value: Any, *, is_key: bool = False) -> Any:
         """What JSON holds, with everything hidden in each of its strings.
@@ -117,6 +118,17 @@ class Redactor:
         if secrets is not None:
             text = secrets.sub(HIDDEN, text)
         return _PASSWORD.sub(rf"\g<1>{HIDDEN}@", text)
+
+
+def digest_of(key: str) -> str:
+    """What tells a key that is shown with something hidden from others that look the same."""
+    return sha256(key.encode(errors="surrogatepass")).hexdigest()[:8]
+
+
+def hidden_in(shown: str) -> tuple[str, str] | None:
+    """What is known of a key that was shown so: its beginning and its digest; None if nothing is hidden in it."""
+    found = _SHOWN.fullmatch(shown)
+    return None if found is None else (found[1], found[2])
 
 
 def _written(secret: str) -> Iterator[bytes]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import Raw, Struct
+from msgspec.structs import replace
 
 from scraper_supervisor.core.events import Answered
+from scraper_supervisor.core.formats.redaction import hidden_in
 from scraper_supervisor.core.operators import run_import as imports
 from scraper_supervisor.core.operators.acts import act
-from scraper_supervisor.core.ops.item_ops import NewItem
+from scraper_supervisor.core.ops.item_ops import FindKeys, NewItem
 from scraper_supervisor.core.queue.item_calls import target_of
 from scraper_supervisor.core.runs.aborts import AllTogether
 from scraper_supervisor.core.states.group import ENDED, GroupState, GroupTrigger
@@ -18,11 +20,12 @@ from scraper_supervisor.core.states.worker_life import Phase
 from scraper_worker.jsonrpc import BadParams, check_key
 
 if TYPE_CHECKING:
-    from scraper_supervisor.core.events import Asked
+    from scraper_supervisor.core.events import Asked, PersistFailed
     from scraper_supervisor.core.fleet_state import FleetState, Group, Worker
     from scraper_supervisor.core.formats.event_payloads import OperatorActed
     from scraper_supervisor.core.operators.run_import import RunImports
     from scraper_supervisor.core.operators.state_restore import StateRestores
+    from scraper_supervisor.core.ops.item_ops import WholeKeys
     from scraper_supervisor.core.policy.abort import AbortWindow
     from scraper_supervisor.core.runs.aborts import Aborts
     from scraper_supervisor.core.runs.groups import Groups
@@ -261,6 +264,29 @@ class Orders:
         group = self._group(event.names)
         if group.queue.image is None:
             raise _Refusal(f"the run of {group.name} is still being read from the ledger; try again")
+        if event.method != "items.add" and any(hidden_in(key) for key in event.keys):
+            self._find_whole(event, group.queue.image.run_id)
+            return
+        self._change_items(event, group, now)
+
+    def _find_whole(self, event: Asked, run_id: int) -> None:
+        """Items are named as they are shown, with something hidden: the ledger knows them whole."""
+        outbox = self._state.outbox
+        op = FindKeys(outbox.ticket(), event.names[0], run_id, event.keys)
+
+        def found(answer: WholeKeys, now: float) -> None:
+            group = self._state.groups.get(op.group)
+            if group is None or group.queue.image is None or group.queue.image.run_id != run_id:
+                outbox.answer(event.request, False, f"the run of {op.group} has ended meanwhile; try again")
+            else:
+                self._change_items(replace(event, keys=answer.keys), group, now)
+
+        def refused(fault: PersistFailed, _: float) -> None:
+            outbox.answer(event.request, False, f"storage unavailable: {fault.message}")
+
+        outbox.ask(op, found, refused)
+
+    def _change_items(self, event: Asked, group: Group, now: float) -> None:
         match event.method:
             case "items.add":
                 for index, key in enumerate(event.keys):

@@ -15,6 +15,7 @@ from scraper_supervisor.core.ops.item_ops import (
     LeaseLost,
     QueueOp,
     Reserved,
+    WholeKeys,
 )
 from scraper_supervisor.core.ops.run_ops import Intents, LoadIntents, Probe, RunEnd, RunImage, RunOp, SetIntent
 from scraper_supervisor.core.ops.state_ops import SlotsFull, StateLoaded, StateOp, StateSaved
@@ -36,6 +37,7 @@ Answer: TypeAlias = (
     | Conclusion
     | Reserved
     | Changed
+    | WholeKeys
     | Intents
     | Imported
     | StateTaken

@@ -222,6 +222,20 @@ class Cancel(Operation[Changed], frozen=True):
     keys: tuple[str, ...]
 
 
+class WholeKeys(Struct, frozen=True):
+    """Keys in the order asked for; where none or several fit, as it was given."""
+
+    keys: tuple[str, ...]
+
+
+class FindKeys(Operation[WholeKeys], frozen=True):
+    """Find the whole keys of items that are named as they are shown, with something hidden: `…***…#3fa9c1d0`."""
+
+    group: str
+    run_id: int
+    shown: tuple[str, ...]
+
+
 class Park(Operation[Changed], frozen=True):
     """Set open items aside, at most `limit`; to be asked again while it changes as many. None may be in flight."""
 
@@ -248,6 +262,7 @@ QueueOp: TypeAlias = (
     | ReserveClaims
     | Requeue
     | Cancel
+    | FindKeys
     | Park
     | Unpark
 )

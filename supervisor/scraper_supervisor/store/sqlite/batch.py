@@ -28,6 +28,7 @@ from scraper_supervisor.core.ops.item_ops import (
     ConfirmedClaim,
     Entry,
     FindConclusion,
+    FindKeys,
     Leased,
     LeaseFresh,
     LeaseLost,
@@ -57,7 +58,7 @@ from scraper_supervisor.core.ops.run_ops import (
     WorkerTotals,
 )
 from scraper_supervisor.store.sqlite import run_import as importing
-from scraper_supervisor.store.sqlite.item_sets import change
+from scraper_supervisor.store.sqlite.item_sets import change, find_keys
 from scraper_supervisor.store.sqlite.items import NOTHING_ADDED, conclude, offer
 from scraper_supervisor.store.sqlite.run_counters import RunCounters
 from scraper_supervisor.store.sqlite.run_numbers import next_number
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
 
 # Every operation but the end of a claim.
 _ItemsOp: TypeAlias = Requeue | Cancel | Park | Unpark
-_ItemOp: TypeAlias = AddItems | LeaseFresh | LeaseWaiting | ConfirmClaims | FindConclusion | _ItemsOp
+_ItemOp: TypeAlias = AddItems | LeaseFresh | LeaseWaiting | ConfirmClaims | FindConclusion | FindKeys | _ItemsOp
 _Rest: TypeAlias = ReserveClaims | SetIntent | LoadIntents | Probe
 
 PREFETCH: Final = Prefetch(4_096, 8_192)  # items; a million pending ones cost the memory of these
@@ -169,6 +170,8 @@ class Batch:
                 return self._confirm(op)
             case FindConclusion():
                 return self._find(op)
+            case FindKeys():
+                return find_keys(self._cursor, op)
             case Requeue() | Cancel() | Park() | Unpark():
                 changed = change(self._cursor, self._counters(op.run_id), op)
                 self._touched += changed.changed

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from scraper_supervisor.core.ops.item_ops import Cancel, Changed, Park, Requeue, Unpark
+from scraper_supervisor.core.formats.redaction import digest_of, hidden_in
+from scraper_supervisor.core.ops.item_ops import Cancel, Changed, FindKeys, Park, Requeue, Unpark, WholeKeys
 
 if TYPE_CHECKING:
     import sqlite3
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
     from scraper_supervisor.store.sqlite.run_counters import RunCounters
 
+LAST: Final = "\U0010ffff"  # no key has a character after it
 _CANCELLED: Final = (
     '{"kind":"permanent","category":"application","signature":"cancelled","message":"cancelled by an operator"}'
 )
@@ -101,3 +103,20 @@ def _named(
         else:
             others.append(key)
     return rows, tuple(others)
+
+
+def find_keys(cursor: sqlite3.Cursor, op: FindKeys) -> WholeKeys:
+    """Find whole keys by what is shown of them. It looks at each key that begins as one of them does."""
+    return WholeKeys(tuple(_whole(cursor, op.run_id, shown) for shown in op.shown))
+
+
+def _whole(cursor: sqlite3.Cursor, run_id: int, shown: str) -> str:
+    known = hidden_in(shown)
+    if known is None:
+        return shown
+    beginning, digest = known
+    rows = cursor.execute(
+        "SELECT key FROM items WHERE run_id = ? AND key >= ? AND key < ?", (run_id, beginning, beginning + LAST)
+    )
+    found = [key for (key,) in rows if key == shown or digest_of(key) == digest]
+    return found[0] if len(found) == 1 else shown
