@@ -41,9 +41,15 @@ def charged(daemon):
 
 @pytest.mark.browser
 def test_a_page_that_hangs_among_four_slots_is_ended_alone(daemons):
-    daemon = hanging(daemons, hangs="item-0001=in_goto", browser=True, progress_timeout="8s")  # a browser starts first
+    daemon = hanging(daemons, hangs="item-0001=in_goto", browser=True, progress_timeout="60s")
     daemon.start("--once")
-    assert daemon.exit_code(90) == 0, daemon.log()
+    daemon.wait(lambda: daemon.group("g")["items"]["done"] == 7, "the others go on beside it")
+    (doing,) = daemon.worker("g-0")["doing"]
+    assert (doing["key"], doing["attempt"]) == ("item-0001", 1)
+    daemon.config["workers"]["g"]["progress_timeout"] = "5s"
+    daemon.configure(daemon.config)
+    daemon.control("reload")
+    assert daemon.exit_code() == 0, daemon.log()
     assert attempts(daemon, "item-0001") == [("retry", "progress-timeout"), ("done", None)]
     assert charged(daemon) == {f"item-{number:04}": 2 if number == 1 else 1 for number in range(8)}
     assert len(daemon.trace()) == 1 + 8 + 1, "one process, and nobody but the stuck one began twice"
