@@ -226,7 +226,7 @@ class ConfigRejected(Payload, frozen=True):
 
 
 class StorageDegraded(Payload, frozen=True):
-    """The store refuses, has little room, or lacks what was acknowledged.
+    """The store refuses, has little room, or lacks what was acknowledged; or the runtime folder was removed in use.
 
     Attributes:
         reason: a sentence with its figures.
@@ -241,7 +241,7 @@ class StorageDegraded(Payload, frozen=True):
 
 
 class StorageRecovered(Payload, frozen=True):
-    """No place of the store is in trouble any more.
+    """No place of the store is in trouble any more; or the runtime folder is there again (in one incident with that).
 
     Attributes:
         seconds: from the first trouble until now.
