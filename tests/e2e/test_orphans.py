@@ -46,3 +46,17 @@ def test_what_a_worker_that_lives_on_started_is_left_alone(daemons):
     assert daemon.stop() == 0
     assert not any(map(alive, left(daemon)))
     assert not Path(f"/proc/{left(daemon)[0]}").exists() or not alive(left(daemon)[0])
+
+
+def test_what_ran_before_the_daemon_is_none_of_its_own(daemons):
+    """An entrypoint script starts a helper and executes the daemon, whose child it is then."""
+    daemon = daemons({"workers": {"p": {"command": ["sleep", "1000"], "stop_timeout": "2s"}}})
+    script = f'sh -c "sleep 4243 & echo \\$! > {daemon.folder}/left; wait" & exec "$@"'
+    daemon.prefix = ["sh", "-c", script, "sh"]
+    daemon.start()
+    daemon.wait(lambda: left(daemon), "the helper runs")
+    pid = daemon.wait(lambda: daemon.pids()["p-0"], "p runs")
+    os.kill(pid, signal.SIGKILL)
+    daemon.wait_worker("p-0", state="running", restarts=1)
+    assert daemon.stop() == 0
+    assert all(map(alive, left(daemon)))

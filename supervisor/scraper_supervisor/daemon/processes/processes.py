@@ -90,6 +90,8 @@ class Processes:
         self._ending: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # one search for a worker's at a time
         self._adopted: set[str] = set()  # workers whose orphans need not come to us
         self._lists_children = procfs.has_children_files()
+        # An entrypoint script may have started others before it executed us: their orphans come to us too.
+        self._all_ours = self._lists_children and not procfs.children(os.getpid())
         self._starting = 0  # threads that may hold a child that no collector waits for yet
         self._starters = Threads(loop, "spawn", 2)  # an exec may wait for a slow disk
         self._enders = Threads(loop, "end-tree", 2)
@@ -260,7 +262,7 @@ class Processes:
 
     def _ownerless(self, worker: str, others: Collection[int]) -> dict[int, int]:
         """Our children that only a dead worker can have left, this one or another."""
-        if self._starting or not self._lists_children:
+        if self._starting or not self._all_ours:
             return {}
         mine = {*others, *self._collectors}
         children = [entry for pid in procfs.children(os.getpid()) if pid not in mine and (entry := procfs.stat(pid))]
@@ -270,7 +272,7 @@ class Processes:
 
     async def end_leftovers(self) -> int:
         """SIGKILL whatever workers left behind that is our child by now; how many. For the end."""
-        if self._live or self._adopted or not self._lists_children:
+        if self._live or self._adopted or not self._all_ours:
             return 0
         commands = [command.pid for command in self._commands]
         return await self._in_thread(process_tree.end_children, commands)

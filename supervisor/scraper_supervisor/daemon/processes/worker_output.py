@@ -87,12 +87,16 @@ class LineSplitter:
         del self._rest[:start]
         return lines
 
-    def drop(self) -> int:
-        """Forget all whole lines; how many there were. That costs next to nothing, however many they are."""
+    def drop(self, keep: int = 0) -> int:
+        """Forget all whole lines but the last ones; how many were forgotten. It costs little, however many they are."""
         end = self._rest.rfind(b"\n") + 1
+        for _ in range(keep):
+            if not end:
+                break
+            end = self._rest.rfind(b"\n", 0, end - 1) + 1
         count = self._rest.count(b"\n", 0, end)
         del self._rest[:end]
-        if len(self._rest) > MAX_OUTPUT_LINE:  # it has no end yet
+        if not keep and len(self._rest) > MAX_OUTPUT_LINE:  # it has no end yet
             count += 1
             self._rest.clear()
         return count
@@ -222,21 +226,18 @@ class Output:
     def finish(self) -> None:
         """Read what a dead worker left in the pipe, then close.
 
-        Bounded by the pipe's size, for a browser that survived may go on writing, and by the worker's share; the last
-        line is kept in any case.
+        Bounded by the pipe's size, for a browser that survived may go on writing. The last lines are kept in any case:
+        they tell what it died of.
         """
         left = PIPE_SIZE
         while left > 0 and (count := self._read()):
             left -= count
-        lines = [*self._lines.take(LINES_AT_THE_END), *([] if self._lines.waiting else self._lines.flush())]
-        if self._lines.waiting:
-            dropped = self._lines.drop()
+        if dropped := self._lines.drop(LINES_AT_THE_END):
             self._gap += dropped
             self._rate.drop(dropped)
-            lines += self._lines.flush()
-        for line in lines:
-            self._hand_on(line)
         self._tell_gap()
+        for line in (*self._lines.take(2 * LINES_AT_THE_END), *self._lines.flush()):
+            self._hand_on(line)
         self.close()
 
     def close(self) -> None:
