@@ -74,9 +74,9 @@ def test_what_is_within_the_share_is_all_kept_in_its_order(folder: Path) -> None
     assert most <= LINES_A_TURN
 
 
-def test_of_what_a_dead_worker_left_in_the_pipe_the_last_lines_are_kept(folder: Path) -> None:
-    lines, _, dropped = printed(folder, "seq 30000; echo what it died of >&2", 20.0)
+def test_what_is_missing_of_a_burst_is_told_to_the_line(folder: Path) -> None:
+    lines, _, dropped = printed(folder, "seq 30000", 20.0)
     kept, gaps = told(lines)
-    assert "what it died of" in kept
-    assert "30000" in kept
-    assert gaps == dropped == 30_001 - len(kept)
+    assert len(kept) >= 1000
+    assert kept == sorted(kept, key=int)
+    assert gaps == dropped == 30_000 - len(kept)

@@ -190,42 +190,10 @@ def end(
                 _send(entry, signal.SIGSTOP)
             continue
         freezes = 0
-        count = _kill(living, max(0.1, min(0.5, deadline - time.monotonic())))
+        count = kill(living, max(0.1, min(0.5, deadline - time.monotonic())))
         killed += count
         if not count:
             return EndedTree(killed, len(living))  # not ours to kill (another user's): trying again changes nothing
-
-
-def end_children(others: Collection[int], seconds: float = END_WITHIN) -> int:
-    """SIGKILL our children, and theirs as they come to us, but for `others`; how many were signalled.
-
-    All that is ours: we are a subreaper, and what is no worker's and no command's is what one of them left behind.
-    """
-    deadline = time.monotonic() + seconds
-    count = 0
-    while time.monotonic() < deadline:
-        children = [entry for pid in procfs.children(os.getpid()) if (entry := procfs.stat(pid)) is not None]
-        victims = [entry for entry in children if entry.alive and entry.pid not in others]
-        if not victims:
-            return count
-        count += _kill(victims, 0.5)
-    return count
-
-
-def ownerless(children: Iterable[Stat], living: Iterable[int], before: int) -> dict[int, int]:
-    """Of children that came to us, those that no living worker can have left: pid to start time.
-
-    Args:
-        children: ours, but for workers and commands.
-        living: when each living worker started, in clock ticks since boot.
-        before: those that started later are not looked at: they may be being started by us.
-    """
-    first = min(living, default=None)
-    return {
-        child.pid: child.start_time
-        for child in children
-        if child.start_time < before and (first is None or child.start_time < first)
-    }
 
 
 def end_browser(tree: Tree, pid: int, known: Collection[int]) -> bool:
@@ -264,7 +232,7 @@ def end_browser(tree: Tree, pid: int, known: Collection[int]) -> bool:
     ):
         found |= grown
     found.discard(tree.pid or 0)
-    return _kill([table[one] for one in found if table[one].alive], 0.5) > 0
+    return kill([table[one] for one in found if table[one].alive], 0.5) > 0
 
 
 def _send(entry: Stat, signum: signal.Signals) -> int | None:
@@ -283,7 +251,7 @@ def _send(entry: Stat, signum: signal.Signals) -> int | None:
     return None
 
 
-def _kill(victims: list[Stat], seconds: float) -> int:
+def kill(victims: list[Stat], seconds: float) -> int:
     """SIGKILL each and wait until they are dead, for some seconds; how many were signalled."""
     poll = select.poll()
     handles: list[int] = []

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import os
 import signal
-import time
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from msgspec.structs import replace
 
 from scraper_supervisor.core.policy.line_rate import LineRate
 from scraper_supervisor.daemon.processes import process_tree, procfs, spawning
+from scraper_supervisor.daemon.processes.orphans import Orphans
 from scraper_supervisor.daemon.processes.process_tree import EndedTree, ProcessRecord, Tree
 from scraper_supervisor.daemon.processes.spawning import (
     CommandProcess,
@@ -89,9 +89,7 @@ class Processes:
         self._trees: dict[str, tuple[int, Tree]] = {}  # worker: incarnation whose tree is not known to have ended
         self._ending: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # one search for a worker's at a time
         self._adopted: set[str] = set()  # workers whose orphans need not come to us
-        self._lists_children = procfs.has_children_files()
-        # An entrypoint script may have started others before it executed us: their orphans come to us too.
-        self._all_ours = self._lists_children and not procfs.children(os.getpid())
+        self._orphans = Orphans()
         self._starting = 0  # threads that may hold a child that no collector waits for yet
         self._starters = Threads(loop, "spawn", 2)  # an exec may wait for a slow disk
         self._enders = Threads(loop, "end-tree", 2)
@@ -237,7 +235,8 @@ class Processes:
             tree = self._trees[worker][1]
             others = [live.pid for live in self._live.values() if live.pid != tree.pid]
             tmpdir = self._folders.tmpdir(worker, incarnation)
-            if self._left_nothing(worker, others):
+            gone = worker not in self._adopted and worker not in self._live
+            if gone and self._orphans.none(others):  # which spares the search through all processes of the machine
                 ended = EndedTree(residue=await self._in_thread(process_tree.remove_tree, tmpdir))
             else:
                 known = {**(seen or {}), **self._ownerless(worker, others)}
@@ -249,33 +248,18 @@ class Processes:
                 self._folders.forget(worker)
             return ended
 
-    def _left_nothing(self, worker: str, others: Collection[int]) -> bool:
-        """True if a dead worker left no process: its orphans would be our children, and none is unknown.
-
-        That spares its replacement the search through all processes of the machine. It is read twice, since a child
-        that exits meanwhile can hide another.
-        """
-        if worker in self._adopted or worker in self._live or not self._lists_children:
-            return False
-        first, second = (procfs.children(os.getpid()) for _ in range(2))
-        return first == second and set(first) <= set(others)
-
     def _ownerless(self, worker: str, others: Collection[int]) -> dict[int, int]:
         """Our children that only a dead worker can have left, this one or another."""
-        if self._starting or not self._all_ours:
+        if self._starting:
             return {}
-        mine = {*others, *self._collectors}
-        children = [entry for pid in procfs.children(os.getpid()) if pid not in mine and (entry := procfs.stat(pid))]
         living = [live.start_time for live in self._live.values() if live.worker != worker]
-        now = int(time.clock_gettime(time.CLOCK_BOOTTIME) * procfs.TICKS)
-        return process_tree.ownerless(children, living, now)
+        return self._orphans.ownerless({*others, *self._collectors}, living)
 
     async def end_leftovers(self) -> int:
         """SIGKILL whatever workers left behind that is our child by now; how many. For the end."""
-        if self._live or self._adopted or not self._all_ours:
+        if self._live or self._adopted:
             return 0
-        commands = [command.pid for command in self._commands]
-        return await self._in_thread(process_tree.end_children, commands)
+        return await self._in_thread(self._orphans.end_all, [command.pid for command in self._commands])
 
     async def kill_browser(self, worker: str, incarnation: int, pid: int, known: Collection[int] = ()) -> bool:
         """SIGKILL a browser with its whole session; False when it is gone or not that incarnation's.
