@@ -105,6 +105,13 @@ async def runs_a_loop(item):
     asyncio.run(asyncio.sleep(0))
 
 
+async def cancels_everything(item):
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await asyncio.sleep(0.01)
+    return "alone"
+
+
 async def blocks_a_little(item):
     time.sleep(0.05)
     return "blocked"
@@ -122,7 +129,7 @@ async def good(item):
 
 TAME = [
     leave_exit_behind, raises, raises_in_a_group, returns, cancels, awaits_what_is_cancelled, swallows, stops_the_loop,
-    runs_a_loop, blocks_a_little, offers_rubbish, good,
+    runs_a_loop, cancels_everything, blocks_a_little, offers_rubbish, good,
 ]  # fmt: skip
 
 
@@ -160,6 +167,11 @@ async def evaluates(item):
     return await item.page.evaluate("1 + 1")
 
 
+async def cancels_everything_and_goes_on(item):
+    await cancels_everything(item)
+    return await evaluates(item)
+
+
 async def syncs(item):
     from playwright.sync_api import sync_playwright
 
@@ -169,7 +181,7 @@ async def syncs(item):
 
 PAGED = [
     closes_page, closes_context, closes_browser, leaks_pages, returns_a_page, crashes_the_page, evaluates, evaluates,
-    syncs,
+    cancels_everything_and_goes_on, syncs,
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from scraper_worker.errors import UsageError
+from scraper_worker.items.tasks import Owner, owned_by
 from scraper_worker.offers import as_entries, as_offer, key_of
 from scraper_worker.portable import encodable
 
@@ -114,7 +115,8 @@ class Attempt:
         if self.stopped:
             return None, None
         loop = asyncio.get_running_loop()
-        task = self._task = loop.create_task(_contained(work), name=f"item {self.granted.key}")
+        with owned_by(Owner(self.granted.key)):
+            task = self._task = loop.create_task(_contained(work), name=f"item {self.granted.key}")
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scraper_worker.connection.alone import Alone
 from scraper_worker.connection.client import Client
 from scraper_worker.errors import UsageError
+from scraper_worker.items.tasks import SDK, make_task, owned_by
 from scraper_worker.worker import Worker, first_of
 
 if TYPE_CHECKING:
@@ -46,13 +47,17 @@ async def run(function: Function, link: Link | None = None) -> None:
         raise UsageError(
             f"{function.__name__} must be an async function: write `async def {function.__name__}(worker)`"
         )
+    loop = asyncio.get_running_loop()
+    if loop.get_task_factory() is None:
+        loop.set_task_factory(make_task)
     if link is None:
         link = Client.from_environment() or Alone(getattr(function, "__name__", "alone"))
     worker = Worker(link)
     try:
-        async with asyncio.TaskGroup() as tasks:
-            await link.open(worker, tasks)
-            await _live(function, worker, link)
+        with owned_by(SDK):
+            async with asyncio.TaskGroup() as tasks:
+                await link.open(worker, tasks)
+                await _live(function, worker, link)
     except BaseExceptionGroup as group:
         raise first_of(group) from None
 
@@ -68,7 +73,9 @@ def run_process(function: Function) -> None:
     """
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    task = loop.create_task(run(function), name="worker")
+    loop.set_task_factory(make_task)
+    with owned_by(SDK):
+        task = loop.create_task(run(function), name="worker")
     try:
         while not task.done():
             try:
@@ -103,7 +110,8 @@ def _end(loop: asyncio.AbstractEventLoop) -> None:
 async def _live(function: Function, worker: Worker, link: Link) -> None:
     try:
         with _signals(worker):
-            await function(worker)
+            with owned_by(None):
+                await function(worker)
             await worker.close()
             await link.goodbye(worker.farewell)
     except BaseException as error:

@@ -18,6 +18,7 @@ from scraper_worker.checkpoint import Checkpoint
 from scraper_worker.classify import classify, failure_of
 from scraper_worker.errors import BrowserUnavailable, CallError, InfrastructureError, UsageError, WorkerError
 from scraper_worker.item import Attempt, Item, trace
+from scraper_worker.items.tasks import SDK, owned_by
 from scraper_worker.offers import as_entries, offer_all, tell_refused
 from scraper_worker.portable import NotPortable, encodable, to_json
 from scraper_worker.protocol import End, Failure, FailureReport, Granted, ItemDone, ItemFailed
@@ -160,18 +161,19 @@ class Worker:
         await self._browser.configure(launch or {}, context or {}, ahead=concurrency > 1)
         entries = as_entries(keys) if keys is not None else []
         try:
-            async with asyncio.TaskGroup() as tasks:
-                offering = tasks.create_task(self._offer(entries), name="offers")
-                # A run with nothing in it is complete: so nobody may ask for an item before the first offer counts.
-                await self._offered.wait()
-                pullers = [
-                    tasks.create_task(self._pull(handler, browser), name=f"items {number}")
-                    for number in range(concurrency)
-                ]
-                await asyncio.wait(pullers)
-                failed = self._source_failure
-                offering.cancel()
-            await self._browser.tidy()
+            with owned_by(SDK):
+                async with asyncio.TaskGroup() as tasks:
+                    offering = tasks.create_task(self._offer(entries), name="offers")
+                    # A run with nothing in it is complete: so nobody may ask for an item before the first offer counts.
+                    await self._offered.wait()
+                    pullers = [
+                        tasks.create_task(self._pull(handler, browser), name=f"items {number}")
+                        for number in range(concurrency)
+                    ]
+                    await asyncio.wait(pullers)
+                    failed = self._source_failure
+                    offering.cancel()
+                await self._browser.tidy()
         except BaseExceptionGroup as group:
             raise first_of(group) from None
         if isinstance(failed, Exception):

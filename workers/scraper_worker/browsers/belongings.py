@@ -13,6 +13,8 @@ import contextvars
 import logging
 from typing import TYPE_CHECKING, Any
 
+from scraper_worker.items.tasks import SDK, owned_by
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
@@ -123,10 +125,11 @@ async def _quietly(closing: Awaitable[None]) -> None:
 
 @contextlib.contextmanager
 def unowned() -> Generator[None]:
-    """What the SDK itself opens inside belongs to no item, whoever made it do so."""
+    """What the SDK itself opens inside, and tasks that begin there, belong to no item, whoever made it do so."""
     token = _owner.set(None)
     try:
-        yield
+        with owned_by(SDK):
+            yield
     finally:
         _owner.reset(token)
 
