@@ -75,8 +75,7 @@ def test_the_scraper_s_own_logging_is_its_own(scraper):
         ([], "usage"),
         (["scraper"], "is not MODULE:FUNCTION"),
         (["scraper:"], "is not MODULE:FUNCTION"),
-        (["nothing:scrape"], "no module 'nothing'"),
-        (["scraper:nothing"], "no function 'nothing'"),
+        (["scraper:a", "b"], "usage"),
     ],
 )
 def test_wrong_usage_is_one_line_and_2(scraper, arguments, message):
@@ -84,6 +83,34 @@ def test_wrong_usage_is_one_line_and_2(scraper, arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+PLAIN = "async def scrape(worker):\n    await worker.process(['a'], one{})\ndef one(item):\n    return item.key\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "entrypoint", "message"),
+    [
+        ("", "nothing:scrape", "no module 'nothing'"),
+        ("", "scraper:nothing", "no function 'nothing'"),
+        ("def scrape(worker): pass\n", "scraper:scrape", "scrape must be an async function"),
+        (PLAIN.format(""), "scraper:scrape", "call process(…, browser=False)"),
+        (PLAIN.format(", browser=False, concurrency=0"), "scraper:scrape", "concurrency is 1 or more"),
+        (PLAIN.format(", browser=False, offer='never'"), "scraper:scrape", "offer is"),
+    ],
+)
+def test_a_wrong_set_up_is_one_line_and_78(scraper, text, entrypoint, message):
+    done = start(scraper(text), entrypoint)
+    assert done.returncode == 78
+    line = next(line for line in done.stderr.splitlines() if message in line)
+    assert line == done.stderr.splitlines()[-1] or "left" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_plain_handler_runs_in_a_thread(scraper):
+    done = start(scraper(PLAIN.format(", browser=False")), "scraper:scrape")
+    assert (done.returncode, json.loads(done.stdout)["result"]) == (0, "a"), done.stderr
 
 
 @pytest.mark.slow

@@ -25,13 +25,14 @@ if TYPE_CHECKING:
         ItemError,
         PermanentError,
         Refused,
+        SetupError,
         StateMismatch,
         SupervisorLost,
         TransientError,
         UsageError,
         WorkerError,
     )
-    from scraper_worker.item import Item
+    from scraper_worker.item import Item, ThreadItem
     from scraper_worker.protocol import Failure
     from scraper_worker.retry import RetryPolicy
     from scraper_worker.runner import run
@@ -49,8 +50,10 @@ __all__ = [
     "PermanentError",
     "Refused",
     "RetryPolicy",
+    "SetupError",
     "StateMismatch",
     "SupervisorLost",
+    "ThreadItem",
     "TransientError",
     "UsageError",
     "Worker",
@@ -65,6 +68,7 @@ _ELSEWHERE = {
     "Failure": "protocol",
     "Item": "item",
     "RetryPolicy": "retry",
+    "ThreadItem": "item",
     "Worker": "worker",
     "classify": "classify",
     "raise_for_status": "browsers.browser",

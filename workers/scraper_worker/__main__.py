@@ -7,6 +7,7 @@ comes onto the path only after everything of ours is imported.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 - asyncio loads it late, when a scraper's own queue.py would be found
 import importlib
 import os
 import sys
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from scraper_worker import protocol
 from scraper_worker.connection.stack import tell_on_signal
-from scraper_worker.errors import BrowserUnavailable, BrowserUnusable, Refused, SupervisorLost, UsageError
+from scraper_worker.errors import BrowserUnavailable, BrowserUnusable, Refused, SetupError, SupervisorLost
 from scraper_worker.item import trace
 from scraper_worker.logs import log_to_stderr
 from scraper_worker.runner import LEFT_TIMEOUT, run_process
@@ -40,12 +41,10 @@ def main(arguments: Sequence[str]) -> int:
     entrypoint = arguments[0]
     tell_on_signal()
     try:
-        try:
-            function = load(entrypoint)
-        except UsageError as error:
-            return _say(str(error), EXIT_USAGE)
-        run_process(function)
-    except BrowserUnusable as error:
+        if not all(entrypoint.partition(":")):
+            return _say(f"{entrypoint!r} is not MODULE:FUNCTION; {USAGE}", EXIT_USAGE)
+        run_process(load(entrypoint))
+    except (SetupError, BrowserUnusable) as error:
         return _say(f"{_name()}: {error}", EXIT_SETUP)
     except (Refused, SupervisorLost, BrowserUnavailable) as error:
         return _say(f"{_name()}: {error}", EXIT_FAILED)
@@ -61,12 +60,10 @@ def load(entrypoint: str) -> Callable[[Any], Awaitable[Any]]:
     """The function that MODULE:FUNCTION names.
 
     Raises:
-        UsageError: there is no such module, or no such function in it.
+        SetupError: there is no such module, or no such function in it.
         Exception: what the module raises while it is imported.
     """
-    module_name, colon, function_name = entrypoint.partition(":")
-    if not colon or not module_name or not function_name:
-        raise UsageError(f"{entrypoint!r} is not MODULE:FUNCTION; {USAGE}")
+    module_name, _, function_name = entrypoint.partition(":")
     folder = os.getcwd()
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -75,7 +72,7 @@ def load(entrypoint: str) -> Callable[[Any], Awaitable[Any]]:
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise
-        raise UsageError(
+        raise SetupError(
             f"no module {error.name!r} for {entrypoint}: looked in {folder} and where Python looks"
         ) from None
     function: Any = module
@@ -83,7 +80,7 @@ def load(entrypoint: str) -> Callable[[Any], Awaitable[Any]]:
         function = getattr(function, part, None)
     if not callable(function):
         file = getattr(module, "__file__", None) or module_name
-        raise UsageError(f"no function {function_name!r} in {file}")
+        raise SetupError(f"no function {function_name!r} in {file}")
     return function  # type: ignore[no-any-return]  # whatever the user named; run() checks that it is async
 
 

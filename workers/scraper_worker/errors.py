@@ -51,6 +51,10 @@ class UsageError(WorkerError):
     """The SDK was called in a way that it can't serve; the message names the remedy."""
 
 
+class SetupError(UsageError):
+    """The worker's own set-up is wrong: every start would end like this one, so the process exits with 78."""
+
+
 class Refused(WorkerError):
     """The supervisor refused this worker's credentials; the process must end."""
 

@@ -18,6 +18,8 @@ from scraper_worker.portable import encodable
 if TYPE_CHECKING:
     from playwright.async_api import Page
 
+    from scraper_worker.items.evidence import Attachments
+    from scraper_worker.items.progress import Progress
     from scraper_worker.offers import Entries, Entry
     from scraper_worker.protocol import Failure, Granted, WireEntry
 
@@ -26,15 +28,17 @@ TOLD_AGAIN: Final = 3.0  # seconds after which a handler that was ended and goes
 _OWN_FOLDER: Final = str(Path(__file__).parent)
 
 
-class Item:
-    """What a handler is given.
+class BaseItem:
+    """What every handler is given, in a task or in a thread.
 
     Args:
-        granted: the item as the queue gave it.
-        page: a fresh page, or None with `browser=False`.
+        attempt: the attempt at it.
+        progress: tells how far it is.
+        attachments: keeps its evidence.
     """
 
-    def __init__(self, granted: Granted, page: Page | None) -> None:
+    def __init__(self, attempt: Attempt, progress: Progress, attachments: Attachments) -> None:
+        granted = attempt.granted
         self.key: str = granted.key
         """Unique in the run."""
         self.target: str | None = granted.target
@@ -43,8 +47,44 @@ class Item:
         """What was offered with it; None if nothing was."""
         self.attempt: int = granted.attempt
         """1 plus the attempts charged so far."""
-        self._page = page
+        self.last: bool = granted.last
+        """Whether a failure now would be for good."""
+        self._attempt = attempt
+        self._progress = progress
+        self._attachments = attachments
         self._offers: dict[str, WireEntry] = {}
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the handler is to end: its item took too long or was cancelled or taken back, or the worker ends."""
+        return self._attempt.stopped or self._attempt.abandoned
+
+    def _add(self, entry: Entry) -> None:
+        offer = as_offer(entry)
+        self._offers.setdefault(key_of(offer), offer)
+
+    @property
+    def offers(self) -> list[WireEntry]:
+        """What was offered so far, each key once."""
+        return list(self._offers.values())
+
+    def __repr__(self) -> str:
+        return f"<Item {self.key!r}, attempt {self.attempt}>"
+
+
+class Item(BaseItem):
+    """What an async handler is given.
+
+    Args:
+        attempt: the attempt at it.
+        progress: tells how far it is.
+        attachments: keeps its evidence.
+        page: a fresh page, or None with `browser=False`.
+    """
+
+    def __init__(self, attempt: Attempt, progress: Progress, attachments: Attachments, page: Page | None) -> None:
+        super().__init__(attempt, progress, attachments)
+        self._page = page
 
     @property
     def page(self) -> Page:
@@ -76,17 +116,81 @@ class Item:
             for entry in source:
                 self._add(entry)
 
-    def _add(self, entry: Entry) -> None:
-        offer = as_offer(entry)
-        self._offers.setdefault(key_of(offer), offer)
+    def progress(
+        self, message: str | None = None, *, done: float | None = None, total: float | None = None
+    ) -> Awaitable[None]:
+        """Say that the item is alive, and how far it is; `progress_timeout` counts from here.
+
+        It is said at once; awaiting what is returned gives the loop a turn.
+
+        Args:
+            message: what it is at, for people.
+            done: how much of it is done, in whatever unit.
+            total: how much there is.
+        """
+        self._progress.say(message, done, total)
+        return _a_turn()
+
+    def attach(self, name: str, content: bytes | bytearray | str) -> Awaitable[None]:
+        """Keep a file as evidence, which this item's failure will name; of an item that is done it is removed.
+
+        The writing begins at once, in a thread; awaiting what is returned waits for it. What the disk refuses is told
+        in the log, and lost.
+
+        Args:
+            name: 1 to 100 of [A-Za-z0-9._-], not beginning with a dot.
+            content: bytes, or text.
+
+        Raises:
+            UsageError: the name can be no file's, or the content is neither bytes nor text.
+        """
+        return self._attachments.add_soon(name, content)
+
+
+class ThreadItem(BaseItem):
+    """What a plain function is given as handler, in a thread of its own: the same, without `await` and without a page.
+
+    Such a handler can't be ended from outside: a long one looks at `cancelled` now and then.
+    """
 
     @property
-    def offers(self) -> list[WireEntry]:
-        """What was offered so far, each key once."""
-        return list(self._offers.values())
+    def page(self) -> Page:
+        """There is none.
 
-    def __repr__(self) -> str:
-        return f"<Item {self.key!r}, attempt {self.attempt}>"
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError("item.page needs a browser: write the handler as an async function, without browser=False")
+
+    def offer(self, entries: Entries | Entry) -> None:
+        """Add items found on the way; see `Item.offer`.
+
+        Raises:
+            UsageError: it is nothing to iterate over in a thread.
+        """
+        source = as_entries(entries)
+        if isinstance(source, AsyncIterable):
+            raise UsageError("a handler in a thread offers a list or an iterable, not an async one")
+        for entry in source:
+            self._add(entry)
+
+    def progress(self, message: str | None = None, *, done: float | None = None, total: float | None = None) -> None:
+        """Say that the item is alive, and how far it is; see `Item.progress`."""
+        self._progress.say(message, done, total)
+
+    def attach(self, name: str, content: bytes | bytearray | str) -> None:
+        """Keep a file as evidence; see `Item.attach`.
+
+        Raises:
+            UsageError: the name can be no file's, or the content is neither bytes nor text.
+        """
+        self._attachments.add(name, content)
+
+
+def _a_turn() -> Awaitable[None]:
+    turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    turn.set_result(None)
+    return turn
 
 
 class Attempt:
@@ -101,6 +205,8 @@ class Attempt:
         self.failure: Failure | None = None
         """What the handler was cut short for, to be reported in the place of its own end."""
         self.dropped = False
+        self.abandoned = False
+        """The worker ends, and nobody waits for what is still under way in a thread."""
         self.began = asyncio.get_running_loop().time()
         self._task: asyncio.Task[tuple[Any, BaseException | None]] | None = None
         self._over = False

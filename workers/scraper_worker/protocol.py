@@ -60,6 +60,7 @@ class Failure(Struct, frozen=True, omit_defaults=True):
     status: int | None = None
     retry_after: float | None = None
     traceback: str | None = None
+    evidence: tuple[str, ...] = ()
 
 
 class Claim(Struct, frozen=True):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scraper_worker.connection.alone import Alone
 from scraper_worker.connection.client import Client
-from scraper_worker.errors import UsageError
+from scraper_worker.errors import SetupError
 from scraper_worker.items.tasks import SDK, make_task, owned_by
 from scraper_worker.worker import Worker, first_of
 
@@ -39,12 +39,13 @@ async def run(function: Function, link: Link | None = None) -> None:
         link: who keeps the queue; found by the environment if None.
 
     Raises:
+        SetupError: it is no async function, or what it asks for can't be had.
         Refused: the supervisor refused this worker.
         SupervisorLost: there was no supervisor for too long.
         Exception: what `function` raised.
     """
     if not inspect.iscoroutinefunction(function) and inspect.isfunction(function):
-        raise UsageError(
+        raise SetupError(
             f"{function.__name__} must be an async function: write `async def {function.__name__}(worker)`"
         )
     loop = asyncio.get_running_loop()

@@ -3,46 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import inspect
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
 from scraper_worker import protocol
 from scraper_worker.browsers.browser import SupervisedBrowser
-from scraper_worker.challenges import challenged, may_be_challenge
 from scraper_worker.checkpoint import Checkpoint
-from scraper_worker.classify import classify, failure_of
-from scraper_worker.errors import BrowserUnavailable, CallError, InfrastructureError, UsageError, WorkerError
-from scraper_worker.item import Attempt, Item, trace
+from scraper_worker.classify import classify
+from scraper_worker.errors import CallError, SetupError, UsageError, WorkerError
+from scraper_worker.item import Attempt, trace
+from scraper_worker.items.evidence import EvidenceFolder
+from scraper_worker.items.handling import Handling
 from scraper_worker.items.tasks import SDK, owned_by
+from scraper_worker.items.threads import is_plain
 from scraper_worker.offers import as_entries, offer_all, tell_refused
-from scraper_worker.portable import NotPortable, encodable, to_json
 from scraper_worker.protocol import End, Failure, FailureReport, Granted, ItemDone, ItemFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Mapping
+    from collections.abc import Generator, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from playwright.async_api import Browser
 
-    from scraper_worker.browsers.tab import Tab
     from scraper_worker.connection.link import Link
+    from scraper_worker.items.handling import Handler
     from scraper_worker.offers import Entries, Entry
     from scraper_worker.protocol import BrowserRecycle, Drain, ItemCancel, Welcome, WireEntry
 
-    Handler = Callable[[Item], Awaitable[Any]]
-
 log = logging.getLogger("scraper_worker")
 
-SETTLE_TIMEOUT: Final = 5.0  # seconds for page or browser to say whether it is lost, after an unclear failure
 EARLY_ORDERS: Final = 256
 LAST_WAIT: Final = 5.0  # seconds that an item may be waited for once the source has failed
-CHALLENGE_TIMEOUT: Final = 2.0  # seconds to read the page on which an item failed
-_UNCLEAR: Final = frozenset({"net::ERR_ABORTED", "TargetClosedError", "driver-died"})
 
 
 class BrowserHandle:
@@ -83,6 +77,7 @@ class Worker:
         self._processed = False
         self._source_failure: BaseException | None = None
         self._ended: str | None = None
+        self._evidence = EvidenceFolder()
         self.checkpoint = Checkpoint(link)
         """Save and load this worker's state."""
 
@@ -138,28 +133,37 @@ class Worker:
         browser: bool = True,
         launch: Mapping[str, Any] | None = None,
         context: Mapping[str, Any] | None = None,
+        offer: Literal["once", "always"] = "once",
     ) -> None:
         """Offer the keys, and work on items until the run is complete or the worker is drained.
 
         Args:
             keys: a list, an iterable or an async iterable of keys (or of mappings with key, target, data, priority);
                 None or empty to work only on what is queued already. Keys the run knows are not added again.
-            handler: an async function that is given an `Item`, and returns its result (any JSON) or raises.
-            concurrency: items in hand at a time, each with a page of its own in the one browser.
+            handler: an async function that is given an `Item`, and returns its result (any JSON) or raises. With
+                `browser=False` also a plain function, called in a thread with a `ThreadItem`.
+            concurrency: items in hand at a time, each with a page of its own in the one browser, or a thread.
             browser: False for handlers that need no page.
             launch: options for Playwright's `chromium.launch`, such as `proxy` or `headless`.
             context: options for its `new_context`, such as `locale` or `user_agent`.
+            offer: "once": the keys are not drawn again where a worker of this run has offered its source to the end;
+                "always": they are, for a source that grows meanwhile.
 
         Raises:
-            UsageError: a second call, or arguments that can't be meant.
+            UsageError: a second call.
+            SetupError: arguments that can't be meant, such as a plain function where there is a browser.
             BrowserUnavailable: no browser can be started; the items in hand were given back.
             BrowserUnusable: as above, since the options are wrong or none is installed.
             CallError: the supervisor refused what was offered.
             Exception: what the source of keys raised, after the items that it had offered until then were worked on.
         """
-        self._check(handler, concurrency)
+        self._check(handler, concurrency, browser, offer)
         await self._browser.configure(launch or {}, context or {}, ahead=concurrency > 1)
         entries = as_entries(keys) if keys is not None else []
+        if self._place.offered and offer == "once":
+            log.info("the keys of this run were offered to the end before, and are not drawn again")
+            entries = []
+        handling = Handling(handler, self._browser if browser else None, self._link, self._evidence)
         try:
             with owned_by(SDK):
                 async with asyncio.TaskGroup() as tasks:
@@ -167,8 +171,7 @@ class Worker:
                     # A run with nothing in it is complete: so nobody may ask for an item before the first offer counts.
                     await self._offered.wait()
                     pullers = [
-                        tasks.create_task(self._pull(handler, browser), name=f"items {number}")
-                        for number in range(concurrency)
+                        tasks.create_task(self._pull(handling), name=f"items {number}") for number in range(concurrency)
                     ]
                     await asyncio.wait(pullers)
                     failed = self._source_failure
@@ -199,20 +202,24 @@ class Worker:
         failure = msgspec.structs.replace(classify(error), traceback=trace(error))
         await self._link.report(FailureReport(failure, target))
 
-    def _check(self, handler: Handler, concurrency: int) -> None:
+    def _check(self, handler: Handler, concurrency: int, browser: bool, offer: str) -> None:
         if self._processed:
             raise UsageError(
                 "process() runs once in a worker's life: use one handler that looks at item.data to tell kinds of items"
                 " apart, or two groups in the configuration"
             )
         if not callable(handler):
-            raise UsageError(f"process() takes an async function as handler, not {type(handler).__name__}")
-        if inspect.isfunction(handler) and not inspect.iscoroutinefunction(handler):
-            raise UsageError(
-                f"{handler.__name__} must be an async function: write `async def {handler.__name__}(item)`"
+            raise SetupError(f"process() takes a function as handler, not {type(handler).__name__}")
+        if browser and is_plain(handler):
+            name = getattr(handler, "__name__", type(handler).__name__)
+            raise SetupError(
+                f"{name} must be an async function: write `async def {name}(item)`, or call process(…, browser=False)"
+                " to have a plain function run in a thread"
             )
+        if offer not in ("once", "always"):
+            raise SetupError(f'offer is "once" or "always", not {offer!r}')
         if concurrency < 1:
-            raise UsageError(f"concurrency is 1 or more, not {concurrency}")
+            raise SetupError(f"concurrency is 1 or more, not {concurrency}")
         self._processed = True
 
     # ---- offering and pulling ----------------------------------------------------------------------------------------
@@ -233,7 +240,7 @@ class Worker:
         finally:
             self._offered.set()
 
-    async def _pull(self, handler: Handler, browser: bool) -> None:
+    async def _pull(self, handling: Handling) -> None:
         while True:
             granted = await self._next()
             if isinstance(granted, End):
@@ -244,7 +251,7 @@ class Worker:
             if granted.claim in self._early:
                 self._stop(granted.claim, self._early.pop(granted.claim))
             try:
-                outcome = await self._attempt(attempt, handler, browser)
+                outcome = await handling.attempt(attempt)
             finally:
                 del self._attempts[granted.claim]
             if outcome is not None and not attempt.dropped:
@@ -269,72 +276,6 @@ class Worker:
         for wait in list(self._waits):
             wait.reschedule(asyncio.get_running_loop().time())
 
-    # ---- one item ----------------------------------------------------------------------------------------------------
-
-    async def _attempt(self, attempt: Attempt, handler: Handler, browser: bool) -> ItemDone | ItemFailed | None:
-        granted = attempt.granted
-        if not browser:
-            return await self._handle(attempt, handler, Item(granted, None), None)
-
-        def lost(signature: str, message: str) -> None:
-            attempt.cut(Failure("infrastructure", "browser", signature, message))
-
-        try:
-            host = granted.target or urlsplit(granted.key).hostname
-            async with self._browser.tab(lost, host) as tab:
-                return await self._handle(attempt, handler, Item(granted, tab.page), tab)
-        except InfrastructureError as error:
-            return self._failed(attempt, classify(error), None)
-        except BrowserUnavailable:
-            await self._link.release(granted.key, granted.claim, "no browser can be started")
-            raise
-
-    async def _handle(
-        self, attempt: Attempt, handler: Handler, item: Item, tab: Tab | None
-    ) -> ItemDone | ItemFailed | None:
-        """The one place where a handler's end becomes its item's outcome, whatever that end is."""
-
-        async def work() -> Any:
-            with tab.belongings.owned() if tab is not None else contextlib.nullcontext():
-                return await handler(item)
-
-        result, error = await attempt.run(work)
-        failure = None
-        if error is not None and not attempt.stopped:
-            failure = await self._explain(error, tab)
-        attempt.conclude()
-        failure = attempt.failure or failure
-        if failure is not None:
-            return self._failed(attempt, failure, tab)
-        return self._done(attempt, item, result, tab)
-
-    async def _explain(self, error: BaseException, tab: Tab | None) -> Failure:
-        status, retry_after = (tab.status, tab.retry_after) if tab is not None else (None, None)
-        failure = failure_of(error, status=status, retry_after=retry_after)
-        if tab is not None and failure.signature in _UNCLEAR:
-            lost = await tab.settle(SETTLE_TIMEOUT)
-            if not lost and failure.signature == "TargetClosedError":  # the handler, or the page itself, closed it
-                message = f"the page was closed, and used after that: {failure.message}"
-                failure = Failure("transient", "application", "page-closed", message)
-        elif tab is not None and may_be_challenge(error, failure):
-            who = await tab.challenge(CHALLENGE_TIMEOUT)
-            if who is not None:
-                failure = challenged(failure, who)
-        return msgspec.structs.replace(failure, traceback=trace(error))
-
-    def _done(self, attempt: Attempt, item: Item, result: Any, tab: Tab | None) -> ItemDone | ItemFailed:
-        try:
-            encoded = to_json(result)
-        except NotPortable as error:
-            return self._failed(attempt, Failure("permanent", "application", error.signature, str(error)), tab)
-        granted = attempt.granted
-        return ItemDone(granted.key, granted.claim, attempt.seconds, _target(granted, tab), encoded, item.offers)
-
-    @staticmethod
-    def _failed(attempt: Attempt, failure: Failure, tab: Tab | None) -> ItemFailed:
-        granted = attempt.granted
-        return ItemFailed(granted.key, failure, granted.claim, attempt.seconds, _target(granted, tab))
-
     async def _conclude(self, outcome: ItemDone | ItemFailed) -> None:
         try:
             if isinstance(outcome, ItemFailed):
@@ -356,6 +297,7 @@ class Worker:
     def introduced(self, welcome: Welcome, *, again: bool) -> None:
         """The supervisor said hello."""
         self._welcome = welcome
+        self._evidence.path = None if welcome.evidence is None else Path(welcome.evidence.dir)
         if again:
             self._browser.announce()
 
@@ -405,13 +347,6 @@ class Worker:
     async def close(self) -> None:
         """End the browser."""
         await self._browser.close()
-
-
-def _target(granted: Granted, tab: Tab | None) -> str | None:
-    """The host that the attempt talked to, where the queue can't know it from the item itself."""
-    if granted.target is not None or tab is None or urlsplit(granted.key).hostname:
-        return None
-    return encodable(tab.host) if tab.host is not None else None
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -41,7 +41,7 @@ from scraper_worker.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from scraper_worker.connection.link import Listener
-    from scraper_worker.protocol import BrowserStarted, BrowserStopped, FromWorker, WireEntry
+    from scraper_worker.protocol import BrowserStarted, BrowserStopped, FromWorker, ItemProgress, WireEntry
 
 FREE_BLOCKED: Final = 20  # times an item that cost no attempt; the supervisor's figures
 FREE_INFRASTRUCTURE: Final = 3
@@ -110,7 +110,7 @@ class Alone(Link):
     async def give_back(self, reason: str) -> None:
         """Nothing: the queue ends with the process."""
 
-    def notify(self, message: BrowserStarted | BrowserStopped) -> None:
+    def notify(self, message: BrowserStarted | BrowserStopped | ItemProgress) -> None:
         """Nobody to tell."""
 
     async def call(self, message: FromWorker) -> Any:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from scraper_worker.connection.link import Listener
-    from scraper_worker.protocol import BrowserStarted, CallId
+    from scraper_worker.protocol import BrowserStarted, CallId, ItemProgress
 
 log = logging.getLogger("scraper_worker")
 
@@ -129,7 +129,7 @@ class Client(Link):
                 log.warning("%s: %s; again in %.1f s", METHODS[type(message)], error, pause)
             await asyncio.sleep(pause)
 
-    def notify(self, message: BrowserStarted | BrowserStopped) -> None:
+    def notify(self, message: BrowserStarted | BrowserStopped | ItemProgress) -> None:
         """Send a notification. While disconnected, ends are kept for later; starts are announced by the listener."""
         line = jsonrpc.encode_notification(METHODS[type(message)], message)
         if not self._transmit(line) and isinstance(message, BrowserStopped):

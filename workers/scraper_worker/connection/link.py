@@ -21,6 +21,7 @@ from scraper_worker.protocol import (
     ItemDone,
     ItemFailed,
     ItemNext,
+    ItemProgress,
     ItemRelease,
     ItemsOffer,
     Offered,
@@ -82,7 +83,7 @@ class Link(ABC):
         """
 
     @abstractmethod
-    def notify(self, message: BrowserStarted | BrowserStopped) -> None:
+    def notify(self, message: BrowserStarted | BrowserStopped | ItemProgress) -> None:
         """Send a notification."""
 
     @abstractmethod
