@@ -210,7 +210,8 @@ async def test_a_failure_names_what_was_attached_and_a_done_item_keeps_nothing(a
     Kept(alone_link, tmp_path)
 
     def work(item):
-        item.attach("page.html", "<p>")
+        for number in range(20):
+            item.attach("page.html", f"<p>{number}")
         item.attach("page.html", b"<p>newer")
         item.attach("note-1", bytearray(b"x"))
         if item.key != "good":

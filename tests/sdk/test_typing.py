@@ -24,11 +24,15 @@ from scraper_worker import (
     InfrastructureError,
     Item,
     ItemError,
+    LoginFailed,
     PermanentError,
     Refused,
     RetryPolicy,
+    SessionExpired,
+    SetupError,
     StateMismatch,
     SupervisorLost,
+    ThreadItem,
     TransientError,
     UsageError,
     Worker,
@@ -82,10 +86,22 @@ async def process_takes_an_async_function_of_an_item(worker: Worker) -> None:
     def not_async(item: Item) -> str:
         return item.key
 
+    def in_a_thread(item: ThreadItem) -> str:
+        return item.key
+
+    async def log_in(page: Page) -> None:
+        await page.goto("u")
+
     async def of_a_key(key: str) -> str:
         return key
 
-    await worker.process(["a"], not_async)  # type: ignore[arg-type]
+    await worker.process(["a"], not_async)  # type: ignore[arg-type]  # in a thread it is given a ThreadItem
+    await worker.process(["a"], in_a_thread, browser=False)
+    await worker.process(["a"], scrape, offer="always")
+    await worker.process(["a"], scrape, login=log_in)
+    await worker.process(["a"], scrape, keep_session=True)
+    await worker.process(["a"], scrape, login=scrape)  # type: ignore[arg-type]  # it takes a page
+    await worker.process(["a"], scrape, offer="never")  # type: ignore[arg-type]
     await worker.process(["a"], of_a_key)  # type: ignore[arg-type]
     await worker.process(["a"], scrape, 4)  # type: ignore[call-arg]  # by name only
     await worker.process(["a"])  # type: ignore[call-arg]
@@ -119,7 +135,17 @@ async def an_item(item: Item) -> None:
     assert_type(item.page, Page)
     assert_type(await item.offer(["b", {"key": "c"}]), None)
     await item.offer(1.5)  # type: ignore[arg-type]
+    assert_type(item.cancelled, bool)
+    assert_type(await item.progress("at it", done=1, total=2.5), None)
+    assert_type(await item.attach("page.html", b""), None)
+    await item.attach("page.html", 1)  # type: ignore[arg-type]
     item.page = None  # type: ignore[misc,assignment]  # the SDK's to open and close
+
+
+def an_item_in_a_thread(item: ThreadItem) -> None:
+    assert_type(item.offer(["b"]), None)
+    assert_type(item.progress(done=1), None)
+    assert_type(item.attach("page.html", "text"), None)
 
 
 # ---- retry
@@ -167,9 +193,10 @@ async def a_step_that_is_a_method(site: Site) -> None:
 
 
 def the_kinds_of_errors() -> None:
-    kinds: list[type[ItemError]] = [BlockedError, InfrastructureError, PermanentError, TransientError]
+    kinds: list[type[ItemError]] = [SessionExpired, BlockedError, InfrastructureError, PermanentError, TransientError]
     others: list[type[WorkerError]] = [
-        BrowserUnavailable, CallError, ItemError, Refused, StateMismatch, SupervisorLost, UsageError,
+        BrowserUnavailable, CallError, ItemError, Refused, LoginFailed, SetupError, StateMismatch, SupervisorLost,
+        UsageError,
     ]  # fmt: skip
     kinds.append(UsageError)  # type: ignore[arg-type]  # it says nothing of an item
     others.append(ValueError)  # type: ignore[arg-type]

@@ -7,7 +7,6 @@ comes onto the path only after everything of ours is imported.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures.thread  # noqa: F401 - asyncio loads it late, when a scraper's own queue.py would be found
 import importlib
 import os
 import sys
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from scraper_worker import protocol
 from scraper_worker.connection.stack import tell_on_signal
-from scraper_worker.errors import BrowserUnavailable, BrowserUnusable, Refused, SetupError, SupervisorLost
+from scraper_worker.errors import BrowserUnavailable, BrowserUnusable, LoginFailed, Refused, SetupError, SupervisorLost
 from scraper_worker.item import trace
 from scraper_worker.logs import log_to_stderr
 from scraper_worker.runner import LEFT_TIMEOUT, run_process
@@ -26,6 +25,7 @@ from scraper_worker.runner import LEFT_TIMEOUT, run_process
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+importlib.import_module("concurrent.futures.thread")  # asyncio does so late, and would find a scraper's own queue.py
 USAGE: Final = "usage: python -P -m scraper_worker MODULE:FUNCTION"
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -46,6 +46,8 @@ def main(arguments: Sequence[str]) -> int:
         run_process(load(entrypoint))
     except (SetupError, BrowserUnusable) as error:
         return _say(f"{_name()}: {error}", EXIT_SETUP)
+    except LoginFailed as error:
+        return _say(f"{_name()}: {error}", EXIT_SETUP if error.permanent else EXIT_FAILED)
     except (Refused, SupervisorLost, BrowserUnavailable) as error:
         return _say(f"{_name()}: {error}", EXIT_FAILED)
     except (KeyboardInterrupt, asyncio.CancelledError):

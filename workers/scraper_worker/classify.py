@@ -19,6 +19,7 @@ from scraper_worker.errors import (
     ItemError,
     PermanentError,
     Refused,
+    SessionExpired,
     SupervisorLost,
     TransientError,
 )
@@ -224,6 +225,7 @@ def _of_class(facts: Facts) -> Verdict:
 _ITEM_ERRORS: Final[tuple[tuple[type[ItemError], Kind, Category], ...]] = (
     (TransientError, "transient", "application"),
     (PermanentError, "permanent", "application"),
+    (SessionExpired, "permanent", "application"),
     (BlockedError, "blocked", "external"),
     (InfrastructureError, "infrastructure", "browser"),
 )
@@ -303,7 +305,7 @@ def classify(error: BaseException, *, status: int | None = None, retry_after: fl
         BaseException: `error` itself, if it is no failure but an order to stop (CancelledError, KeyboardInterrupt,
             SystemExit).
     """
-    failures = [_of_leaf(leaf, status, retry_after) for leaf in _leaves(error) if isinstance(leaf, Exception)]
+    failures = [_of_leaf(leaf, status, retry_after) for leaf in leaves(error) if isinstance(leaf, Exception)]
     if not failures:
         raise error
     return min(failures, key=lambda failure: _DECIDING[failure.kind])
@@ -329,7 +331,7 @@ def failure_of(error: BaseException, *, status: int | None = None, retry_after: 
     return Failure("transient", "application", signature, _trim(f"the handler raised {name}: {text}".rstrip(": ")))
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def leaves(error: BaseException) -> Iterator[BaseException]:
     """The exceptions in a group, in any depth, or the exception that is none."""
     rest = [error]
     while rest:
@@ -366,6 +368,8 @@ def _of_item_error(error: ItemError, status: int | None, retry_after: float | No
     asked = _seconds(error.retry_after)
     if error.signature is not None:
         signature = normalise(str(error.signature))
+    elif isinstance(error, SessionExpired):
+        signature = "session-expired"
     elif given is not None:
         signature = f"http-{given}"
     else:

@@ -47,6 +47,23 @@ class InfrastructureError(ItemError):
     """Browser, driver or supervisor failed, not the item: it is tried again and costs no attempt."""
 
 
+class SessionExpired(ItemError):
+    """The site knows us no more: `process(login=f)` logs in anew and tries the item again; without it, permanent."""
+
+
+class LoginFailed(WorkerError):
+    """The login failed too often in a row; the worker must end.
+
+    Args:
+        message: one sentence for the operator.
+        permanent: whether the last failure was, as with refused credentials, so that no new start would mend it.
+    """
+
+    def __init__(self, message: str, *, permanent: bool) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+
+
 class UsageError(WorkerError):
     """The SDK was called in a way that it can't serve; the message names the remedy."""
 

@@ -207,6 +207,8 @@ class Attempt:
         self.dropped = False
         self.abandoned = False
         """The worker ends, and nobody waits for what is still under way in a thread."""
+        self.ended = asyncio.Event()
+        """It was ended from outside: nothing that it waits for is worth it any more."""
         self.began = asyncio.get_running_loop().time()
         self._task: asyncio.Task[tuple[Any, BaseException | None]] | None = None
         self._over = False
@@ -222,7 +224,7 @@ class Attempt:
             return None, None
         loop = asyncio.get_running_loop()
         with owned_by(Owner(self.granted.key)):
-            task = self._task = loop.create_task(_contained(work), name=f"item {self.granted.key}")
+            task = self._task = loop.create_task(contained(work), name=f"item {self.granted.key}")
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:
@@ -250,6 +252,7 @@ class Attempt:
         self._stop()
 
     def _stop(self) -> None:
+        self.ended.set()
         # A handler that has ended already, or has not begun, finds out by looking. One that goes on (a bare `except` in
         # a loop, say) is told again, before its browser is killed under its neighbours.
         if self._task is not None and not self._over:
@@ -267,7 +270,8 @@ class Attempt:
         return round(asyncio.get_running_loop().time() - self.began, 3)
 
 
-async def _contained(work: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
+async def contained(work: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
+    """What the scraper's own code returned, and what it raised, whatever that is."""
     try:
         return await work(), None
     except BaseException as error:  # noqa: BLE001 - a task that ends with SystemExit would end the whole loop

@@ -288,6 +288,18 @@ class Evidence(Struct, frozen=True):
     trace: bool
 
 
+class RestartDelays(Struct, frozen=True):
+    """How the waits between restarts grow, in seconds; a worker lets as long pass between logins that fail."""
+
+    base_delay: float = 1.0
+    multiplier: float = 2.0
+    max_delay: float = 60.0
+
+    def after(self, failures: int) -> float:
+        """The wait in seconds after so many failures in a row, from 1 on."""
+        return min(self.max_delay, self.base_delay * self.multiplier ** (failures - 1))
+
+
 class Welcome(Struct, frozen=True):
     """The answer to `hello`.
 
@@ -307,6 +319,7 @@ class Welcome(Struct, frozen=True):
     in_flight: list[Held]
     offered: bool = False
     evidence: Evidence | None = None
+    restart_policy: RestartDelays | None = None
 
 
 class Offered(Struct, frozen=True, omit_defaults=True):
@@ -318,7 +331,10 @@ class Offered(Struct, frozen=True, omit_defaults=True):
 
 
 class Granted(Struct, frozen=True):
-    """The answer to `item.next` when there is an item. `last` says that a charged failure now would be final."""
+    """The answer to `item.next` when there is an item.
+
+    `last` says that a charged failure now would be final. `held` says that its target is held, and this is its probe.
+    """
 
     key: str
     claim: int
@@ -326,6 +342,7 @@ class Granted(Struct, frozen=True):
     data: Raw
     attempt: int
     last: bool = False
+    held: bool = False
 
 
 class End(Struct, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -19,8 +20,17 @@ from scraper_worker.items.evidence import EvidenceFolder
 from scraper_worker.items.handling import Handling
 from scraper_worker.items.tasks import SDK, owned_by
 from scraper_worker.items.threads import is_plain
+from scraper_worker.login.session import Session
 from scraper_worker.offers import as_entries, offer_all, tell_refused
-from scraper_worker.protocol import End, Failure, FailureReport, Granted, ItemDone, ItemFailed
+from scraper_worker.protocol import (
+    End,
+    Failure,
+    FailureReport,
+    Granted,
+    ItemDone,
+    ItemFailed,
+    RestartDelays,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -30,6 +40,7 @@ if TYPE_CHECKING:
 
     from scraper_worker.connection.link import Link
     from scraper_worker.items.handling import Handler
+    from scraper_worker.login.session import Login
     from scraper_worker.offers import Entries, Entry
     from scraper_worker.protocol import BrowserRecycle, Drain, ItemCancel, Welcome, WireEntry
 
@@ -78,6 +89,7 @@ class Worker:
         self._source_failure: BaseException | None = None
         self._ended: str | None = None
         self._evidence = EvidenceFolder()
+        self._session: Session | None = None
         self.checkpoint = Checkpoint(link)
         """Save and load this worker's state."""
 
@@ -112,6 +124,9 @@ class Worker:
         """The group's run, from 1."""
         return self._place.run
 
+    def _restart_delays(self) -> RestartDelays:
+        return self._place.restart_policy or RestartDelays()
+
     @property
     def draining(self) -> bool:
         """Whether it is to finish what it has in hand and end; a loop of your own should look at it."""
@@ -134,6 +149,8 @@ class Worker:
         launch: Mapping[str, Any] | None = None,
         context: Mapping[str, Any] | None = None,
         offer: Literal["once", "always"] = "once",
+        login: Login | None = None,
+        keep_session: bool = False,
     ) -> None:
         """Offer the keys, and work on items until the run is complete or the worker is drained.
 
@@ -148,26 +165,38 @@ class Worker:
             context: options for its `new_context`, such as `locale` or `user_agent`.
             offer: "once": the keys are not drawn again where a worker of this run has offered its source to the end;
                 "always": they are, for a source that grows meanwhile.
+            login: an async function that is given a page and logs in, or raises. It runs when there is no session yet,
+                and when the handler raises `SessionExpired`; one for all pages of this worker. Cookies and storage are
+                kept over restarts and fresh runs.
+            keep_session: keep cookies and storage so without a login.
 
         Raises:
             UsageError: a second call.
             SetupError: arguments that can't be meant, such as a plain function where there is a browser.
+            LoginFailed: five logins in a row failed; the items in hand were given back.
             BrowserUnavailable: no browser can be started; the items in hand were given back.
             BrowserUnusable: as above, since the options are wrong or none is installed.
             CallError: the supervisor refused what was offered.
             Exception: what the source of keys raised, after the items that it had offered until then were worked on.
         """
         self._check(handler, concurrency, browser, offer)
+        _check_session(login, keep_session, browser)
         await self._browser.configure(launch or {}, context or {}, ahead=concurrency > 1)
         entries = as_entries(keys) if keys is not None else []
         if self._place.offered and offer == "once":
             log.info("the keys of this run were offered to the end before, and are not drawn again")
             entries = []
-        handling = Handling(handler, self._browser if browser else None, self._link, self._evidence)
+        if login is not None or keep_session:
+            self._session = Session(login, self._browser, self._link, self._restart_delays)
+            await self._session.restore()
+        logging_in = self._session if login is not None else None
+        handling = Handling(handler, self._browser if browser else None, self._link, self._evidence, logging_in)
         try:
             with owned_by(SDK):
                 async with asyncio.TaskGroup() as tasks:
                     offering = tasks.create_task(self._offer(entries), name="offers")
+                    session = self._session
+                    keeping = tasks.create_task(session.keep(), name="session") if session is not None else None
                     # A run with nothing in it is complete: so nobody may ask for an item before the first offer counts.
                     await self._offered.wait()
                     pullers = [
@@ -176,6 +205,8 @@ class Worker:
                     await asyncio.wait(pullers)
                     failed = self._source_failure
                     offering.cancel()
+                    if keeping is not None:
+                        keeping.cancel()
                 await self._browser.tidy()
         except BaseExceptionGroup as group:
             raise first_of(group) from None
@@ -259,6 +290,12 @@ class Worker:
 
     async def _next(self) -> Granted | End:
         while not self.draining:
+            if self._session is not None and self._session.pause:
+                # What is handed out now would have to wait for a login that may not be tried yet.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._session.pause):
+                        await self._draining.wait()
+                continue
             wait = asyncio.timeout(None)
             self._waits.add(wait)
             try:
@@ -339,14 +376,30 @@ class Worker:
         """Replace the browser once nobody holds it."""
         log.info("replacing %s: %s", order.browser, order.reason)
         await self._browser.recycle(order.browser, order.deadline)
+        if self._session is not None:
+            await self._session.save_changes()
 
     def pages(self) -> dict[str, int]:
         """Pages opened per browser."""
         return self._browser.pages()
 
     async def close(self) -> None:
-        """End the browser."""
+        """Save the session, end the browser."""
+        if self._session is not None:
+            await self._session.close()
         await self._browser.close()
+
+
+def _check_session(login: Login | None, keep_session: bool, browser: bool) -> None:
+    """Refuse a login that can't be meant.
+
+    Raises:
+        SetupError: it is no async function, or there is no browser to log in with.
+    """
+    if login is not None and is_plain(login):
+        raise SetupError(f"login= is an async function that is given a page, not {login!r:.80}")
+    if (login is not None or keep_session) and not browser:
+        raise SetupError("login= and keep_session= are about a browser's cookies: call process() without browser=False")
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -34,6 +34,7 @@ class _NextAnswer(Struct, frozen=True):
     data: Raw = Raw(b"null")
     attempt: int = 1
     last: bool = False
+    held: bool = False
 
 
 _ANSWERS: Final[dict[type[Any], Any]] = {
@@ -192,7 +193,7 @@ class OpenCalls:
             return End("complete" if answer.end == "complete" else "empty" if answer.end == "empty" else "draining")
         # Noted here and not where the answer is awaited: a break in between must not lose the claim.
         self.held[answer.claim] = answer.key
-        return Granted(answer.key, answer.claim, answer.target, answer.data, answer.attempt, answer.last)
+        return Granted(answer.key, answer.claim, answer.target, answer.data, answer.attempt, answer.last, answer.held)
 
     def _blame(self, error: RpcError) -> None:
         """An error without an id: a line over the limit can't be told by its id, but by its length."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import re
+import threading
 from typing import TYPE_CHECKING, Final
 
 from scraper_worker.errors import UsageError
@@ -48,6 +50,11 @@ class Attachments:
         self._folder = folder
         self._claim = claim
         self._files: dict[str, Path] = {}  # by the name that the handler gave
+        self._lock = (
+            threading.Lock()
+        )  # around what threads write: a name given twice has one file, of the later content
+        self._numbers = itertools.count()
+        self._newest: dict[str, int] = {}  # by the name: which call's content its file has
         self._writing: set[asyncio.Future[None]] = set()
 
     # ---- for handlers
@@ -58,7 +65,7 @@ class Attachments:
         Raises:
             UsageError: the name can be no file's, or the content is neither bytes nor text.
         """
-        self._write(_checked(name), _bytes(content))
+        self._write(next(self._numbers), _checked(name), _bytes(content))
 
     def add_soon(self, name: str, content: bytes | bytearray | str) -> Awaitable[None]:
         """Write a file in a thread.
@@ -67,22 +74,26 @@ class Attachments:
             UsageError: the name can be no file's, or the content is neither bytes nor text.
         """
         loop = asyncio.get_running_loop()
-        writing = loop.run_in_executor(None, self._write, _checked(name), _bytes(content))
+        number = next(self._numbers)
+        writing = loop.run_in_executor(None, self._write, number, _checked(name), _bytes(content))
         self._writing.add(writing)
         writing.add_done_callback(self._writing.discard)
         return asyncio.shield(writing)
 
-    def _write(self, name: str, content: bytes) -> None:
-        if self._folder.path is None:
-            self._folder.drop(name)
-            return
-        path = self._files.get(name)
-        try:
-            if path is None:
-                path = self._files[name] = self._fresh(self._folder.path, name)
-            path.write_bytes(content)
-        except OSError as error:  # the item is not to blame, and its outcome is what counts
-            log.warning("%s could not be kept as evidence: %s", name, error)
+    def _write(self, number: int, name: str, content: bytes) -> None:
+        with self._lock:
+            if self._folder.path is None:
+                self._folder.drop(name)
+                return
+            if self._newest.get(name, -1) > number:
+                return
+            self._newest[name] = number
+            try:
+                if name not in self._files:
+                    self._files[name] = self._fresh(self._folder.path, name)
+                self._files[name].write_bytes(content)
+            except OSError as error:  # the item is not to blame, and its outcome is what counts
+                log.warning("%s could not be kept as evidence: %s", name, error)
 
     def _fresh(self, folder: Path, name: str) -> Path:
         """A file of that name, or where another item has one, of a name with the claim's number in it."""

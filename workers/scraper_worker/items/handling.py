@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
 
 from scraper_worker.challenges import challenged, may_be_challenge
-from scraper_worker.classify import classify, failure_of
-from scraper_worker.errors import BrowserUnavailable, InfrastructureError
+from scraper_worker.classify import classify, failure_of, leaves
+from scraper_worker.errors import BrowserUnavailable, InfrastructureError, LoginFailed, SessionExpired
 from scraper_worker.item import Attempt, BaseItem, Item, ThreadItem, trace
 from scraper_worker.items.evidence import Attachments, EvidenceFolder
 from scraper_worker.items.progress import Progress
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from scraper_worker.browsers.browser import SupervisedBrowser
     from scraper_worker.browsers.tab import Tab
     from scraper_worker.connection.link import Link
+    from scraper_worker.login.session import Session
     from scraper_worker.protocol import WireEntry
 
     Handler = Callable[[Item], Awaitable[Any]] | Callable[[ThreadItem], Any]
@@ -41,23 +42,59 @@ class Handling:
         browser: gives each attempt a page; None where none is wanted.
         link: who keeps the queue.
         evidence: where attached files go.
+        session: logs in where a handler finds its session expired; None where nobody logs in.
     """
 
     def __init__(
-        self, handler: Handler, browser: SupervisedBrowser | None, link: Link, evidence: EvidenceFolder
+        self,
+        handler: Handler,
+        browser: SupervisedBrowser | None,
+        link: Link,
+        evidence: EvidenceFolder,
+        session: Session | None = None,
     ) -> None:
         self._handler: Callable[[Any], Any] = handler
         self._in_thread = is_plain(handler)
         self._browser = browser
         self._link = link
         self._evidence = evidence
+        self._session = session
 
     async def attempt(self, attempt: Attempt) -> ItemDone | ItemFailed | None:
-        """Work on an item to its end; its outcome, or None if it was given back.
+        """Work on an item to its end; its outcome, or None if it was given back or taken.
 
         Raises:
             BrowserUnavailable: no browser can be started; the item was given back.
+            LoginFailed: for the last time; the item was given back.
         """
+        try:
+            if self._session is None:
+                return _outcome(attempt, await self._try(attempt))
+            return await self._attempt_with(self._session, attempt)
+        except (BrowserUnavailable, LoginFailed) as error:
+            what = "no browser can be started" if isinstance(error, BrowserUnavailable) else "the login failed"
+            await self._link.release(attempt.granted.key, attempt.granted.claim, what)
+            raise
+
+    async def _attempt_with(self, session: Session, attempt: Attempt) -> ItemDone | ItemFailed | None:
+        """Tries in one claim: another after a login, where the first finds the session expired."""
+        expirations = 0
+        while True:
+            refusal = await session.ready(attempt)
+            if refusal is not None and not attempt.stopped:
+                await self._link.release(attempt.granted.key, attempt.granted.claim, refusal)
+                return None
+            epoch = session.epoch
+            end = await self._try(attempt)
+            if isinstance(end, Expired) and session.expired(epoch, expirations):
+                await end.attachments.discard()
+                expirations += 1
+                continue
+            if isinstance(end, ItemDone):
+                session.done(epoch)
+            return _outcome(attempt, end)
+
+    async def _try(self, attempt: Attempt) -> ItemDone | ItemFailed | Expired | None:
         if self._browser is None:
             return await self._handle(attempt, None)
 
@@ -71,11 +108,8 @@ class Handling:
                 return await self._handle(attempt, tab)
         except InfrastructureError as error:
             return _failed(attempt, classify(error), None)
-        except BrowserUnavailable:
-            await self._link.release(granted.key, granted.claim, "no browser can be started")
-            raise
 
-    async def _handle(self, attempt: Attempt, tab: Tab | None) -> ItemDone | ItemFailed | None:
+    async def _handle(self, attempt: Attempt, tab: Tab | None) -> ItemDone | ItemFailed | Expired | None:
         """The one place where a handler's end becomes its item's outcome."""
         attachments = Attachments(self._evidence, attempt.granted.claim)
         item, call = self._prepare(attempt, attachments, tab)
@@ -84,6 +118,8 @@ class Handling:
         if error is not None and not attempt.stopped:
             failure = await self._explain(error, tab)
         await attachments.settle()
+        if failure is not None and not attempt.stopped and self._session is not None and _has_expired(error):
+            return Expired(_failed(attempt, failure, tab), attachments)
         attempt.conclude()
         failure = attempt.failure or failure
         if failure is None and not attempt.dropped:
@@ -117,8 +153,7 @@ class Handling:
 
         return paged, call_with_page
 
-    @staticmethod
-    async def _explain(error: BaseException, tab: Tab | None) -> Failure:
+    async def _explain(self, error: BaseException, tab: Tab | None) -> Failure:
         status, retry_after = (tab.status, tab.retry_after) if tab is not None else (None, None)
         failure = failure_of(error, status=status, retry_after=retry_after)
         if tab is not None and failure.signature in _UNCLEAR:
@@ -130,7 +165,34 @@ class Handling:
             who = await tab.challenge(CHALLENGE_TIMEOUT)
             if who is not None:
                 failure = challenged(failure, who)
+        if self._session is None and failure.signature == "session-expired":
+            message = f"{failure.message}: process(login=f) would log in again and try the item once more"
+            failure = msgspec.structs.replace(failure, message=message)
         return msgspec.structs.replace(failure, traceback=trace(error))
+
+
+class Expired(NamedTuple):
+    """A try that found its session expired; as a failure, for where there is no further try."""
+
+    failed: ItemFailed
+    attachments: Attachments
+
+
+def _has_expired(error: BaseException | None) -> bool:
+    return error is not None and any(isinstance(leaf, SessionExpired) for leaf in leaves(error))
+
+
+def _outcome(attempt: Attempt, end: ItemDone | ItemFailed | Expired | None) -> ItemDone | ItemFailed | None:
+    if not isinstance(end, Expired):
+        return end
+    attempt.conclude()
+    if attempt.dropped:
+        return None
+    message = f"the session had expired again, also after a login: {end.failed.failure.message}"
+    failure = attempt.failure or Failure("transient", "application", "session-expired", message)
+    told = end.failed.failure
+    failure = msgspec.structs.replace(failure, traceback=told.traceback, evidence=end.attachments.names)
+    return msgspec.structs.replace(end.failed, failure=failure)
 
 
 def _done(attempt: Attempt, result: Any, offers: list[WireEntry], tab: Tab | None) -> ItemDone | ItemFailed:

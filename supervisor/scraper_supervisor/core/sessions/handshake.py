@@ -24,6 +24,7 @@ from scraper_worker.protocol import (
     REFUSED,
     Failure,
     Hello,
+    RestartDelays,
     Welcome,
 )
 
@@ -195,7 +196,7 @@ class Handshakes:
         self._lifecycle.introduced(worker, said.conn, now)
         self._state.outbox.commands.append(Introduced(said.conn))
         in_flight = group.queue.take_up(worker.name, worker.life.incarnation, named, confirmed, now)
-        sound = answer.found == "sound"
+        sound, restart = answer.found == "sound", group.settings.restart_policy
         if sound:
             worker.saved = (answer.generation, answer.saved_at)
             self._checkpoints.publish_loaded(worker, answer)
@@ -215,6 +216,8 @@ class Handshakes:
                 group.queue.summary(),
                 in_flight,
                 group.queue.offered,
+                None,
+                RestartDelays(restart.base_delay, restart.multiplier, restart.max_delay),
             ),
         )
         self._recycling.reconnected(worker)

@@ -1,0 +1,1 @@
+"""Logging in, and the session that is kept: what decides, and what does it."""
