@@ -274,3 +274,52 @@ def test_a_source_that_fails_is_a_failure_of_the_worker(scraper, kind):
     assert done.returncode == 1
     assert "6 done, 0 failed, 0 left" in done.stderr
     assert "ValueError: no more pages" in done.stderr
+
+
+BY_HAND = """
+async def scrape(worker):
+    await worker.process([{"key": "a", "data": {"n": 7}}, "b"], one, browser=False)
+async def one(item):
+    await item.offer(["found"])
+    if item.key == "bad":
+        raise ValueError("mine")
+    return [item.key, item.data]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("key", "data"), [("a", {"n": 7}), ("other", None)])
+def test_one_item_is_run_by_hand(scraper, key, data):
+    environment = {**ENVIRONMENT, "SCRAPER_WORKER_SOCKET": "/nowhere"}  # a supervisor has no part in it
+    done = start(scraper(BY_HAND), "scraper:scrape", "--key", key, environment=environment)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line)["result"] == [key, data]
+    assert "by hand" in done.stderr
+    assert "offered on the way, 1 in all: found" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_item_that_fails_by_hand_is_tried_once_and_its_traceback_shown(scraper):
+    done = start(scraper(BY_HAND), "scraper:scrape", "--key=bad")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "failed after 1 attempts" in done.stderr
+    assert 'in one\n    raise ValueError("mine")' in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [["--key"], ["--key", ""], ["--headed"], ["--other"], ["--key", "a", "b"]])
+def test_by_hand_wrong_usage_is_told(scraper, more):
+    done = start(scraper(BY_HAND), "scraper:scrape", *more)
+    assert done.returncode == 2
+    assert "[--key KEY [--headed]]" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_headed_asks_for_a_browser_that_is_seen(scraper):
+    text = "async def scrape(worker):\n    await worker.process([], one)\nasync def one(item):\n    return 1\n"
+    environment = {name: value for name, value in ENVIRONMENT.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    done = start(scraper(text), "scraper:scrape", "--key", "a", "--headed", environment=environment)
+    assert done.returncode == 78, done.stderr
+    assert "xvfb-run" in done.stderr, "Playwright's own advice"

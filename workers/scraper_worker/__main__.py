@@ -1,4 +1,4 @@
-"""`python -P -m scraper_worker MODULE:FUNCTION` runs a worker's function.
+"""`python -P -m scraper_worker MODULE:FUNCTION` runs a worker's function; with `--key KEY`, one item of it by hand.
 
 Spawned with -P, so that a scraper's own `json.py` breaks neither the SDK nor the standard library: the current folder
 comes onto the path only after everything of ours is imported.
@@ -16,17 +16,20 @@ import traceback
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from scraper_worker import protocol
+from scraper_worker.connection.alone import Alone
 from scraper_worker.connection.stack import tell_on_signal
 from scraper_worker.errors import BrowserUnavailable, BrowserUnusable, LoginFailed, Refused, SetupError, SupervisorLost
 from scraper_worker.item import trace
+from scraper_worker.items.arguments import ByHand
 from scraper_worker.logs import log_to_stderr
+from scraper_worker.retry import RetryPolicy
 from scraper_worker.runner import LEFT_TIMEOUT, run_process
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
 importlib.import_module("concurrent.futures.thread")  # asyncio does so late, and would find a scraper's own queue.py
-USAGE: Final = "usage: python -P -m scraper_worker MODULE:FUNCTION"
+USAGE: Final = "usage: python -P -m scraper_worker MODULE:FUNCTION [--key KEY [--headed]]"
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_SETUP: Final = 78  # the worker's own set-up is wrong: starting it again would not help
@@ -35,15 +38,22 @@ EXIT_INTERRUPTED: Final = 130
 
 def main(arguments: Sequence[str]) -> int:
     """Run the function that the arguments name, and return the exit code."""
-    if len(arguments) != 1:
+    parsed = _parse(arguments)
+    if parsed is None:
         return _say(USAGE, EXIT_USAGE)
     log_to_stderr()
-    entrypoint = arguments[0]
+    entrypoint, by_hand = parsed
+    if not all(entrypoint.partition(":")):
+        return _say(f"{entrypoint!r} is not MODULE:FUNCTION; {USAGE}", EXIT_USAGE)
     tell_on_signal()
     try:
-        if not all(entrypoint.partition(":")):
-            return _say(f"{entrypoint!r} is not MODULE:FUNCTION; {USAGE}", EXIT_USAGE)
-        run_process(load(entrypoint))
+        if by_hand is None:
+            run_process(load(entrypoint))
+        else:
+            name = entrypoint.rpartition(":")[2]
+            alone = Alone(name, RetryPolicy(max_attempts=1), only=by_hand.key)
+            run_process(load(entrypoint), alone, by_hand)
+            return 0 if alone.all_done else EXIT_FAILED
     except (SetupError, BrowserUnusable) as error:
         return _say(f"{_name()}: {error}", EXIT_SETUP)
     except LoginFailed as error:
@@ -56,6 +66,27 @@ def main(arguments: Sequence[str]) -> int:
         line = traceback.format_exception_only(error)[0].strip()
         return _say(f"{_name()}: {entrypoint} raised {line}\n{trace(error)}".rstrip(), EXIT_FAILED)
     return 0
+
+
+def _parse(arguments: Sequence[str]) -> tuple[str, ByHand | None] | None:
+    """MODULE:FUNCTION and what is to be run by hand; None if these are other arguments."""
+    words, key, headed = list(arguments), None, False
+    rest = []
+    while words:
+        word = words.pop(0)
+        if word == "--key" and words:
+            key = words.pop(0)
+        elif word.startswith("--key="):
+            key = word.removeprefix("--key=")
+        elif word == "--headed":
+            headed = True
+        elif word.startswith("-"):
+            return None
+        else:
+            rest.append(word)
+    if len(rest) != 1 or key == "" or (headed and key is None):
+        return None
+    return rest[0], None if key is None else ByHand(key, headed)
 
 
 def load(entrypoint: str) -> Callable[[Any], Awaitable[Any]]:

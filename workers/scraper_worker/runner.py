@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
     from scraper_worker.connection.link import Link
+    from scraper_worker.items.arguments import ByHand
 
     Function = Callable[[Worker], Awaitable[Any]]
 
@@ -29,7 +30,7 @@ LEFT_TIMEOUT: Final = 5.0  # seconds for tasks that were left behind
 _RAISES_INTERRUPT: Final = signal.default_int_handler
 
 
-async def run(function: Function, link: Link | None = None) -> None:
+async def run(function: Function, link: Link | None = None, by_hand: ByHand | None = None) -> None:
     """Run a worker's function until it returns: with the supervisor that spawned this process, else alone.
 
     SIGTERM and SIGINT begin a drain; a second one ends at once. Items in hand at a bad end are given back.
@@ -37,6 +38,7 @@ async def run(function: Function, link: Link | None = None) -> None:
     Args:
         function: an async function that is given the `Worker`.
         link: who keeps the queue; found by the environment if None.
+        by_hand: the one item to work on, where somebody looks on.
 
     Raises:
         SetupError: it is no async function, or what it asks for can't be had.
@@ -53,7 +55,7 @@ async def run(function: Function, link: Link | None = None) -> None:
         loop.set_task_factory(make_task)
     if link is None:
         link = Client.from_environment() or Alone(getattr(function, "__name__", "alone"))
-    worker = Worker(link)
+    worker = Worker(link, by_hand)
     try:
         with owned_by(SDK):
             async with asyncio.TaskGroup() as tasks:
@@ -63,7 +65,7 @@ async def run(function: Function, link: Link | None = None) -> None:
         raise first_of(group) from None
 
 
-def run_process(function: Function) -> None:
+def run_process(function: Function, link: Link | None = None, by_hand: ByHand | None = None) -> None:
     """`run`, in an event loop that nothing but this function's own end ends.
 
     A task that a handler left behind may raise SystemExit, and a handler may stop the loop: either comes out of the
@@ -76,7 +78,7 @@ def run_process(function: Function) -> None:
     asyncio.set_event_loop(loop)
     loop.set_task_factory(make_task)
     with owned_by(SDK):
-        task = loop.create_task(run(function), name="worker")
+        task = loop.create_task(run(function, link, by_hand), name="worker")
     try:
         while not task.done():
             try:

@@ -14,12 +14,12 @@ from scraper_worker import protocol
 from scraper_worker.browsers.browser import SupervisedBrowser
 from scraper_worker.checkpoint import Checkpoint
 from scraper_worker.classify import classify
-from scraper_worker.errors import CallError, SetupError, UsageError, WorkerError
+from scraper_worker.errors import CallError, UsageError, WorkerError
 from scraper_worker.item import Attempt, trace
+from scraper_worker.items.arguments import ByHand, check_arguments, check_session
 from scraper_worker.items.evidence import EvidenceFolder
 from scraper_worker.items.handling import Handling
 from scraper_worker.items.tasks import SDK, owned_by
-from scraper_worker.items.threads import is_plain
 from scraper_worker.login.session import Session
 from scraper_worker.offers import as_entries, offer_all, tell_refused
 from scraper_worker.protocol import (
@@ -74,10 +74,12 @@ class Worker:
 
     Args:
         link: the supervisor, or its stand-in.
+        by_hand: the one item to work on, where somebody looks on.
     """
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, by_hand: ByHand | None = None) -> None:
         self._link = link
+        self._by_hand = by_hand
         self._welcome: Welcome | None = None
         self._browser = SupervisedBrowser(link.notify)
         self._draining = asyncio.Event()
@@ -179,11 +181,21 @@ class Worker:
             CallError: the supervisor refused what was offered.
             Exception: what the source of keys raised, after the items that it had offered until then were worked on.
         """
-        self._check(handler, concurrency, browser, offer)
-        _check_session(login, keep_session, browser)
+        if self._processed:
+            raise UsageError(
+                "process() runs once in a worker's life: use one handler that looks at item.data to tell kinds of items"
+                " apart, or two groups in the configuration"
+            )
+        check_arguments(handler, concurrency, browser, offer)
+        check_session(login, keep_session, browser)
+        self._processed = True
+        if self._by_hand is not None and self._by_hand.headed:
+            launch = {**(launch or {}), "headless": False}
         await self._browser.configure(launch or {}, context or {}, ahead=concurrency > 1)
         entries = as_entries(keys) if keys is not None else []
-        if self._place.offered and offer == "once":
+        if self._by_hand is not None:
+            entries, concurrency = [self._by_hand.entry(entries)], 1
+        elif self._place.offered and offer == "once":
             log.info("the keys of this run were offered to the end before, and are not drawn again")
             entries = []
         if login is not None or keep_session:
@@ -232,26 +244,6 @@ class Worker:
         """
         failure = msgspec.structs.replace(classify(error), traceback=trace(error))
         await self._link.report(FailureReport(failure, target))
-
-    def _check(self, handler: Handler, concurrency: int, browser: bool, offer: str) -> None:
-        if self._processed:
-            raise UsageError(
-                "process() runs once in a worker's life: use one handler that looks at item.data to tell kinds of items"
-                " apart, or two groups in the configuration"
-            )
-        if not callable(handler):
-            raise SetupError(f"process() takes a function as handler, not {type(handler).__name__}")
-        if browser and is_plain(handler):
-            name = getattr(handler, "__name__", type(handler).__name__)
-            raise SetupError(
-                f"{name} must be an async function: write `async def {name}(item)`, or call process(…, browser=False)"
-                " to have a plain function run in a thread"
-            )
-        if offer not in ("once", "always"):
-            raise SetupError(f'offer is "once" or "always", not {offer!r}')
-        if concurrency < 1:
-            raise SetupError(f"concurrency is 1 or more, not {concurrency}")
-        self._processed = True
 
     # ---- offering and pulling ----------------------------------------------------------------------------------------
 
@@ -388,18 +380,6 @@ class Worker:
         if self._session is not None:
             await self._session.close()
         await self._browser.close()
-
-
-def _check_session(login: Login | None, keep_session: bool, browser: bool) -> None:
-    """Refuse a login that can't be meant.
-
-    Raises:
-        SetupError: it is no async function, or there is no browser to log in with.
-    """
-    if login is not None and is_plain(login):
-        raise SetupError(f"login= is an async function that is given a page, not {login!r:.80}")
-    if (login is not None or keep_session) and not browser:
-        raise SetupError("login= and keep_session= are about a browser's cookies: call process() without browser=False")
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

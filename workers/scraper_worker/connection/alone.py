@@ -70,9 +70,14 @@ class Alone(Link):
         name: the worker's name, as it will see it.
         policy: how its items are retried.
         quiet: write nothing to stdout and stderr.
+        only: the one item that is taken, with all that can be told of its failure; everything else offered is left out.
     """
 
-    def __init__(self, name: str = "alone", policy: RetryPolicy | None = None, *, quiet: bool = False) -> None:
+    def __init__(
+        self, name: str = "alone", policy: RetryPolicy | None = None, *, quiet: bool = False, only: str | None = None
+    ) -> None:
+        self._only = only
+        self._left_out: dict[str, None] = {}  # keys, in order
         self._name = name
         self._policy = policy or RetryPolicy()
         self._quiet = quiet
@@ -88,7 +93,8 @@ class Alone(Link):
 
     async def open(self, listener: Listener, tasks: asyncio.TaskGroup) -> Welcome:  # noqa: ARG002 - no background here
         """Say that nothing is kept, and begin."""
-        self._say("no supervisor: running alone, in memory; what is done is not kept")
+        what = "running alone" if self._only is None else f"running {self._only!r:.200} by hand, once"
+        self._say(f"no supervisor: {what}, in memory; what is done is not kept")
         welcome = Welcome(protocol.PROTOCOL, f"{self._name}-0", self._name, 0, 1, 1, 1, 3.0, None, ItemCounts(), [])
         listener.introduced(welcome, again=False)
         return welcome
@@ -103,6 +109,17 @@ class Alone(Link):
             self._say(f"  failed after {item.attempts} attempts: {item.key}: {item.failure.message.splitlines()[0]}")
         if len(failed) > SHOWN_FAILURES:
             self._say(f"  … and {len(failed) - SHOWN_FAILURES} more")
+        if self._only is not None:
+            for item in failed:
+                self._say((item.failure and item.failure.traceback) or "no traceback")
+            shown = ", ".join(f"{key:.80}" for key in list(self._left_out)[:SHOWN_FAILURES])
+            if shown:
+                self._say(f"offered on the way, {len(self._left_out)} in all: {shown}")
+
+    @property
+    def all_done(self) -> bool:
+        """Whether there was something to do, and all of it was done."""
+        return self._counts["done"] == len(self._items) > 0
 
     async def not_through(self) -> None:
         """Nothing: nobody starts another."""
@@ -157,6 +174,9 @@ class Alone(Link):
                 check_key(offer.key, "key")
             except BadParams as error:
                 refused.append(Refused(index, str(error)))
+                continue
+            if self._only not in (None, offer.key):
+                self._left_out[offer.key] = None
                 continue
             if offer.key in self._items:
                 continue
