@@ -243,6 +243,7 @@ async def test_a_document_s_status_explains_the_failure(site, alone_link, kind):
         "selector": "/?status=404",
         "raised": "/?status=410",
         "error": "/?status=503",
+        "absent": "/?status=404",
     }
 
     async def scrape(worker):
@@ -256,6 +257,8 @@ async def test_a_document_s_status_explains_the_failure(site, alone_link, kind):
             await item.page.click("#score", timeout=50)
         if item.key == "raised" or (item.key == "empty" and kind == "chromium-headless-shell"):
             raise_for_status(response)  # `goto` raises by itself for an empty error page in the full one alone
+        if item.key == "absent":
+            raise_for_status(response, allow=[404])
         if item.key == "error":
             raise ValueError("no score")
 
@@ -266,6 +269,7 @@ async def test_a_document_s_status_explains_the_failure(site, alone_link, kind):
         ("raised", "permanent", "http-410"),
         ("selector", "permanent", "http-404"),
     ]
+    assert "absent" in {message.key for message in alone_link.of(ItemDone)}
     (blocked,) = [message.failure for message in alone_link.of(ItemFailed) if message.key == "empty"]
     assert (blocked.status, blocked.retry_after) == (429, 0.0)
 

@@ -209,6 +209,8 @@ def an_error_says_how(response: Response | None) -> None:
     assert_type(error.retry_after, float | None)
     TransientError("gone", "limited")  # type: ignore[call-arg]  # by name only
     assert_type(raise_for_status(response), None)
+    raise_for_status(response, allow=[404])
+    raise_for_status(response, [404])  # type: ignore[call-arg]  # by name only
     assert_type(CallError(-32000, "busy").code, int)
     assert_type(CallError(-32000, "busy").data, object)
 

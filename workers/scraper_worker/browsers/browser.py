@@ -33,7 +33,7 @@ from scraper_worker.http_answers import kind_of_status, retry_after_of
 from scraper_worker.protocol import BrowserStarted, BrowserStopped
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+    from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping
 
     from playwright.async_api import Browser, Response
 
@@ -352,16 +352,21 @@ class SupervisedBrowser:
             tab.lose(what, f"{victim} died under the item")
 
 
-def raise_for_status(response: Response | None) -> None:
+def raise_for_status(response: Response | None, *, allow: Collection[int] = ()) -> None:
     """Raise what an HTTP error means for the item: blocked, transient or permanent; nothing below 400.
 
     Playwright's `goto` returns an error page like any other; a scraper that wants to treat it as a failure calls
-    `raise_for_status(await item.page.goto(url))`.
+    `raise_for_status(await item.page.goto(url))`. An expected absence is a result, and no failure:
+    `raise_for_status(response, allow=[404])`.
+
+    Args:
+        response: what a navigation returned.
+        allow: statuses that are no failure here.
 
     Raises:
         ItemError: of the kind that the status stands for, with status and Retry-After.
     """
-    if response is None or response.status < 400:
+    if response is None or response.status < 400 or response.status in allow:
         return
     retry_after = retry_after_of(response.headers, time.time())
     kind = kind_of_status(response.status, retry_after)
