@@ -22,7 +22,9 @@ SLO = {
     "availability", "recoveries", "recovery_p90_seconds", "recovery_max_seconds", "checkpoint_p99_seconds",
     "items_lost",
 }  # fmt: skip
-SCOPE = {"scope", "key", "state", "items", "failures", "rate", "limit", "reason"}
+SCOPE = {
+    "scope", "key", "group", "state", "since", "next_probe_at", "items", "failures", "rate", "limit", "reason",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
