@@ -11,6 +11,7 @@ import uvloop
 from scraper_supervisor.core.config.parser import parse
 from scraper_supervisor.core.events import Publish
 from scraper_supervisor.core.formats.event_payloads import (
+    AbortEvaluated,
     AbortExecuted,
     HoldEnded,
     ItemFinished,
@@ -98,6 +99,10 @@ def test_each_trouble_and_its_end_are_told_in_order_and_nothing_else(tmp_path: P
         of(AbortExecuted("target", "h", "sdk", *figures, ("sdk",))),
         of(HoldEnded("target", "i", "sdk", *figures)),
         of(HoldEnded("target", "h", "sdk", *figures)),
+        of(AbortEvaluated("group", "sdk", "sdk", *figures, "suspected")),
+        of(AbortExecuted("group", "sdk", "sdk", *figures, ("sdk",))),
+        of(AbortEvaluated("group", "plain", "plain", *figures, "cleared")),  # it was never aborted
+        of(AbortEvaluated("group", "sdk", "sdk", *figures, "cleared")),
         of(StorageRecovered(1.0)),
         of(StorageDegraded("full")),
         of(StorageRecovered(1.0)),
@@ -110,6 +115,8 @@ def test_each_trouble_and_its_end_are_told_in_order_and_nothing_else(tmp_path: P
         ("worker_ready", "sdk-0"),
         ("abort_executed", None),
         ("hold_ended", None),
+        ("abort_executed", None),
+        ("abort_evaluated", None),
         ("storage_degraded", None),
         ("storage_recovered", None),
     ]

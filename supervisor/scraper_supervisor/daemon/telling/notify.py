@@ -25,7 +25,7 @@ NOTIFY_WITHIN: Final = 30.0  # seconds that the command has
 IN_ORDER_WITHIN: Final = 1.0  # seconds that a command waits for the end of the one before
 _BEGINS: Final[frozenset[EventName]] = frozenset({"abort_executed", "worker_failed", "storage_degraded"})
 _ENDS: Final[frozenset[EventName]] = frozenset(
-    {"hold_ended", "worker_started", "worker_ready", "worker_completed", "storage_recovered"}
+    {"hold_ended", "abort_evaluated", "worker_started", "worker_ready", "worker_completed", "storage_recovered"}
 )
 _log = structlog.get_logger()
 
@@ -35,8 +35,8 @@ class Notify(Sink):
 
     The commands run one after another, as long as none takes its time.
 
-    An abort is over when the hold of its scope ends, a failed worker's trouble when it is running again or has ended
-    well. Only what was told of can be told to be over.
+    An abort is over when the hold of its scope ends, or an operator clears it, a failed worker's trouble when it is
+    running again or has ended well. Only what was told of can be told to be over.
 
     Args:
         loop: the running loop.
@@ -76,6 +76,8 @@ class Notify(Sink):
         name = event.event
         if name not in _BEGINS and name not in _ENDS:
             return False
+        if name == "abort_evaluated" and not _clears(event):
+            return False
         trouble = _trouble(event)
         if name in _BEGINS:
             self._open.add(trouble)
@@ -103,6 +105,11 @@ class Notify(Sink):
         else:
             if end.code != 0:
                 _log.error("the notify command failed", command=command[0], code=end.code, signal=end.signal)
+
+
+def _clears(event: ToldEvent) -> bool:
+    """True if an `abort_evaluated` says that its scope is normal again."""
+    return b'"cleared"' in event.line and msgspec.json.decode(event.line)["data"].get("action") == "cleared"
 
 
 def _trouble(event: ToldEvent) -> tuple[Any, ...]:
