@@ -30,6 +30,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("SCRAPER_SUPERVISOR_CONFIG", "STATE_DIRECTORY", "RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "supervisor.toml").write_text(CONFIG, encoding="utf-8")
+    (tmp_path / "scraper.py").write_text("async def scrape(worker): ...\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

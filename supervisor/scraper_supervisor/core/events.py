@@ -60,12 +60,16 @@ class Spawned(Struct, frozen=True):
 
 
 class SpawnFailed(Struct, frozen=True):
-    """No process could be started; `errno` is 0 where the system gave none."""
+    """No process could be started; `errno` is 0 where the system gave none.
+
+    `is_set_up` says that the group's program or folder is not there, or is no program.
+    """
 
     worker: str
     incarnation: int
     message: str
     errno: int = 0
+    is_set_up: bool = False
 
 
 class Exited(Struct, frozen=True):

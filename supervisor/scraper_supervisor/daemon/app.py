@@ -29,7 +29,7 @@ from scraper_supervisor.daemon.processes.effects import ProcessEffects
 from scraper_supervisor.daemon.processes.processes import Exit, Processes
 from scraper_supervisor.daemon.processes.sampler import Sampler, SamplerFault
 from scraper_supervisor.daemon.processes.spawning import environment_for_workers
-from scraper_supervisor.daemon.refusal import CannotStart, start_refused
+from scraper_supervisor.daemon.refusal import EX_CONFIG, CannotStart, start_refused
 from scraper_supervisor.daemon.reload import InForce, Reload, line_limit
 from scraper_supervisor.daemon.status import Status
 from scraper_supervisor.daemon.storage import AnswerQueue, StorageThreads
@@ -177,7 +177,10 @@ class DaemonApp:
         try:
             await self._workers.listen()
             await self._control.listen(self._in_force.settings.supervisor.control_group)
-        except (OSError, KeyError) as error:
+        except KeyError:
+            group = self._in_force.settings.supervisor.control_group
+            raise CannotStart(f"supervisor.control_group: there is no system group {group!r}", EX_CONFIG) from None
+        except OSError as error:
             folder = self._loaded.folders.runtime_dir
             raise CannotStart(f"{folder}: the sockets can't be made: {error}") from None
         self._tell_of_us(SupervisorStarted(os.getpid(), __version__, self._loaded.path, tuple(ended)))

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 EX_DATA: Final = 65  # the ledger does not open
+EX_CONFIG: Final = 78  # the configuration can't be used
 
 
 class CannotStart(Exception):

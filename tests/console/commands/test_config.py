@@ -30,6 +30,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
+    for name in ("scraper.py", "my_scraper.py"):
+        (tmp_path / name).write_text("async def scrape(worker): ...\n", encoding="utf-8")
     return tmp_path
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import tomli_w
 
+from scraper_supervisor.console.probe import problems
 from scraper_supervisor.core.config.advice import warnings
 from scraper_supervisor.core.config.parser import InvalidSettings, Problem
 from scraper_supervisor.core.config.paths import LOCAL_FILE
@@ -32,9 +33,15 @@ class CommandOutcome(NamedTuple):
 
 
 def check(option: str | None, environ: Mapping[str, str] | None = None, cwd: str | None = None) -> CommandOutcome:
-    """Validates the configuration that `option` (--config), the environment and the working folder lead to."""
+    """Validates the configuration that `option` (--config), the environment and the working folder lead to.
+
+    Each group's interpreter is run to see whether it finds the SDK, the module and the function.
+    """
     try:
         loaded = _load(option, environ, cwd)
+        wrong = problems(loaded.settings, os.environ if environ is None else environ)
+        if wrong:
+            raise InvalidSettings(wrong, loaded.path)
     except InvalidSettings as error:
         return invalid(error)
     doubts = warnings(loaded.settings, loaded.document)

@@ -8,7 +8,7 @@ from scraper_supervisor.core.events import Leave
 from scraper_supervisor.core.states.group import ENDED, GroupState
 from scraper_supervisor.core.states.supervisor import SupervisorTrigger
 from scraper_supervisor.core.states.worker_life import Phase
-from scraper_supervisor.core.workers.lifecycle import EX_CONFIG
+from scraper_supervisor.core.workers.set_up import EX_CONFIG
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.events import Terminated

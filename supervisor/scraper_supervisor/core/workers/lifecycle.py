@@ -28,6 +28,7 @@ from scraper_supervisor.core.policy import restart
 from scraper_supervisor.core.policy.limits import lowest_memory_limits
 from scraper_supervisor.core.states.group import GroupState
 from scraper_supervisor.core.states.worker_life import Clock, Life, Phase
+from scraper_supervisor.core.workers.set_up import wrong_set_up
 from scraper_worker.protocol import Drain, Failure
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.policy.slo import Slo
     from scraper_supervisor.core.states.worker_life import Gone
 
-EX_CONFIG: Final = 78  # with which a worker says that its own set-up is wrong, as sysexits.h has it
 # With which no start is a worker's fault: the disk has no room, or the host no descriptor, process or memory to spare.
 HOST_ERRORS: Final = frozenset({ENOSPC, EDQUOT, EROFS, EIO, EMFILE, ENFILE, EAGAIN, ENOMEM})
 HOST_PAUSE: Final = 1.0  # seconds between tries to start a worker for which the host has no room
@@ -111,6 +111,9 @@ class Lifecycle:
             if not told:
                 reason = f"could not be started ({event.message}); it is tried again until the host allows it"
                 self._state.publish(WorkerBackoff(HOST_PAUSE, reason), worker=worker)
+            return
+        if event.is_set_up and worker.life.after != "stop":
+            self._unusable(worker, event.message, now)
             return
         self._detected(worker, "death", now)
         if worker.life.after == "stop":
@@ -231,7 +234,10 @@ class Lifecycle:
         was = worker.current
         self._tell_hung(worker, was, ())
         ordered = life.after != "decide" or was.given_up
-        unusable = event.code == EX_CONFIG and not ordered
+        python = (group.settings.python or "the daemon's interpreter") if group.settings.entrypoint else ""
+        unusable = None
+        if not ordered:
+            unusable = wrong_set_up(python, event.code, event.last_line, worker.name, introduced=life.introduced)
         well = event.code == 0 and (was.goodbye == "complete" or not life.introduced)
         # A last offer that said `more` tells of a source, or a function, that failed: what it still had nobody knows.
         nothing_left = not queue.unfinished and queue.ended.any and queue.offered and not was.more
@@ -257,12 +263,7 @@ class Lifecycle:
         elif ordered:
             self._ordered_end(worker, was, now)
         elif unusable:
-            generic = f"exited with code {EX_CONFIG}: its own set-up is wrong, which no restart mends; see its log"
-            reason = generic if event.last_line is None else event.last_line.strip()
-            worker.unusable = True
-            worker.last_failure = Failure("permanent", "system", "worker-setup", reason)
-            self._down(worker, "fail", now)
-            self._state.publish(WorkerFailed(reason), worker=worker)
+            self._unusable(worker, unusable, now)
         elif group.settings.restart == "always" and group.state is GroupState.RUNNING and not group.completing:
             self._judge(worker, how, None, now)
         else:
@@ -286,6 +287,13 @@ class Lifecycle:
         worker.last_failure = failure
         self._detected(worker, "death", now)
         return queue.died(worker.name, failure)
+
+    def _unusable(self, worker: Worker, reason: str, now: float) -> None:
+        """Its own set-up is wrong: whatever `restart` says, no other start would go better."""
+        worker.unusable = True
+        worker.last_failure = Failure("permanent", "system", "worker-setup", reason)
+        self._down(worker, "fail", now)
+        self._state.publish(WorkerFailed(reason), worker=worker)
 
     def _ordered_end(self, worker: Worker, was: Incarnation, now: float) -> None:
         if was.given_up:

@@ -79,7 +79,7 @@ class ProcessEffects:
         try:
             spawned = await self._processes.spawn(spec_of(command, self._worker_socket, self._environment))
         except SpawnError as error:
-            self._feed(SpawnFailed(worker, incarnation, error.message, error.errno))
+            self._feed(SpawnFailed(worker, incarnation, error.message, error.errno, error.is_set_up))
         else:
             self._feed(Spawned(worker, incarnation, spawned.pid, spawned.token))
 

@@ -68,12 +68,16 @@ class Exit(Struct, frozen=True):
 
 
 class SpawnError(Exception):
-    """A process could not be started; `errno` is 0 where the system gave none."""
+    """A process could not be started; `errno` is 0 where the system gave none.
 
-    def __init__(self, number: int, message: str) -> None:
+    `is_set_up` says that the program or its folder is not there, or is no program.
+    """
+
+    def __init__(self, number: int, message: str, *, is_set_up: bool = False) -> None:
         super().__init__(message)
         self.errno = number
         self.message = message
+        self.is_set_up = is_set_up
 
 
 class Live(Struct, eq=False):
@@ -101,6 +105,9 @@ class CommandProcess(Struct, eq=False):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
+
+SET_UP_ERRORS: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EISDIR, errno.ENOEXEC})
+"""What the system says of a program or a folder that is not there, or is no such thing."""
 
 LONGEST_TMPDIR: Final = 62  # bytes; with a longer one Chromium can't bind a socket in its profile, and dies
 _INCARNATIONS: Final = len("12345678-1234567")
@@ -226,7 +233,7 @@ def start_worker(spec: SpawnSpec, folders: ProcessFolders, boot_id: str, given: 
             os.close(handle)
         folders.forget(spec.worker)
         process_tree.remove_tree(tmpdir)
-        raise _spawn_error(spec.argv, error) from error
+        raise _spawn_error(spec.argv, error, spec.cwd) from error
     finally:
         for handle in theirs.values():
             os.close(handle)
@@ -274,10 +281,11 @@ def _take_over(child: subprocess.Popen[bytes]) -> int:
     return pidfd
 
 
-def _spawn_error(argv: tuple[str, ...], error: OSError | ValueError) -> SpawnError:
+def _spawn_error(argv: tuple[str, ...], error: OSError | ValueError, cwd: str | None = None) -> SpawnError:
     if isinstance(error, OSError):
-        reason = f"cannot start {error.filename or argv[0]}: {error.strerror or error}"
-        return SpawnError(error.errno or 0, reason + _hint(argv, error))
+        named = error.filename is not None and os.fsdecode(error.filename) in (argv[0], cwd)  # else a folder of ours
+        reason = f"cannot start {error.filename or argv[0]}: {error.strerror or error}{_hint(argv, error)}"
+        return SpawnError(error.errno or 0, reason, is_set_up=named and error.errno in SET_UP_ERRORS)
     return SpawnError(errno.EINVAL, f"cannot start {argv[0]}: {error}")
 
 
