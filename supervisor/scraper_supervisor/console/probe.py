@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from scraper_supervisor.core.config.parser import Problem
@@ -30,7 +31,7 @@ def problems(settings: Settings, environ: Mapping[str, str]) -> list[Problem]:
     if group is not None and not _is_group(group):
         found.append(Problem("supervisor.control_group", f"there is no system group {group!r}"))
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        told = pool.map(lambda one: _group_problem(one, environ), settings.groups.values())
+        told = pool.map(partial(_group_problem, environ=environ), settings.groups.values())
         found += [problem for problem in told if problem is not None]
     return found
 
