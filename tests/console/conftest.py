@@ -63,7 +63,7 @@ class FakeDaemon:
     """Answers on a control socket from `answers`: method → document, RpcError, or a function of the params."""
 
     def __init__(self, path: Path) -> None:
-        self.answers: dict[str, Any] = {"claims": []}
+        self.answers: dict[str, Any] = {"claims": [], "reload.settle": {"workers": {}}}
         self.leaves = False  # hangs up after the next answer, as a daemon does that was told to stop
         self.requests: list[tuple[str, dict[str, Any]]] = []
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

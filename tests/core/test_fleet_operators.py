@@ -9,7 +9,18 @@ from scraper_supervisor.core.formats.redaction import Redactor
 from scraper_supervisor.core.ops.item_ops import AddItems, Cancel, Conclude, FindKeys
 from scraper_supervisor.core.ops.run_ops import LoadRun, OpenRun, SetIntent, SetRunState
 from scraper_supervisor.core.queue.queue import QueueCounts
-from scraper_worker.protocol import DoneAnswer, End, Goodbye, Granted, ItemCancel, ItemDone, ItemFailed, ItemNext
+from scraper_supervisor.core.workers.readiness import STEADY
+from scraper_worker.protocol import (
+    DoneAnswer,
+    End,
+    Goodbye,
+    Granted,
+    ItemCancel,
+    ItemDone,
+    ItemFailed,
+    ItemNext,
+    ItemsOffer,
+)
 
 
 def test_pause_lets_hands_finish_and_resume_goes_on():
@@ -64,7 +75,8 @@ def test_a_stop_that_is_overtaken_by_a_start_is_answered():
     play << Answered(1, False, "started again meanwhile: g-0")
     play.silence().dies(a, 0).ignoring(HangUp)
     b = play.spawned()
-    play >> b.hello() << b.gets(ANY) << Answered(2, True, {"workers": {"g-0": "running"}})
+    play >> b.hello() << b.gets(ANY)
+    play.silence().until(STEADY) << Answered(2, True, {"workers": {"g-0": "running"}})
 
 
 def test_start_gives_a_failed_worker_another_chance():
@@ -80,7 +92,9 @@ def test_start_of_a_completed_group_begins_a_new_run_and_waits_for_its_workers()
     finish(play, play.up(), "x")
     play >> Asked(1, "start", ("g",))
     b = play.spawned()
-    play.silence() >> b.hello() << b.gets(ANY) << Answered(1, True, ANY)
+    play.silence() >> b.hello() << b.gets(ANY)
+    play >> b(ItemsOffer(["y"])) << b.gets(ANY)
+    play >> b(ItemNext()) << b.gets(ANY) << Answered(1, True, ANY)
     assert play.store.newest("g").run == 2
 
 

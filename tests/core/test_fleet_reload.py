@@ -7,6 +7,7 @@ from tests.core.playbook import ANY, GIB, Play, a_group, group_state, writes
 from scraper_supervisor.core.config.settings import ResourceSettings, RestartSettings
 from scraper_supervisor.core.events import Asked, HangUp, KillBrowser, Reconfigured, Signal, Spawn, Tell, Watch
 from scraper_supervisor.core.ops.run_ops import LoadIntents, OpenRun
+from scraper_supervisor.core.workers.readiness import STEADY
 from scraper_worker.protocol import BrowserRecycle, BrowserStarted, Drain, End, Goodbye, Heartbeat, ItemDone, ItemNext
 
 
@@ -73,6 +74,7 @@ def test_a_changed_program_restarts_the_workers_one_by_one():
         play.silence() >> fresh.runs()
         play >> fresh.hello()
         assert play.seen.pop(0) == fresh.gets(ANY)
+        play.silence().until(play.now + STEADY)
     play.silence()
 
 

@@ -65,6 +65,7 @@ class Bookkeeping:
         group = self._state.groups.get(ended.group)
         if outcome == "done" and group is not None:  # a failure is an end, and no progress
             group.done_at.append(now)
+        self._state.retries += outcome == "retry"
         self._state.concluded = self._state.concluded or outcome != "retry"
         self._vote(ended, now)
         finished = ItemFinished(ended.key, ended.attempt, outcome, ended.target, ended.seconds, failure)

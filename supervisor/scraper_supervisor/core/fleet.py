@@ -60,6 +60,7 @@ from scraper_supervisor.core.policy.slo import Slo
 from scraper_supervisor.core.queue.targets import Targets
 from scraper_supervisor.core.runs.aborts import Aborts
 from scraper_supervisor.core.runs.groups import Groups
+from scraper_supervisor.core.runs.rolling import Rolling
 from scraper_supervisor.core.runs.shutdown import Shutdown
 from scraper_supervisor.core.sessions.handshake import Handshakes
 from scraper_supervisor.core.sessions.sessions import Sessions
@@ -101,6 +102,7 @@ class Fleet:
         self.bookkeeping = Bookkeeping(self.state, self.lifecycle, self.abort, self.slo)
         self.groups = Groups(self.state, self.lifecycle, self.slo, self.abort)
         self.aborts = Aborts(self.state, self.groups, self.abort)
+        self.rolling = Rolling(self.state, self.lifecycle)
         self.recycling = Recycling(self.state, self.lifecycle)
         self.watchdog = Watchdog(self.state, self.lifecycle, self.recycling)
         self.handshakes = Handshakes(self.state, self.lifecycle, self.watchdog, self.recycling, self.checkpoints)
@@ -139,7 +141,16 @@ class Fleet:
 
     def next_deadline(self) -> float | None:
         """When `Due` is wanted, in monotonic seconds."""
-        rooms = (self.abort, self.storage_health, self.checkpoints, self.recycling, self.watchdog, self.groups)
+        rooms = (
+            self.abort,
+            self.storage_health,
+            self.checkpoints,
+            self.recycling,
+            self.watchdog,
+            self.groups,
+            self.rolling,
+            self.orders,
+        )
         times = (room.next_deadline() for room in rooms)
         return min((time for time in times if time is not None), default=None)
 
@@ -249,7 +260,7 @@ class Fleet:
             for group in turn:
                 group.queue.pump(now, self._is_ready, open_=group.state not in ENDED and closed is None)
                 self.groups.check(group, now)
-                self.groups.roll(group, now)
+                self.rolling.step(group, now)
             turn = self.state.targets.called(groups, _lanes)  # what one gave back may be another's next
         self._pass_on(now)
         self.sessions.answer_goodbyes()

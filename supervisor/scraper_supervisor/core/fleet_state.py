@@ -105,6 +105,7 @@ class Incarnation(Struct):
     killed_for: Failure | None = None  # what a death by our own hand is charged as
     given_up: bool = False  # failed for good while its process still runs
     sample: Sample | None = None
+    up_since: float | None = None  # its hello, or of a command its spawn; monotonic seconds
 
     @property
     def browser_pids(self) -> tuple[int, ...]:
@@ -137,6 +138,16 @@ class Worker(Struct):
     state_ended: int = 0  # items ended in the group when it was written
 
 
+class Roll(Struct):
+    """A restart one by one: the workers still to come, and the one that is waited for. `since` is monotonic seconds."""
+
+    left: list[str]
+    reason: str
+    current: str | None = None
+    incarnation: int = 0  # of `current`, before
+    since: float | None = None  # when its new process was wanted
+
+
 class Install(Struct):
     """The imported states of a run that are to become checkpoints before the run is opened; the first is at work.
 
@@ -164,8 +175,8 @@ class Group(Struct):
     opening: int = 0  # ticket of the OpenRun that is waited for
     intent: Intent | None = None
     leaving: bool = False
-    rolling: list[str] = []  # workers still to be restarted one by one
-    rolling_reason: str = ""
+    roll: Roll | None = None  # a restart of its workers one by one
+    roll_failed: str | None = None  # why the last one was given up, in a sentence
     done_at: deque[float] = field(default_factory=lambda: deque(maxlen=RATE_KEPT))  # when the latest items were done
     failed_reason: str | None = None
     parks: bool = False  # it was aborted by itself: what is open is set aside once no worker holds an item
@@ -237,7 +248,8 @@ class FleetState(Struct):
     memory_percent: float | None = None
     disk_free: int | None = None
     trees: set[tuple[str, int]] = set()  # (worker, incarnation) of which something may be left
-    concluded: bool = False  # since the start, an item was done or failed for good
+    concluded: bool = False  # since the start an item ended for good, or an operator ordered another start
+    retries: int = 0  # attempts that failed and were tried again, in this daemon's life
     at_once: bool = False  # the end waits for no item any more
     left: bool = False
 

@@ -58,7 +58,7 @@ def snapshot(fleet: Fleet, daemon: Daemon, whole: Collection[str] = ()) -> dict[
             },
             "host": {"memory_percent": state.memory_percent, "disk_free": state.disk_free},
         },
-        "groups": [_group(fleet, group, daemon.now) for group in state.groups.values()],
+        "groups": groups_view(fleet, daemon.now),
         "workers": [
             _worker(fleet, worker, group, daemon, None if worker.name in whole else MOST_IN_HAND)
             for group in state.groups.values()
@@ -110,6 +110,26 @@ def abort_view(fleet: Fleet, now: float, wall: float) -> dict[str, Any]:
         "window_seconds": fleet.state.settings.abort.window,
         "scopes": scopes,
     }
+
+
+def groups_view(fleet: Fleet, now: float) -> list[dict[str, Any]]:
+    """The groups with their items, rates and what is left."""
+    return [_group(fleet, group, now) for group in fleet.state.groups.values()]
+
+
+def at_rest(fleet: Fleet) -> list[str]:
+    """The groups that a daemon found with nothing to do, each with how it goes on."""
+    told = []
+    for group in fleet.state.groups.values():
+        image = group.queue.image
+        if image is not None and group.state is GroupState.COMPLETED and group.repeat_at is None:
+            remedy = f"a new run begins with: scraper-supervisor start {group.name}"
+            told.append(f"{group.name}: run {image.run} is completed, so nothing is to be done; {remedy}")
+        elif group.state is GroupState.STOPPED and group.intent in ("drained", "stopped"):
+            told.append(f"{group.name}: an operator stopped it; it goes on with: scraper-supervisor start {group.name}")
+        elif group.state is GroupState.PAUSED:
+            told.append(f"{group.name}: an operator paused it; it goes on with: scraper-supervisor resume {group.name}")
+    return told
 
 
 def _group(fleet: Fleet, group: Group, now: float) -> dict[str, Any]:

@@ -22,13 +22,14 @@ from scraper_supervisor.core import events
 from scraper_supervisor.core.fleet import Fleet
 from scraper_supervisor.core.formats.event_payloads import SupervisorStarted, SupervisorStopped
 from scraper_supervisor.core.operators.acts import act
-from scraper_supervisor.core.snapshot import supervisor_state
+from scraper_supervisor.core.snapshot import at_rest, groups_view, supervisor_state
 from scraper_supervisor.daemon.backups import Backups
 from scraper_supervisor.daemon.control_socket import ControlSocket
 from scraper_supervisor.daemon.processes.effects import ProcessEffects
 from scraper_supervisor.daemon.processes.processes import Exit, Processes
 from scraper_supervisor.daemon.processes.sampler import Sampler, SamplerFault
 from scraper_supervisor.daemon.processes.spawning import environment_for_workers
+from scraper_supervisor.daemon.progress import Ended, Progress
 from scraper_supervisor.daemon.refusal import EX_CONFIG, CannotStart, start_refused
 from scraper_supervisor.daemon.reload import InForce, Reload, line_limit
 from scraper_supervisor.daemon.status import Status
@@ -47,7 +48,7 @@ from scraper_supervisor.daemon.worker_socket import WorkerSocket
 from scraper_supervisor.store.opening import location
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from scraper_supervisor.core.fleet_state import Mode
     from scraper_supervisor.core.formats.event_payloads import EventPayload
@@ -77,6 +78,7 @@ class DaemonApp:
         given: what workers' processes are to have as we were given it.
         once: end when nothing is left to do.
         mode: which run of a group to begin with.
+        shown: with `once`, is given the groups each second; without it the log gets a line a minute.
 
     Raises:
         CannotStart: the ledger does not open, or a folder can't be made; nothing is left of the attempt.
@@ -92,6 +94,7 @@ class DaemonApp:
         *,
         once: bool,
         mode: Mode,
+        shown: Callable[[list[dict[str, Any]]], None] | None = None,
     ) -> None:
         folders, settings = loaded.folders, loaded.settings
         state_dir, runtime_dir = Path(folders.state_dir), Path(folders.runtime_dir)
@@ -114,6 +117,8 @@ class DaemonApp:
         self._ready = False
         self._in_force = InForce(loaded)
         self._fleet = Fleet(settings, self._boot, once=once, mode=mode)
+        self._progress = Progress(self._loop, self._fleet, shown) if once else None
+        self._ended: Ended | None = None
         self._notifier = Notifier()
         environment = environment_for_workers(os.environ)
         with ExitStack() as undo, start_refused():
@@ -156,11 +161,11 @@ class DaemonApp:
         self._looking: asyncio.Task[None] | None = None
         self._look_timer: asyncio.TimerHandle | None = None
 
-    async def main(self) -> int:
+    async def main(self) -> Ended:
         """Serve until the fleet leaves.
 
         Returns:
-            The exit code.
+            How it ended.
 
         Raises:
             CannotStart: a socket can't be made.
@@ -170,7 +175,7 @@ class DaemonApp:
         finally:
             self._signals.stop()
             await self._close()
-        return self._leaving.code if self._leaving is not None else 1
+        return self._ended or Ended(1, "failed")
 
     async def _serve(self) -> None:
         ended = await self._processes.end_predecessors()
@@ -187,6 +192,8 @@ class DaemonApp:
         with start_refused():
             self._sampler.start()
         self._carry_out(self._fleet.start(time.monotonic()))
+        if self._progress is not None:
+            self._progress.start()
         self._signals.pass_on(self._loop, self._signalled)
         self._beats()
         self._look()
@@ -197,6 +204,8 @@ class DaemonApp:
         for timer in (self._timer, self._beat, self._look_timer):
             if timer is not None:
                 timer.cancel()
+        if self._progress is not None:
+            self._progress.stop()
         self._notifier.stopping()
         await self._tasks.close(NOTIFY_WITHIN)
         self._reloading.close()
@@ -268,6 +277,8 @@ class DaemonApp:
             self._loop.call_later(max(0.0, self._armed + ARM_EVERY - time.monotonic()), self._arm)
         if not self._ready and supervisor_state(self._fleet) != "starting":
             self._ready = True
+            for told in at_rest(self._fleet):
+                _log.warning(told)
             self._notifier.ready("serving")
             self._notifier.start_watchdog(self._loop)
 
@@ -358,7 +369,10 @@ class DaemonApp:
                 pass
 
     def _leave(self, command: events.Leave) -> None:
-        self._leaving = command
+        self._leaving, now = command, time.monotonic()
+        recoveries = self._fleet.slo.view(now).recoveries
+        groups = groups_view(self._fleet, now)
+        self._ended = Ended(command.code, command.reason, groups, self._fleet.state.retries, recoveries)
         _log.info("leaving", code=command.code, reason=command.reason)
         if not self._over.done():
             self._over.set_result(None)

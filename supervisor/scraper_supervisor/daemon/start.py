@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 import uvloop
+from msgspec import Struct
 
 from scraper_supervisor.daemon.app import DaemonApp
+from scraper_supervisor.daemon.progress import Ended
 from scraper_supervisor.daemon.refusal import CannotStart, start_refused
 from scraper_supervisor.daemon.signals import Signals
 from scraper_supervisor.daemon.telling.log import configure_logging
@@ -22,32 +25,40 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.fleet_state import Mode
     from scraper_supervisor.store.config_file import Loaded
 
-__all__ = ["CannotStart", "run"]
+__all__ = ["CannotStart", "Ended", "Screen", "run"]
 _log = structlog.get_logger()
 
 
-def run(loaded: Loaded, *, once: bool = False, fresh: bool = False) -> int:
+class Screen(Struct, frozen=True):
+    """Where the log goes; and who is given the groups, each second, to show how far the work is."""
+
+    stream: TextIO
+    shown: Callable[[list[dict[str, Any]]], None] | None = None
+
+
+def run(loaded: Loaded, *, once: bool = False, fresh: bool = False, screen: Screen | None = None) -> Ended:
     """Run the daemon until it leaves.
 
     Args:
         loaded: the configuration and its folders.
         once: end when nothing is left to do.
         fresh: begin a new run of every group.
+        screen: where it shows itself; None: the log goes to stderr.
 
     Returns:
-        The exit code.
+        How it ended.
 
     Raises:
         CannotStart: before anything was started.
     """
     signals = Signals()
     try:
-        return _run(loaded, signals, once=once, fresh=fresh)
+        return _run(loaded, signals, screen or Screen(sys.stderr), once=once, fresh=fresh)
     finally:
         signals.ignore()
 
 
-def _run(loaded: Loaded, signals: Signals, *, once: bool, fresh: bool) -> int:
+def _run(loaded: Loaded, signals: Signals, screen: Screen, *, once: bool, fresh: bool) -> Ended:
     mode: Mode = "fresh" if fresh else ("next" if once else "continue")
     given = take_over()
     locks: list[FolderLock] = []
@@ -66,7 +77,7 @@ def _run(loaded: Loaded, signals: Signals, *, once: bool, fresh: bool) -> int:
         raise CannotStart(f"{error.filename}: {error.strerror}") from None
     supervisor = loaded.settings.supervisor
     with start_refused():
-        log = configure_logging(supervisor.log_level, supervisor.log_format, sys.stderr)
+        log = configure_logging(supervisor.log_level, supervisor.log_format, screen.stream)
     for told in loose:
         _log.warning(told)
     try:
@@ -74,8 +85,9 @@ def _run(loaded: Loaded, signals: Signals, *, once: bool, fresh: bool) -> int:
     except OSError as error:  # a full disk: whoever shares our environment finds the sockets all the same
         _log.warning(f"the runtime folder can't be noted for commands: {error.strerror}", path=str(state_dir))
 
-    async def serve() -> int:
-        return await DaemonApp(loaded, log, signals, locks[-1], given, once=once, mode=mode).main()
+    async def serve() -> Ended:
+        app = DaemonApp(loaded, log, signals, locks[-1], given, once=once, mode=mode, shown=screen.shown)
+        return await app.main()
 
     try:
         return uvloop.run(serve())

@@ -63,6 +63,19 @@ def test_reload(call: Call, daemon: FakeDaemon) -> None:
     assert result.stderr.splitlines()[1:] == ["  workers.a.count: expected 1", "  is no TOML"]
 
 
+def test_a_reload_whose_restarts_fail_is_1_with_the_reason(call: Call, daemon: FakeDaemon) -> None:
+    daemon.answers |= {
+        "reload": {"summary": "matches: restarts workers one by one"},
+        "reload.settle": RpcError(-32000, "matches-0: no module 'scrapper'; matches-1 stay as they are"),
+    }
+    result = call("reload")
+    assert (result.exit_code, result.stdout) == (1, "matches: restarts workers one by one\n")
+    assert result.stderr == (
+        "error: the new configuration is in force, but a restart failed: "
+        "matches-0: no module 'scrapper'; matches-1 stay as they are\n"
+    )
+
+
 def test_stop_waits_for_the_end_of_the_daemon(call: Call, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     # The stand-in lives in this very process, whose end is not to be waited for.
     monkeypatch.setattr("scraper_supervisor.console.client._process", lambda _: None)

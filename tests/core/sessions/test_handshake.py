@@ -244,7 +244,7 @@ def test_a_fresh_run_begins_without_the_old_state():
     play >> a(CheckpointSave("cursor/1", Raw(b"{}"))) << a.gets(ANY)
     finish(play, a, "x")
     assert len(play.store.states["g-0"]) == 2, "saved again at the end, with the progress since"
-    play >> Asked(1, "start", ("g",), fresh=True)
+    play >> Asked(1, "start", ("g",), fresh=True, wait=False)
     b = play.spawned()
     play.ignoring(Answered) >> b.hello()
     assert play.seen.pop(0).result.checkpoint is None

@@ -23,7 +23,11 @@ def reload(app: App) -> None:
             answer = client.call("reload", timeout=None)
         except Denied as error:
             raise Refused(_rejection(error), INVALID) from None
-    click.echo(answer["summary"])
+        click.echo(answer["summary"])
+        try:
+            client.call("reload.settle", timeout=None)  # the restarts that the change needs are part of it
+        except Denied as error:
+            raise Refused(f"the new configuration is in force, but a restart failed: {error}") from None
 
 
 def _rejection(error: Denied) -> str:

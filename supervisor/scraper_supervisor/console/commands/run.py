@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import sys
+import time
 import unicodedata
 from typing import Final
 
 import click
 from msgspec.structs import replace
 
+from scraper_supervisor.console.commands.config import INVALID
 from scraper_supervisor.console.context import USAGE, App, HelpfulCommand, Refused, pass_app
+from scraper_supervisor.console.once import as_stream, shown, summary
 from scraper_supervisor.core.config.parser import GROUP_NAME, parse
 from scraper_supervisor.core.config.paths import Location, folders
 from scraper_supervisor.store.config_file import Loaded, working_folder
@@ -42,11 +47,19 @@ def run(app: App, entrypoint: str | None, once: bool, fresh: bool) -> None:
     # Late: the other commands need not wait for uvloop and psutil to load.
     from scraper_supervisor.daemon import start as daemon
 
+    begin = time.monotonic()
     try:
-        code = daemon.run(loaded, once=once, fresh=fresh)
+        with shown() if once else contextlib.nullcontext() as line:
+            screen = daemon.Screen(as_stream(line, sys.stderr), None if line is None else line.groups)
+            ended = daemon.run(loaded, once=once, fresh=fresh, screen=screen)
     except daemon.CannotStart as error:
         raise Refused(str(error), error.code) from None
-    raise click.exceptions.Exit(code)
+    if once and ended.code != INVALID:
+        seconds = time.monotonic() - begin
+        app.note(summary(loaded, ended.groups, ended.retries, ended.recoveries, seconds, app.config))
+    if ended.code:
+        raise Refused(ended.reason, ended.code)
+    raise click.exceptions.Exit(0)
 
 
 def simple(entrypoint: str, cwd: str) -> Loaded:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
 
-from msgspec import Raw, Struct
+from msgspec import Raw
 from msgspec.structs import replace
 
 from scraper_supervisor.core.events import Answered
 from scraper_supervisor.core.formats.redaction import hidden_in
 from scraper_supervisor.core.operators import run_import as imports
 from scraper_supervisor.core.operators.acts import act
+from scraper_supervisor.core.operators.waiting import Waiting
 from scraper_supervisor.core.ops.item_ops import FindKeys, NewItem
 from scraper_supervisor.core.queue.item_calls import target_of
 from scraper_supervisor.core.runs.aborts import AllTogether
+from scraper_supervisor.core.runs.rolling import begin
 from scraper_supervisor.core.states.group import ENDED, GroupState, GroupTrigger
 from scraper_supervisor.core.states.supervisor import SupervisorTrigger
-from scraper_supervisor.core.states.worker_life import Phase
 from scraper_worker.jsonrpc import BadParams, check_key
 
 if TYPE_CHECKING:
@@ -33,20 +34,11 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.workers.recycling import Recycling
     from scraper_supervisor.core.workers.watchdog import Watchdog
 
-SETTLED: Final = frozenset({Phase.STOPPED, Phase.COMPLETED, Phase.FAILED})
 ITEMS: Final = frozenset({"items.add", "items.requeue", "items.cancel"})
 
 
 class _Refusal(ValueError):
     """The request can't be served; the message names the remedy."""
-
-
-class _Waiting(Struct):
-    """A request that is answered when all its workers are where it wants them."""
-
-    request: int
-    method: str
-    workers: dict[str, tuple[int, int]]  # name → (incarnation, recycles) when it was asked
 
 
 class Orders:
@@ -73,7 +65,7 @@ class Orders:
         self._aborts = aborts
         self._state_restores = state_restores
         self._run_imports = run_imports
-        self._waiting: list[_Waiting] = []
+        self._waiting = Waiting(state, lifecycle)
 
     def asked(self, event: Asked, now: float) -> None:
         """Take a request; one that is not refused is told, before what it brings about."""
@@ -110,7 +102,7 @@ class Orders:
 
     def withdrawn(self, request: int) -> None:
         """Nobody waits for the answer any more."""
-        self._waiting = [one for one in self._waiting if one.request != request]
+        self._waiting.withdraw(request)
         self._state_restores.withdrawn(request)
         self._run_imports.withdrawn(request)
 
@@ -134,12 +126,9 @@ class Orders:
             case "start":
                 self._start(groups, workers, fresh=event.fresh, now=now)
             case "restart":
-                for worker in team:
-                    state = self._state.groups[worker.group].state
-                    if worker.life.up:
-                        self._lifecycle.drain(worker, "an operator ordered a restart", "restart", now)
-                    elif state not in ENDED and state is not GroupState.OPENING:
-                        self._lifecycle.start(worker, now)
+                self._restart(groups, workers, now)
+            case "reload.settle":  # the configuration is in force already; the restarts that it orders are waited for
+                marks = {}
             case "recycle":
                 for worker in team:
                     self._recycling.request(worker)
@@ -148,7 +137,23 @@ class Orders:
         if not event.wait:
             self._state.outbox.answer(event.request, True, {"workers": sorted(marks)})
             return
-        self._waiting.append(_Waiting(event.request, event.method, marks))
+        self._waiting.add(event.request, event.method, marks)
+
+    def _restart(self, groups: list[Group], workers: list[Worker], now: float) -> None:
+        """Restart who is up, one by one, and start who is not; a failed group begins anew."""
+        names = {group.name: list(group.workers) for group in groups}
+        for worker in workers:
+            names.setdefault(worker.group, []).append(worker.name)
+        for name, team in names.items():
+            group = self._state.groups[name]
+            members = [self._state.workers[one] for one in team]
+            if group.state is GroupState.FAILED and group in groups:
+                self._groups.resume_run(group, now, reset=True)
+            for worker in members:
+                if not worker.life.up and group.state not in ENDED and group.state is not GroupState.OPENING:
+                    self._lifecycle.start(worker, now)
+            before = [worker.name for worker in members if worker.life.up and worker.life.pid is not None]
+            begin(self._state, group, before, "an operator ordered a restart")
 
     def _named(self, names: tuple[str, ...]) -> tuple[list[Group], list[Worker]]:
         if not names:
@@ -183,6 +188,7 @@ class Orders:
             self._groups.set_intent(name, "paused" if paused else None)
 
     def _start(self, groups: list[Group], workers: list[Worker], *, fresh: bool, now: float) -> None:
+        self._state.concluded = True  # what comes of it is no longer what came of the daemon's own start
         anew = {group.name for group in groups if fresh or self._is_over(group)}
         for group in groups:
             if group.name in anew and any(worker.life.up for worker in self._state.members(group)):
@@ -220,43 +226,11 @@ class Orders:
     def settle(self, now: float) -> None:
         """Answer the requests whose workers are where they were wanted."""
         self._state_restores.settle(now)
-        if not self._waiting:
-            return
-        waiting: list[_Waiting] = []
-        for one in self._waiting:
-            workers = [self._state.workers[name] for name in one.workers if name in self._state.workers]
-            if all(self._is_done(one, worker) for worker in workers):
-                problem = self._problem(one.method, workers)
-                states = {worker.name: self._lifecycle.public(worker) for worker in workers}
-                self._state.outbox.answer(one.request, problem is None, problem or {"workers": states})
-            else:
-                waiting.append(one)
-        self._waiting = waiting
+        self._waiting.settle(now)
 
-    def _problem(self, method: str, workers: list[Worker]) -> str | None:
-        failed = [worker.name for worker in workers if worker.life.phase is Phase.FAILED]
-        if method in ("start", "restart") and failed:
-            return f"failed: {', '.join(failed)}"
-        again = [worker.name for worker in workers if worker.life.phase not in SETTLED]
-        if method in ("drain", "stop") and again:
-            return f"started again meanwhile: {', '.join(again)}"
-        return None
-
-    def _is_done(self, one: _Waiting, worker: Worker) -> bool:
-        incarnation, recycles = one.workers[worker.name]
-        phase = worker.life.phase
-        match one.method:
-            case "drain" | "stop":
-                return phase in SETTLED or worker.life.after != "stop"
-            case "start":
-                opening = self._state.groups[worker.group].state is GroupState.OPENING
-                return phase is Phase.RUNNING or (phase in SETTLED and not opening)
-            case "restart":
-                came_back = worker.life.incarnation > incarnation and phase is Phase.RUNNING
-                return came_back or phase in SETTLED
-            case "recycle":
-                return worker.current.recycle is None or worker.recycles > recycles or phase is not Phase.RUNNING
-        return True
+    def next_deadline(self) -> float | None:
+        """When a request is to be answered though nothing happens."""
+        return self._waiting.next_deadline()
 
     # ---- items
 

@@ -12,6 +12,7 @@ from scraper_supervisor.core.formats.event_payloads import ConfigReloaded
 from scraper_supervisor.core.ops.run_ops import CompleteRun, LoadIntents, OpenRun, SetIntent, SetRunState
 from scraper_supervisor.core.policy import restart
 from scraper_supervisor.core.queue.queue import Queue
+from scraper_supervisor.core.runs import rolling
 from scraper_supervisor.core.states.group import ENDED, GroupState, GroupTrigger
 from scraper_supervisor.core.states.supervisor import SupervisorTrigger
 from scraper_supervisor.core.states.worker_life import Phase
@@ -359,6 +360,8 @@ class Groups:
         changes = plan(state.settings, settings)
         state.settings = settings
         self._abort.reconfigure(settings.abort)
+        for group in state.groups.values():
+            group.roll_failed = None
         state.targets.configure(settings.targets)
         for name in changes.removed:
             if name in state.groups:  # else the ledger has not even told of it
@@ -389,8 +392,8 @@ class Groups:
             if group.intent not in ("drained", "stopped") and group.state is not GroupState.OPENING:
                 self._staff(group, now)
         if roll:
-            group.rolling = [worker.name for worker in self._state.members(group) if worker.life.up]
-            group.rolling_reason = "the configuration of its program changed"
+            up = [worker.name for worker in self._state.members(group) if worker.life.up]
+            rolling.begin(self._state, group, up, "the configuration of its program changed")
 
     def _remove_worker(self, worker: Worker, reason: str, now: float) -> None:
         worker.leaving = True
@@ -418,24 +421,3 @@ class Groups:
                     self._slo.forget(worker, now)
                 group.queue.close()
                 del self._state.groups[name]
-
-    def roll(self, group: Group, now: float) -> None:
-        """Restart the next worker of a rolling restart, when the one before is back."""
-        while group.rolling:
-            worker = self._state.workers.get(group.rolling[0])
-            if worker is None or not worker.life.up:
-                group.rolling.pop(0)
-                continue
-            fresh = worker.life.after == "decide"
-            others = [one for one in self._state.members(group) if one is not worker and one.life.up]
-            settling = any(
-                one.life.phase is not Phase.RUNNING
-                or (group.settings.entrypoint is not None and not one.life.introduced)
-                for one in others
-            )
-            if fresh and settling:
-                return
-            group.rolling.pop(0)
-            if fresh:
-                self._lifecycle.drain(worker, group.rolling_reason, "restart", now)
-            return

@@ -91,6 +91,8 @@ class Lifecycle:
         worker.history = restart.on_start(worker.history, now)
         worker.current.heard = now
         self._state.outbox.commands += worker.life.spawned(event.pid, event.token, group.settings, now)
+        if group.settings.entrypoint is None:
+            worker.current.up_since = now  # a command need not say hello
         self.watch(worker)
         self._state.publish(WorkerStarted(event.pid, event.incarnation), worker=worker)
         if self._state.at_once:
@@ -131,6 +133,7 @@ class Lifecycle:
         worker.current.heard = worker.current.quiet_since = now
         self._state.conns[conn] = (worker.name, worker.life.incarnation)
         if worker.life.hello():
+            worker.current.up_since = now
             self._state.publish(WorkerReady(worker.life.incarnation), worker=worker)
         self.note(worker, now)
 

@@ -32,6 +32,19 @@ _GROUPS: Final = {
 }
 
 
+STEADY: Final = 1.0  # seconds that a worker runs before it is believed to work though nothing else shows it
+
+
+def shows_itself(state: FleetState, worker: Worker, now: float) -> bool:
+    """True if a worker works as far as one can see: it asks for items, holds one, or has been up for a while."""
+    if worker.life.phase is not Phase.RUNNING:
+        return False
+    queue, since = state.groups[worker.group].queue, worker.current.up_since
+    if queue.waits(worker.name) or queue.held_by(worker.name) or worker.current.goodbye is not None:
+        return True
+    return since is not None and now >= since + STEADY
+
+
 def why_not_ready(state: FleetState, worker: Worker) -> str | None:
     """Why this worker may be handed no further item, whatever there is to hand out; None if it may."""
     current = worker.current
