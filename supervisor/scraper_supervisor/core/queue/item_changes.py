@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scraper_supervisor.core.queue.frontier import Frontier
     from scraper_supervisor.core.queue.item_calls import RunRef
 
-SWEEP: Final = 5_000  # items that are parked, or taken up again, in one transaction: some 40 ms
+SWEEP: Final = 2_000  # items that are parked, or taken up again, in one transaction: some 40 ms
 
 
 class ItemChanges:
