@@ -6,7 +6,7 @@ import pytest
 from tests.sdk.wild import Wild
 
 from scraper_worker import BlockedError, PermanentError, TransientError, raise_for_status, run
-from scraper_worker.challenges import LOOKED_AT, challenge_of, challenged, may_be_challenge
+from scraper_worker.failures.challenges import LOOKED_AT, challenge_of, challenged, may_be_challenge
 from scraper_worker.protocol import Failure, ItemDone, ItemFailed
 
 TITLE = "<html><head><title>{}</title></head><body></body></html>"

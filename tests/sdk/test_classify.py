@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scraper_worker.classify import (
+from scraper_worker.errors import BlockedError, InfrastructureError, PermanentError, TransientError
+from scraper_worker.failures.classify import (
     MAX_MESSAGE,
     MAX_SIGNATURE,
     Facts,
@@ -18,8 +19,7 @@ from scraper_worker.classify import (
     failure_of,
     normalise,
 )
-from scraper_worker.errors import BlockedError, InfrastructureError, PermanentError, TransientError
-from scraper_worker.http_answers import kind_of_status, parse_retry_after, retry_after_of
+from scraper_worker.failures.http_answers import kind_of_status, parse_retry_after, retry_after_of
 
 PLAYWRIGHT = "playwright._impl._errors"
 

@@ -22,7 +22,7 @@ from tests.sdk.wild import Wild
 
 from scraper_worker import raise_for_status
 from scraper_worker.browsers.executable import choose
-from scraper_worker.classify import classify
+from scraper_worker.failures.classify import classify
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

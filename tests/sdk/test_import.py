@@ -16,9 +16,8 @@ def run(code: str) -> str:
 
 
 def test_neither_playwright_nor_asyncio_is_loaded():
-    modules = (
-        "scraper_worker, scraper_worker.errors, scraper_worker.protocol, scraper_worker.retry, scraper_worker.classify"
-    )
+    names = ("errors", "protocol", "retry", "failures.classify")
+    modules = ", ".join(["scraper_worker", *(f"scraper_worker.{name}" for name in names)])
     code = (
         f"import sys, {modules}; print([m for m in ('asyncio', 'playwright', 'socket', 'logging') if m in sys.modules])"
     )
@@ -31,7 +30,7 @@ def test_a_worker_without_a_browser_loads_no_playwright():
 
 def test_functions_are_not_hidden_by_the_modules_of_their_names():
     code = (
-        "import scraper_worker.retry, scraper_worker.classify, scraper_worker.steps\n"
+        "import scraper_worker.retry, scraper_worker.failures.classify, scraper_worker.steps\n"
         "from scraper_worker import retry, classify\n"
         "from scraper_worker.retry import RetryPolicy\n"
         "print(type(retry).__name__, type(classify).__name__)"

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scraper_worker.browsers.browser import raise_for_status
-    from scraper_worker.classify import classify
     from scraper_worker.errors import (
         BlockedError,
         BrowserUnavailable,
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
         UsageError,
         WorkerError,
     )
+    from scraper_worker.failures.classify import classify
     from scraper_worker.item import Item, ThreadItem
     from scraper_worker.protocol import Failure
     from scraper_worker.retry import RetryPolicy
@@ -74,7 +74,7 @@ _ELSEWHERE = {
     "RetryPolicy": "retry",
     "ThreadItem": "item",
     "Worker": "worker",
-    "classify": "classify",
+    "classify": "failures.classify",
     "raise_for_status": "browsers.browser",
     "retry": "steps",
     "run": "runner",
@@ -82,7 +82,7 @@ _ELSEWHERE = {
 
 
 class _Package(types.ModuleType):
-    """Keeps the functions `retry` and `classify` from being hidden by the modules of the same names.
+    """Keeps the function `retry` from being hidden by the module of the same name.
 
     Importing a submodule sets it as an attribute of its package, and whoever came first would win.
     """

@@ -11,8 +11,8 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from scraper_worker.classify import classify
 from scraper_worker.errors import WorkerError
+from scraper_worker.failures.classify import classify
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,8 +7,8 @@ import functools
 import random
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar, overload
 
-from scraper_worker.classify import classify
 from scraper_worker.errors import UsageError
+from scraper_worker.failures.classify import classify
 from scraper_worker.retry import RetryPolicy
 
 if TYPE_CHECKING:

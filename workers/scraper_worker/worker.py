@@ -13,8 +13,8 @@ import msgspec
 from scraper_worker import protocol
 from scraper_worker.browsers.browser import SupervisedBrowser
 from scraper_worker.checkpoint import Checkpoint
-from scraper_worker.classify import classify
 from scraper_worker.errors import CallError, UsageError, WorkerError
+from scraper_worker.failures.classify import classify
 from scraper_worker.item import Attempt, trace
 from scraper_worker.items.arguments import ByHand, check_arguments, check_session
 from scraper_worker.items.evidence import EvidenceFolder

@@ -29,7 +29,7 @@ from scraper_worker.errors import (
     TransientError,
     UsageError,
 )
-from scraper_worker.http_answers import kind_of_status, retry_after_of
+from scraper_worker.failures.http_answers import kind_of_status, retry_after_of
 from scraper_worker.protocol import BrowserStarted, BrowserStopped
 
 if TYPE_CHECKING:

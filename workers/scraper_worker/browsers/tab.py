@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from scraper_worker.browsers.belongings import Belongings
-from scraper_worker.challenges import challenge_of
-from scraper_worker.http_answers import retry_after_of
+from scraper_worker.failures.challenges import challenge_of
+from scraper_worker.failures.http_answers import retry_after_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from scraper_worker.challenges import challenged, may_be_challenge
-from scraper_worker.classify import classify, failure_of, leaves
 from scraper_worker.errors import BrowserUnavailable, InfrastructureError, LoginFailed, SessionExpired
+from scraper_worker.failures.challenges import challenged, may_be_challenge
+from scraper_worker.failures.classify import classify, failure_of, leaves
 from scraper_worker.item import Attempt, BaseItem, Item, ThreadItem, trace
 from scraper_worker.items.evidence import Attachments, EvidenceFolder
 from scraper_worker.items.progress import Progress

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from msgspec import Raw
 
-from scraper_worker.classify import classify, failure_of
 from scraper_worker.errors import CallError, InfrastructureError, LoginFailed, WorkerError
+from scraper_worker.failures.classify import classify, failure_of
 from scraper_worker.item import contained, trace
 from scraper_worker.items.tasks import SDK, Owner, owned_by
 from scraper_worker.login.policy import GIVE_UP_AFTER, LoginPolicy

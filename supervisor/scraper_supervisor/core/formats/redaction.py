@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from scraper_worker.classify import normalise
+from scraper_worker.failures.classify import normalise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -23,7 +23,7 @@ from scraper_worker.errors import (
     SupervisorLost,
     TransientError,
 )
-from scraper_worker.http_answers import MAX_RETRY_AFTER, kind_of_status, retry_after_of
+from scraper_worker.failures.http_answers import MAX_RETRY_AFTER, kind_of_status, retry_after_of
 from scraper_worker.portable import encodable
 from scraper_worker.protocol import Category, Failure, Kind
 
