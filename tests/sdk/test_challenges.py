@@ -89,7 +89,7 @@ def test_the_failure_says_what_it_led_to():
 @pytest.mark.browser
 @pytest.mark.slow
 async def test_a_real_page_is_looked_at_where_a_handler_failed(alone_link, monkeypatch):
-    monkeypatch.setattr("scraper_worker.worker.CHALLENGE_TIMEOUT", 60.0)  # however busy the machine is
+    monkeypatch.setattr("scraper_worker.items.handling.CHALLENGE_TIMEOUT", 60.0)  # however busy the machine is
     body = quote(PAGES["cloudflare"][0])
     paths = {
         "challenge": f"/?body={body}",
