@@ -7,7 +7,7 @@ import pty
 import subprocess
 
 import pytest
-from harness import SUPERVISOR
+from harness import SUPERVISOR, wait_for
 
 SCRAPER = """
 import asyncio
@@ -85,3 +85,18 @@ def test_on_a_terminal_a_line_tells_how_far_it_is(folder):
     assert "of 8 done" in shown
     assert "1 in hand" in shown
     assert "basic: run 1 completed: 6 done, 2 failed" in shown
+
+
+def test_another_function_of_the_same_name_does_not_go_on_with_the_run(folder):
+    (folder / "other.py").write_text(SCRAPER.replace("asyncio.sleep(0.3)", "asyncio.sleep(0)"))
+    process = subprocess.Popen([*SUPERVISOR, "run", "sc:basic"], cwd=folder, env=environment(), stderr=subprocess.PIPE)
+    with process:
+        wait_for(lambda: command(folder, "results", "basic").stdout, "a result")
+        process.terminate()
+        process.communicate(timeout=60)
+    refused = command(folder, "run", "other:basic")
+    assert refused.returncode == 1
+    assert "run 1 of basic is sc:basic's, and other:basic can't go on with it" in refused.stderr
+    begun = command(folder, "run", "other:basic", "--fresh")
+    assert (begun.returncode, "basic: run 2 completed: 6 done, 2 failed" in begun.stderr) == (0, True)
+    assert command(folder, "run", "sc:basic").returncode == 0, "the run is completed: this begins another"

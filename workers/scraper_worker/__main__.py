@@ -16,6 +16,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from scraper_worker import protocol
+from scraper_worker.check import import_fault
 from scraper_worker.connection.alone import Alone
 from scraper_worker.connection.stack import tell_on_signal
 from scraper_worker.errors import BrowserUnavailable, BrowserUnusable, LoginFailed, Refused, SetupError, SupervisorLost
@@ -63,6 +64,9 @@ def main(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         return _say(f"{_name()}: interrupted", EXIT_INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - the user's code may raise anything, and this is where it is told
+        said = import_fault(entrypoint, error) if _came_of_import(error) else None
+        if said is not None:
+            return _say(f"{_name()}: {said}", EXIT_SETUP)
         line = traceback.format_exception_only(error)[0].strip()
         return _say(f"{_name()}: {entrypoint} raised {line}\n{trace(error)}".rstrip(), EXIT_FAILED)
     return 0
@@ -87,6 +91,11 @@ def _parse(arguments: Sequence[str]) -> tuple[str, ByHand | None] | None:
     if len(rest) != 1 or key == "" or (headed and key is None):
         return None
     return rest[0], None if key is None else ByHand(key, headed)
+
+
+def _came_of_import(error: BaseException) -> bool:
+    """True if the function could not even be looked up: the error passed through `load`."""
+    return any(frame.f_code is load.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def load(entrypoint: str) -> Callable[[Any], Awaitable[Any]]:

@@ -91,6 +91,9 @@ class ReaderPort(Protocol):
         """The names of the groups that have a run, sorted."""
         ...
 
+    def entrypoint(self, group: str) -> str | None:
+        """Who works on a group's newest run; None if it has none, or nobody has written that down."""
+
     def runs(self, group: str) -> list[RunInfo]:
         """A group's runs, the newest first."""
         ...

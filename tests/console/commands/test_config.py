@@ -196,7 +196,23 @@ def test_init_leaves_an_existing_file_alone_unless_forced(folder: Path) -> None:
     assert (code, document["ok"], path.read_text()) == (1, False, "mine")
     assert "exists already" in text
     assert init("mine.toml", force=True).code == 0
-    assert path.read_text() == starter()
+    assert 'state_dir = ".scraper-supervisor"' in path.read_text()
+
+
+def test_init_in_two_projects_makes_two_states(folder: Path) -> None:
+    environ, found = {"HOME": "/h", "XDG_RUNTIME_DIR": "/r"}, []
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        assert init(str(folder / name / "supervisor.toml")).code == 0
+        found.append(load_or_default(str(folder / name / "supervisor.toml"), environ, "/").folders)
+    assert found[0].state_dir == str(folder / "one" / ".scraper-supervisor")
+    assert found[0].runtime_dir == str(folder / "one" / ".scraper-supervisor" / "run")
+    assert found[1].state_dir == str(folder / "two" / ".scraper-supervisor")
+    deep = folder / ("x" * 90)
+    deep.mkdir()
+    assert init(str(deep / "supervisor.toml")).code == 0, "where the sockets' paths are too long, they are elsewhere"
+    loaded = load_or_default(str(deep / "supervisor.toml"), environ, "/")
+    assert loaded.folders.runtime_dir == "/r/scraper-supervisor"
 
 
 def test_init_says_why_it_can_not_write(folder: Path) -> None:

@@ -34,7 +34,7 @@ def test_the_file_is_private_and_as_the_contract_says(path: Path) -> None:
     assert ledger._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert ledger._db.execute("PRAGMA synchronous").fetchone() == (2,)
     assert ledger._db.execute("PRAGMA foreign_keys").fetchone() == (1,)
-    assert ledger._db.execute("PRAGMA user_version").fetchone() == (3,)
+    assert ledger._db.execute("PRAGMA user_version").fetchone() == (4,)
     ledger.close()
 
 
@@ -61,7 +61,7 @@ def test_another_programs_database_is_refused(path: Path) -> None:
 def test_a_later_versions_ledger_is_left_untouched(path: Path, with_log: bool) -> None:
     Ledger.open(path).close()
     db = sqlite3.connect(path)
-    db.execute("PRAGMA user_version = 4")
+    db.execute("PRAGMA user_version = 5")
     if with_log:  # it has not been folded back: the file itself still says 3
         copy = path.parent / "later"
         copy.mkdir()
@@ -72,7 +72,7 @@ def test_a_later_versions_ledger_is_left_untouched(path: Path, with_log: bool) -
     path = copy / "ledger.db" if with_log else path
     before = {file.name: file.read_bytes() for file in path.parent.glob("ledger*")}
     assert ("ledger.db-wal" in before) == with_log
-    with pytest.raises(LedgerTooNew, match="schema version 4, this program knows versions up to 3"):
+    with pytest.raises(LedgerTooNew, match="schema version 5, this program knows versions up to 4"):
         Ledger.open(path)
     with pytest.raises(LedgerTooNew):
         LedgerReader(path)
@@ -388,7 +388,7 @@ def test_a_migration_that_ends_anywhere_leaves_the_old_or_the_new(path: Path) ->
         Ledger.open(path).close()
         assert read(path) == OLD_ROWS
         step += 30
-    assert (seen, code) == ({1, 3}, 0)
+    assert (seen, code) == ({1, 4}, 0)
 
 
 def test_an_older_ledger_that_is_not_what_it_says_stays_as_it_is(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -12,7 +13,7 @@ import tomli_w
 from scraper_supervisor.console.probe import problems
 from scraper_supervisor.core.config.advice import warnings
 from scraper_supervisor.core.config.parser import InvalidSettings, Problem
-from scraper_supervisor.core.config.paths import LOCAL_FILE
+from scraper_supervisor.core.config.paths import LOCAL_FILE, LOCAL_FOLDER, MAX_SOCKET_PATH, control_socket
 from scraper_supervisor.core.config.settings import effective
 from scraper_supervisor.store.config_file import Loaded, load_or_default, working_folder
 
@@ -73,7 +74,7 @@ def init(path: str | None = None, *, force: bool = False) -> CommandOutcome:
     target = Path(path or LOCAL_FILE)
     try:
         with target.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(starter())
+            file.write(_placed(target.absolute().parent))
     except FileExistsError:
         hint = f"move it away, name another file, or check it with: scraper-supervisor check --config {target}"
         return _not_written(target, f"exists already and is left as it is; {hint}")
@@ -81,6 +82,21 @@ def init(path: str | None = None, *, force: bool = False) -> CommandOutcome:
         return _not_written(target, f"can't be written: {(error.strerror or str(error)).lower()}")
     text = f"{target}: written; name your scraper in it, then: scraper-supervisor check --config {target}"
     return CommandOutcome(OK, {"ok": True, "path": str(target.absolute()), "error": None}, text)
+
+
+def _placed(folder: Path) -> str:
+    """The starter for that folder: its state lies beside it, so that two projects never share one.
+
+    Below /etc it is the host's, whose folders are systemd's. The sockets are beside it where their paths are not too
+    long for the system.
+    """
+    text, state = starter(), LOCAL_FOLDER
+    if folder.as_posix().startswith("/etc/"):
+        return text
+    text = re.sub(r"(?m)^# example: state_dir = .*$", f'state_dir = "{state}"', text)
+    if len(os.fsencode(control_socket(f"{folder}/{state}/run"))) <= MAX_SOCKET_PATH:
+        text = re.sub(r"(?m)^# example: runtime_dir = .*$", f'runtime_dir = "{state}/run"', text)
+    return text
 
 
 def invalid(error: InvalidSettings) -> CommandOutcome:

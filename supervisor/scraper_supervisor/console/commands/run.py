@@ -19,6 +19,8 @@ from scraper_supervisor.console.once import as_stream, shown, summary
 from scraper_supervisor.core.config.parser import GROUP_NAME, parse
 from scraper_supervisor.core.config.paths import Location, folders
 from scraper_supervisor.store.config_file import Loaded, working_folder
+from scraper_supervisor.store.errors import StoreError
+from scraper_supervisor.store.opening import location, open_for_reading
 
 _ENTRYPOINT: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _LONGEST_NAME: Final = 48  # characters of a group's name
@@ -44,6 +46,8 @@ def run(app: App, entrypoint: str | None, once: bool, fresh: bool) -> None:
         if app.config is not None:
             raise Refused("MODULE:FUNCTION stands in for a configuration file: give it or --config, not both", USAGE)
         loaded, once = simple(entrypoint, working_folder(None, {})), True
+        if not fresh:
+            _same_function(loaded, entrypoint)
     # Late: the other commands need not wait for uvloop and psutil to load.
     from scraper_supervisor.daemon import start as daemon
 
@@ -60,6 +64,23 @@ def run(app: App, entrypoint: str | None, once: bool, fresh: bool) -> None:
     if ended.code:
         raise Refused(ended.reason, ended.code)
     raise click.exceptions.Exit(0)
+
+
+def _same_function(loaded: Loaded, entrypoint: str) -> None:
+    """An unfinished run goes on by the function that began it: another one's items are none of its own.
+
+    Raises:
+        Refused: another function of that name began it.
+    """
+    (group,) = loaded.settings.groups
+    try:
+        with open_for_reading(location(loaded)) as ledger:
+            run, known = next(iter(ledger.runs(group)), None), ledger.entrypoint(group)
+    except (FileNotFoundError, StoreError):
+        return  # there is none, or the daemon says what is wrong with it
+    if run is not None and run.state != "completed" and known not in (None, entrypoint):
+        remedy = f"finish it with: run {known}; or begin a new one with: run {entrypoint} --fresh"
+        raise Refused(f"run {run.run} of {group} is {known}'s, and {entrypoint} can't go on with it; {remedy}")
 
 
 def simple(entrypoint: str, cwd: str) -> Loaded:

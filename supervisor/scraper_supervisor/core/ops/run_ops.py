@@ -77,12 +77,13 @@ class OpenRun(Operation[RunImage], frozen=True):
 
     `mode`: "continue" the newest whatever its state (a first one is begun if there is none), "next": begin a new one if
     the newest is completed, else continue; "fresh": begin a new one, whose workers start without a checkpoint.
-    Runs beyond `keep_runs` are removed.
+    Runs beyond `keep_runs` are removed. `entrypoint` is who works on it from now on; None: that stays as it is.
     """
 
     group: str
     mode: Literal["continue", "next", "fresh"]
     keep_runs: int
+    entrypoint: str | None = None
 
 
 class LoadRun(Operation[RunImage], frozen=True):

@@ -74,7 +74,7 @@ class Groups:
         group.mode, group.completing, group.repeat_since = mode, False, None
         for worker in self._state.members(group):  # none is up, and one in backoff is started with the run, not before
             worker.life.stop_waiting()
-        op = OpenRun(self._state.outbox.ticket(), group.name, mode, group.settings.keep_runs)
+        op = OpenRun(self._state.outbox.ticket(), group.name, mode, group.settings.keep_runs, group.settings.entrypoint)
         group.opening = op.ticket
         self._state.outbox.ask(op, partial(self._run_read, op), again=True)
 

@@ -297,6 +297,8 @@ class Batch:
                 "INSERT INTO runs (group_id, run, state, fresh_from, started_at) VALUES (?, ?, 'running', ?, ?)",
                 (group_id, run, run if op.mode == "fresh" else fresh_from, timestamp(self._now)),
             )
+        if op.entrypoint is not None:
+            execute("UPDATE runs SET entrypoint = ? WHERE group_id = ? AND run = ?", (op.entrypoint, group_id, run))
         execute(
             "UPDATE runs SET removed = 1 WHERE NOT removed AND id IN"
             " (SELECT id FROM runs WHERE group_id = ? ORDER BY run DESC LIMIT -1 OFFSET ?)",

@@ -65,7 +65,12 @@ def _to_3(db: sqlite3.Connection) -> None:
     db.execute("UPDATE items SET given = 0 WHERE target IS NULL")  # of the others nobody knows any more: they stay
 
 
-STEPS: Final[tuple[Callable[[sqlite3.Connection], None], ...]] = (_to_2, _to_3)  # from version 1, from version 2, …
+def _to_4(db: sqlite3.Connection) -> None:
+    """A run remembers the entrypoint that works on it."""
+    db.execute("ALTER TABLE runs ADD COLUMN entrypoint TEXT")
+
+
+STEPS: Final[tuple[Callable[[sqlite3.Connection], None], ...]] = (_to_2, _to_3, _to_4)  # from version 1, from 2, …
 VERSION: Final = len(STEPS) + 1  # PRAGMA user_version
 
 

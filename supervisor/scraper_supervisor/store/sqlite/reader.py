@@ -86,6 +86,16 @@ class LedgerReader:
         )
         return [RunInfo(*row) for row in rows]
 
+    def entrypoint(self, group: str) -> str | None:
+        """Who works on a group's newest run; None if it has none, or nobody has written that down."""
+        if not list(self._rows("SELECT 1 FROM pragma_table_info('runs') WHERE name = 'entrypoint'")):
+            return None  # of a version before 4, which only a daemon migrates
+        query = (
+            "SELECT entrypoint FROM runs JOIN groups ON groups.id = group_id WHERE name = ? AND NOT removed"
+            " ORDER BY run DESC LIMIT 1"
+        )
+        return next((entrypoint for (entrypoint,) in self._rows(query, (group,))), None)
+
     def items(
         self,
         group: str,

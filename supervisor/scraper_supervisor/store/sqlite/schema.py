@@ -54,7 +54,8 @@ CREATE TABLE runs (
     next_order INTEGER NOT NULL DEFAULT 1,
     started_at TEXT NOT NULL,
     finished_at TEXT,
-    removed INTEGER NOT NULL DEFAULT 0, offered INTEGER NOT NULL DEFAULT 0, host TEXT, hosts INTEGER NOT NULL DEFAULT 0,
+    removed INTEGER NOT NULL DEFAULT 0, offered INTEGER NOT NULL DEFAULT 0, host TEXT,\
+ hosts INTEGER NOT NULL DEFAULT 0, entrypoint TEXT,
     UNIQUE (group_id, run)
 );
 CREATE TABLE items (
