@@ -116,13 +116,28 @@ def test_a_plain_handler_runs_in_a_thread(scraper):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
-    ["async def scrape(worker):\n    raise ValueError('mine')\n", "raise ValueError('mine')\n", "import not_there\n"],
+    ["async def scrape(worker):\n    raise ValueError('mine')\n", "raise ValueError('mine')\n"],
 )
 def test_what_the_user_s_code_raises_is_shown_and_1(scraper, text):
     done = start(scraper(text), "scraper:scrape")
     assert done.returncode == 1
     assert "scraper:scrape raised" in done.stderr
     assert "scraper.py" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import not_there\n", "scraper.py, line 1: ModuleNotFoundError: No module named 'not_there'"),
+        ("async def scrape(worker)\n    pass\n", "scraper.py, line 1: SyntaxError: expected ':'"),
+        ("x = y\n", "scraper.py, line 1: NameError: name 'y' is not defined"),
+    ],
+)
+def test_a_module_that_can_never_be_imported_is_one_line_and_78(scraper, text, said):
+    done = start(scraper(text), "scraper:scrape")
+    assert (done.returncode, len(done.stderr.splitlines())) == (78, 1), done.stderr
+    assert said in done.stderr
 
 
 @pytest.mark.slow
