@@ -114,6 +114,24 @@ def test_starts_reloads_restarts_and_stops_under_systemd(box: Box) -> None:
 
 
 @pytest.mark.slow
+def test_a_shell_beside_the_service_finds_it(box: Box) -> None:
+    box.run("systemctl", "start", NAME)
+    command = f"{sys.executable} -m scraper_supervisor"
+    for environ in ("HOME=/root", "HOME=/root XDG_RUNTIME_DIR=/run/user/0 XDG_STATE_HOME=/root/state"):
+        shown = box.run("sh", "-c", f"cd /; env -i PATH=/usr/bin:/bin {environ} {command} status --json")
+        assert '"name": "idle"' in shown
+        added = box.run(
+            "sh", "-c", f"cd /; env -i PATH=/usr/bin:/bin {environ} {command} items add idle {environ[-4:]}"
+        )
+        assert "1 added" in added
+    box.run("systemctl", "stop", NAME)
+    again = box.run("sh", "-c", f"cd /; env -i PATH=/usr/bin:/bin HOME=/root {command} items list idle --json")
+    assert again.count('"key"') == 2, "with the daemon down it is the same ledger"
+    assert box.run("sh", "-c", "ls -d /root/.local/state/scraper-supervisor /root/state 2>/dev/null", check=False) == ""
+    assert box.run("stat", "-c", "%a", f"/var/lib/{NAME}").strip() == "700"
+
+
+@pytest.mark.slow
 def test_an_invalid_configuration_is_not_tried_again(box: Box) -> None:
     box.write(f"/etc/{NAME}/supervisor.toml", "[workers.idle]\ncount = 0\n")
     box.run("systemctl", "start", NAME, check=False)

@@ -6,6 +6,7 @@ from tests.core.playbook import ANY, Play, a_group, finish, group_state
 from scraper_supervisor.core.config.settings import AbortSettings
 from scraper_supervisor.core.events import Answered, Asked, HangUp, Leave, Signal, Spawn, SpawnFailed, Tell
 from scraper_supervisor.core.formats.event_payloads import AbortTriggered
+from scraper_supervisor.core.snapshot import at_rest
 from scraper_worker.protocol import End, Goodbye, ItemDone, ItemNext, ItemsOffer, Offered
 
 CRASHY = {"abort": AbortSettings(consecutive_crashes=1)}
@@ -145,3 +146,17 @@ def test_a_group_that_fails_leaves_the_others_alone():
     assert [(one.scope, one.key) for one in told] == [("group", "g")]
     play >> h(ItemsOffer(["x"])) << h.gets(Offered(1, 0))
     assert play.gives(h).key == "x"
+
+
+def test_a_daemon_that_finds_nothing_to_do_says_how_it_goes_on():
+    first = Play("x")
+    finish(first, first.up(), "x")
+    again = Play(store=first.store)
+    assert at_rest(again.fleet) == [
+        "g: run 1 is completed, so nothing is to be done; a new run begins with: scraper-supervisor start g"
+    ]
+    stopped = Play("x")
+    stopped.up()
+    assert at_rest(stopped.fleet) == []
+    stopped >> Asked(1, "pause", ("g",)) << Answered(1, True, ANY)
+    assert at_rest(stopped.fleet) == ["g: an operator paused it; it goes on with: scraper-supervisor resume g"]
