@@ -293,20 +293,26 @@ def _hint(argv: tuple[str, ...], error: OSError) -> str:
     """What else to know of a program that is not found, though its name looks right."""
     if error.errno == errno.ENOEXEC:
         return "; a script's first line names its interpreter: #!/bin/sh"
+    if error.errno == errno.EACCES and "/" not in argv[0]:  # said of a folder on PATH that may not be searched, too
+        return _words_hint(argv)
     if error.errno != errno.ENOENT or error.filename != argv[0]:
         return ""
     try:
         with open(argv[0], "rb") as file:
             first = file.readline(256)
     except OSError:
-        words = argv[0].split()
-        each = f"; each word is an element of its own: command = {json.dumps(words)}"
-        return each if len(argv) == 1 and len(words) > 1 else ""
+        return _words_hint(argv)
     if not first.startswith(b"#!"):
         return "; it is there, but the loader that it asks for is not"
     interpreter = first[2:].rstrip(b"\n").decode(errors="replace")
     ending = ": its lines end with CR LF, it must be saved with LF" if interpreter.endswith("\r") else ""
     return f"; it is there, but its interpreter {interpreter.strip()!r} is not{ending}"
+
+
+def _words_hint(argv: tuple[str, ...]) -> str:
+    words = argv[0].split()
+    each = f"; each word is an element of its own: command = {json.dumps(words)}"
+    return each if len(argv) == 1 and len(words) > 1 else ""
 
 
 def find_worker(record: ProcessRecord, folders: ProcessFolders, boot_id: str) -> Live | None:
