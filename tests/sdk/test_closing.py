@@ -8,8 +8,8 @@ import time
 import pytest
 
 from scraper_worker import run
-from scraper_worker.protocol import BrowserStarted, BrowserStopped, ItemDone, ItemFailed
 from scraper_worker.items.handling import SETTLE_TIMEOUT
+from scraper_worker.protocol import BrowserStarted, BrowserStopped, ItemDone, ItemFailed
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
