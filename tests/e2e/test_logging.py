@@ -32,7 +32,8 @@ def test_levels_of_a_scraper_s_own_logging_survive_and_a_traceback_is_one_record
     daemon = daemons({"workers": {"g": {"entrypoint": "shop:scrape", "directory": str(tmp_path)}}})
     daemon.start("--once")
     assert daemon.exit_code() == 0, daemon.log()
-    lines = [json.loads(line) for line in (daemon.folder / "log").read_text().splitlines()]
+    log = (daemon.folder / "log").read_text().splitlines()
+    lines = [json.loads(line) for line in log if line.startswith("{")]  # behind them stands the summary
     told = [(line["level"], line["event"]) for line in lines if line.get("stream")]
     levels = {text.split("shop ")[-1].split("\n")[0]: level for level, text in told}
     assert levels["INFO page a"] == "info"
