@@ -365,7 +365,8 @@ class World:
         """
         until = self.now + seconds
         while not self.completed():
-            stopped = [name for name, one in self.fleet.state.groups.items() if one.state is GroupState.STOPPED]
+            ended = (GroupState.STOPPED, GroupState.FAILED)  # of a failed one, a worker was not back in time after a reload
+            stopped = [name for name, one in self.fleet.state.groups.items() if one.state in ended]
             if stopped and not self.requests:  # a worker that was stopped by name has left its group without anybody
                 self.ask(Asked(self.number(), "start", (stopped[0],)))
             self.safety.must(self.steps < steps and self.now < until, f"not completed: {self.describe()}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
@@ -39,6 +40,7 @@ class Waiting:
         self._state = state
         self._lifecycle = lifecycle
         self._open: list[_Waiting] = []
+        self._looked = -math.inf  # monotonic seconds
 
     def add(self, request: int, method: str, marks: dict[str, tuple[int, int]]) -> None:
         """Answer the request when it is done; `marks` is name → (incarnation, recycles) from before it."""
@@ -50,6 +52,7 @@ class Waiting:
 
     def settle(self, now: float) -> None:
         """Answer the requests whose workers are where they were wanted, or are not going to be."""
+        self._looked = now
         left: list[_Waiting] = []
         for one in self._open:
             workers = [self._state.workers[name] for name in one.workers if name in self._state.workers]
@@ -65,7 +68,10 @@ class Waiting:
         self._open = left
 
     def next_deadline(self) -> float | None:
-        """When a request is to be answered though nothing happens."""
+        """When a request is to be answered though nothing happens.
+
+        What is past was looked at: the request waits for something else, such as another of its workers.
+        """
         times = []
         for one in self._open:
             for name, begun in one.begun.items():
@@ -74,7 +80,7 @@ class Waiting:
                     continue
                 since = worker.current.up_since
                 times.append(begun + self._limit(worker) if since is None else since + STEADY)
-        return min(times, default=None)
+        return min((time for time in times if time > self._looked), default=None)
 
     def _rolls(self, workers: list[Worker]) -> bool:
         """True if one of the workers' groups is being restarted one by one; of no worker: any group."""

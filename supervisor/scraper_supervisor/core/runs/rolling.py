@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from scraper_supervisor.core.config.units import format_duration
@@ -20,9 +21,11 @@ class Rolling:
     def __init__(self, state: FleetState, lifecycle: Lifecycle) -> None:
         self._state = state
         self._lifecycle = lifecycle
+        self._looked = -math.inf  # monotonic seconds
 
     def step(self, group: Group, now: float) -> None:
         """Restart the next worker, when the one before is back; give the rest up where it is not to come back."""
+        self._looked = now
         while (roll := group.roll) is not None:
             if roll.current is not None:
                 if not self._is_back(group, roll, now):
@@ -40,7 +43,10 @@ class Rolling:
             roll.left.pop(0)
 
     def next_deadline(self) -> float | None:
-        """When a worker is to be back, or may have shown that it is."""
+        """When a worker is to be back, or may have shown that it is.
+
+        What is past was looked at: such a worker is on its way down again, and is heard of when it is there.
+        """
         times = []
         for group in self._state.groups.values():
             roll = group.roll
@@ -48,7 +54,7 @@ class Rolling:
                 worker = self._state.workers.get(roll.current)
                 since = worker.current.up_since if worker is not None else None
                 times.append(roll.since + group.settings.start_timeout if since is None else since + STEADY)
-        return min(times, default=None)
+        return min((time for time in times if time > self._looked), default=None)
 
     def _is_back(self, group: Group, roll: Roll, now: float) -> bool:
         """True if the worker that was restarted is up, or gone for good; then it is no longer waited for."""
@@ -62,6 +68,8 @@ class Rolling:
         if worker.life.incarnation == roll.incarnation:
             return False  # what is in its hands is finished first
         roll.since = now if roll.since is None else roll.since
+        if worker.life.phase is Phase.SPAWNING:
+            return False  # there is no process yet that could be late
         if shows_itself(self._state, worker, now):
             roll.current = None
             return True

@@ -97,6 +97,8 @@ class Lifecycle:
         self._state.publish(WorkerStarted(event.pid, event.incarnation), worker=worker)
         if self._state.at_once:
             self.kill(worker, "the supervisor ends at once", "stopped", now)
+        elif worker.current.given_up:
+            self._state.outbox.commands += worker.life.give_up(now)
         self.note(worker, now)
         self._state.outbox.facts.append(ProcessKnown(worker.name))
 
@@ -108,6 +110,9 @@ class Lifecycle:
         self._state.outbox.facts.append(ProcessKnown(worker.name))
         told = worker.last_failure is not None and worker.last_failure.message == event.message
         worker.last_failure = Failure("transient", "system", "spawn-failed", event.message)
+        if worker.current.given_up:
+            self._down(worker, "fail", now)
+            return
         if event.errno in HOST_ERRORS and worker.life.after != "stop":
             self._down(worker, "wait", now, Clock("fixed", now, HOST_PAUSE))
             if not told:
@@ -360,7 +365,7 @@ class Lifecycle:
         """Give the worker up until an operator starts it: its process, if any, is ended."""
         self._state.publish(WorkerFailed(reason), "critical", worker=worker)
         worker.last_failure = Failure("permanent", "system", "worker-failed", reason)
-        if worker.life.alive:
+        if worker.life.up:  # also while it is being started: then it is ended as soon as it is there
             worker.current.given_up = True
             self._state.outbox.commands += worker.life.give_up(now)
         else:
