@@ -365,7 +365,7 @@ class World:
         """
         until = self.now + seconds
         while not self.completed():
-            ended = (GroupState.STOPPED, GroupState.FAILED)  # of a failed one, a worker was not back in time after a reload
+            ended = (GroupState.STOPPED, GroupState.FAILED)  # a worker may not have been back in time after a reload
             stopped = [name for name, one in self.fleet.state.groups.items() if one.state in ended]
             if stopped and not self.requests:  # a worker that was stopped by name has left its group without anybody
                 self.ask(Asked(self.number(), "start", (stopped[0],)))
