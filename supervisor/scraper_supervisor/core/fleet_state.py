@@ -139,13 +139,14 @@ class Worker(Struct):
 
 
 class Roll(Struct):
-    """A restart one by one: the workers still to come, and the one that is waited for. `since` is monotonic seconds."""
+    """A restart one by one: the workers still to come, and the one that is waited for. Times are monotonic seconds."""
 
     left: list[str]
     reason: str
     current: str | None = None
     incarnation: int = 0  # of `current`, before
     since: float | None = None  # when its new process was wanted
+    spawning: float | None = None  # since when that is being started: until it is there, its time does not run
 
 
 class Install(Struct):

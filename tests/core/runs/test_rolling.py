@@ -136,3 +136,20 @@ def test_a_restart_of_one_worker_leaves_the_others():
     again = play.up("g-1")
     play.silence() >> again(ItemNext())
     assert play.state("g-0") == "running"
+
+
+def test_a_process_that_is_not_there_yet_is_not_late():
+    """It was failed while it was being started, and an order started a second process beside the first."""
+    play = Play("x", count=2, start_timeout=5.0)
+    a, _ = play.up("g-0"), play.up("g-1")
+    play >> Asked(1, "restart", ("g-0",)) << Tell(a.conn, ANY)
+    goes(play, a)
+    (spawn,) = play.seen
+    play.seen = []
+    play.until(20.0).silence()
+    assert (play.now, play.state("g-0")) == (20.0, "starting")
+    again = play.puppet(spawn)
+    play >> again.runs()
+    play.until(24.0).silence()
+    play >> again.hello() << again.gets(ANY)
+    play.until(26.0) << Answered(1, True, ANY)

@@ -9,6 +9,7 @@ from scraper_supervisor.core.config.units import format_duration
 from scraper_supervisor.core.fleet_state import Roll
 from scraper_supervisor.core.states.worker_life import Phase
 from scraper_supervisor.core.workers.readiness import STEADY, shows_itself
+from scraper_supervisor.core.workers.standstill import later
 
 if TYPE_CHECKING:
     from scraper_supervisor.core.fleet_state import FleetState, Group, Worker
@@ -38,7 +39,8 @@ class Rolling:
             if worker is not None and worker.life.up and worker.life.after == "decide":
                 if self._others_settle(group, worker):
                     return
-                roll.current, roll.incarnation, roll.since = worker.name, worker.life.incarnation, None
+                roll.current, roll.incarnation = worker.name, worker.life.incarnation
+                roll.since = roll.spawning = None
                 self._lifecycle.drain(worker, roll.reason, "restart", now)
             roll.left.pop(0)
 
@@ -68,8 +70,11 @@ class Rolling:
         if worker.life.incarnation == roll.incarnation:
             return False  # what is in its hands is finished first
         roll.since = now if roll.since is None else roll.since
-        if worker.life.phase is Phase.SPAWNING:
-            return False  # there is no process yet that could be late
+        if worker.life.phase is Phase.SPAWNING:  # there is no process yet that could be late
+            roll.spawning = now if roll.spawning is None else roll.spawning
+            return False
+        if roll.spawning is not None:
+            roll.since, roll.spawning = later(roll.since, roll.spawning, now), None
         if shows_itself(self._state, worker, now):
             roll.current = None
             return True

@@ -24,7 +24,7 @@ def stand_still(state: FleetState, since: float, now: float) -> None:
         state.groups[worker.group].queue.stuck.stood_still(worker.name, since, now)
         _worker(worker, since, now)
     for group in state.groups.values():
-        if group.roll is not None and group.roll.since is not None:
+        if group.roll is not None and group.roll.since is not None and group.roll.spawning is None:
             group.roll.since = later(group.roll.since, since, now)
     troubles = [*state.storage.folders.values(), *([state.storage.ledger] if state.storage.ledger is not None else [])]
     for trouble in troubles:  # its end moves the clocks by all its time: not by the gap again
