@@ -183,8 +183,9 @@ def test_below_disk_free_only_item_next_is_held(small, line_of, puppet_command):
     assert line.call("items.offer", items=["d"])["added"] == 1
     assert line.call("checkpoint.save", **STATE)["generation"] >= 1
     daemon.wait(lambda: daemon.group(crash.GROUP)["items"]["in_flight"] == 0, "hands are empty")
-    with ballast.open("ab") as file:
-        file.truncate(ballast.stat().st_size - limit // 4 - limit // 20)  # a twentieth above; a tenth is needed
+    free = os.statvfs(daemon.state)
+    with ballast.open("ab") as file:  # a twentieth above, whatever was written meanwhile; a tenth is needed
+        file.truncate(ballast.stat().st_size - (limit + limit // 20 - free.f_bavail * free.f_frsize))
     found = lambda: daemon.status()["supervisor"]["host"]["disk_free"]  # noqa: E731
     daemon.wait(lambda: found() > limit, "it was measured")
     assert found() < limit * 1.1

@@ -321,7 +321,8 @@ def test_a_damaged_backup_is_passed_over(site: Site) -> None:
 def test_an_older_version_is_migrated_when_it_is_restored(site: Site) -> None:
     db = sqlite3.connect(site.backup.path, isolation_level=None)
     db.execute("DROP TABLE restores")
-    for table, column in (("runs", "offered"), ("runs", "host"), ("runs", "hosts"), ("items", "given")):
+    later = (("runs", "offered"), ("runs", "host"), ("runs", "hosts"), ("runs", "entrypoint"), ("items", "given"))
+    for table, column in later:
         db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
     (sql,) = db.execute("SELECT sql FROM sqlite_schema WHERE name = 'items'").fetchone()
     sql = sql.replace(" CHECK (state IN ('open', 'parked', 'done', 'failed'))", "")
@@ -334,7 +335,7 @@ def test_an_older_version_is_migrated_when_it_is_restored(site: Site) -> None:
     break_header(site.path)
     restore(site.folder)
     ledger = Ledger.open(site.path)
-    assert ledger._db.execute("PRAGMA user_version").fetchone() == (3,)
+    assert ledger._db.execute("PRAGMA user_version").fetchone() == (4,)
     assert ledger._db.execute("SELECT count(*) FROM restores").fetchone() == (1,)
     ledger.close()
 
