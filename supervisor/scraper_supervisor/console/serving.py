@@ -49,7 +49,5 @@ def _control_sockets() -> Iterator[str]:
 
 
 def _config_of(client: Client) -> object:
-    document = client.call("status", timeout=_WAIT)
-    supervisor = document.get("supervisor") if isinstance(document, dict) else None
-    config = supervisor.get("config") if isinstance(supervisor, dict) else None
-    return config.get("path") if isinstance(config, dict) else None
+    owner = client.call("owner", timeout=_WAIT)
+    return owner.get("config") if isinstance(owner, dict) else None

@@ -420,7 +420,8 @@ class DaemonApp:
         """Whose daemon this is, for a command that may have meant another project's."""
         state_dir = self._loaded.folders.state_dir
         found = await self._threads.run(partial(os.stat, state_dir))
-        return True, {"state_dir": state_dir, "device": found.st_dev, "inode": found.st_ino}
+        place = {"state_dir": state_dir, "device": found.st_dev, "inode": found.st_ino}
+        return True, {**place, "config": self._loaded.path}
 
     async def _stop(self) -> tuple[bool, Any]:
         self._terminated = time.monotonic()
