@@ -10,6 +10,7 @@ MS = 0.001
 SETTINGS = AbortSettings()
 GROUP = ScopeName("group", "g", "g")
 TARGET = ScopeName("target", "a", "g")
+OTHER = ScopeName("target", "b", "g")
 HOST = ScopeName("target", "a", None)
 numbers = count()
 
@@ -23,6 +24,11 @@ def feed(one, outcomes, *, start=0.0, gap=0.0, group="g", target="a"):
     for number, outcome in enumerate(outcomes):
         one.vote(start + number * gap, group, f"i{next(numbers)}", failed=outcome == "x", target=target)
     return one.evaluate(start + max(0, len(outcomes) - 1) * gap)
+
+
+def told(one, now=0.0, status=429, retry_after=None, *, group="g", host="a", start=True):
+    """A failure with a status that may hold the host; what was decided."""
+    return one.told(now, group, host, status, retry_after, start=start)
 
 
 def brief(rulings):

@@ -6,6 +6,7 @@ from tests.core.policy.holds.talk import (
     EVERYTHING,
     HOST,
     MS,
+    OTHER,
     SETTINGS,
     TARGET,
     brief,
@@ -13,16 +14,10 @@ from tests.core.policy.holds.talk import (
     held,
     policy,
     probe,
+    told,
 )
 
 from scraper_supervisor.core.policy.holds.scopes import ScopeName
-
-B = ScopeName("target", "b", "g")
-
-
-def told(one, now=0.0, status=429, retry_after=None, *, group="g", host="a", start=True):
-    return one.told(now, group, host, status, retry_after, start=start)
-
 
 # ---- aborted ---------------------------------------------------------------------------------------------------------
 
@@ -167,7 +162,7 @@ def test_everything_never_gets_a_chance_by_itself():
 def test_clear_holds_what_was_held_or_aborted_with_clocks_anew_and_its_first_probe_at_once():
     one = held()
     now = failing_probes(one, 200.0)[-1].time
-    assert one.clear(now, [B]) == []
+    assert one.clear(now, [OTHER]) == []
     assert one.clear(now, [TARGET]) == [TARGET]
     assert brief(one.evaluate(now)) == [("held", TARGET)]
     rulings = failing_probes(one, now + 200.0, now=now)

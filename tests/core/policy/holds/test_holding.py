@@ -9,6 +9,7 @@ from tests.core.policy.holds.talk import (
     GROUP,
     HOST,
     MS,
+    OTHER,
     SETTINGS,
     TARGET,
     brief,
@@ -16,6 +17,7 @@ from tests.core.policy.holds.talk import (
     held,
     policy,
     probe,
+    told,
 )
 
 from scraper_supervisor.core.config.settings import AbortSettings
@@ -24,11 +26,6 @@ from scraper_supervisor.core.policy.holds.rulings import Ruling
 from scraper_supervisor.core.policy.holds.scopes import ScopeName
 
 PLAIN = AbortSettings(rule="rate")
-B = ScopeName("target", "b", "g")
-
-
-def told(one, now=0.0, status=429, retry_after=None, *, group="g", host="a", start=True):
-    return one.told(now, group, host, status, retry_after, start=start)
 
 
 def items_left(name):
@@ -115,7 +112,7 @@ def test_votes_of_a_held_scope_count_in_no_wider_one():
     one = held()
     assert feed(one, "x" * 100) == []
     assert feed(one, "x" * 13, target="b") == []
-    assert brief(feed(one, "x", target="b")) == [("held", B)]
+    assert brief(feed(one, "x", target="b")) == [("held", OTHER)]
 
 
 def test_a_healthy_group_never_goes_down_with_a_sick_one():

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scraper_supervisor.core.config.settings import AbortSettings
+from scraper_supervisor.core.policy.evidence import MOST_VOTES
 from scraper_supervisor.core.policy.holds import votes as module
-from scraper_supervisor.core.policy.holds.evidence import MOST_VOTES, alarm_windows
+from scraper_supervisor.core.policy.holds.evidence import alarm_windows
 from scraper_supervisor.core.policy.holds.scopes import EVERYTHING, ScopeName, judged
 from scraper_supervisor.core.policy.holds.votes import FINENESS, ROOM, SPARE, Votes
 

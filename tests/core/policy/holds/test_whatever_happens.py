@@ -5,13 +5,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from tests.core.policy.holds.talk import (
     policy,
+    told,
 )
 
 from scraper_supervisor.core.config.settings import AbortSettings
-
-
-def told(one, now=0.0, status=429, retry_after=None, *, group="g", host="a", start=True):
-    return one.told(now, group, host, status, retry_after, start=start)
 
 
 def items_left(name):

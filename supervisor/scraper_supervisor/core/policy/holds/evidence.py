@@ -13,30 +13,14 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from scraper_supervisor.core.policy.evidence import MOST_VOTES, bound
+
 if TYPE_CHECKING:
     from scraper_supervisor.core.config.settings import AbortSettings
 
 SMALLEST: Final = 20  # votes in the narrowest window
-MOST_VOTES: Final = 905  # the widest window, unless min_items asks for more
-FALSE_ALARM: Final = Fraction(1, 10**9)  # how likely a healthy scope may reach c(n), for each window looked at
 
 Windows: TypeAlias = tuple[tuple[int, int], ...]  # (n, failures needed), both rising
-
-
-@lru_cache(maxsize=512)
-def bound(n: int, rate: float) -> int:
-    """The smallest count of failures that `n` votes failing at `rate` reach with at most FALSE_ALARM; else n + 1."""
-    if n > MOST_VOTES:  # Hoeffding's bound: a little above the exact one, which takes too long for so many
-        return math.ceil(n * rate + math.sqrt(n * math.log(1 / FALSE_ALARM) / 2))
-    exact = Fraction(str(rate)).limit_denominator(10**6)
-    good = exact.denominator - exact.numerator
-    limit = FALSE_ALARM * exact.denominator**n
-    ways = 0
-    for count in range(n, -1, -1):
-        ways += math.comb(n, count) * exact.numerator**count * good ** (n - count)
-        if ways > limit:
-            return count + 1
-    return 0
 
 
 @lru_cache(maxsize=64)

@@ -11,8 +11,9 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from scraper_supervisor.core.config.units import format_duration
+from scraper_supervisor.core.policy.evidence import MOST_VOTES
 from scraper_supervisor.core.policy.holds.crashes import Crashes
-from scraper_supervisor.core.policy.holds.evidence import MOST_VOTES, alarm_windows
+from scraper_supervisor.core.policy.holds.evidence import alarm_windows
 from scraper_supervisor.core.policy.holds.hold import Fate, Hold
 from scraper_supervisor.core.policy.holds.rulings import Ruling, RulingAction, ScopeFigures, against, lasted
 from scraper_supervisor.core.policy.holds.scopes import ScopeName, judged, scopes_of

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from scraper_supervisor.core.policy.holds.evidence import MOST_VOTES
+from scraper_supervisor.core.policy.evidence import MOST_VOTES
 from scraper_supervisor.core.policy.holds.scopes import EVERYTHING, ScopeName
 
 if TYPE_CHECKING:
